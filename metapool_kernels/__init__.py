@@ -1,0 +1,19 @@
+"""Fused candidate pooling for PyTorch: all poolings of a search space and their mix in one pass.
+
+Start at :func:`metapool_kernels.fused_meta_pool`; the modules around it are
+:class:`metapool_kernels.MetaPool2d` and :class:`metapool_kernels.SpatialEnhancer`.
+"""
+
+from metapool_kernels.candidates import DEFAULT_CANDIDATES, pool_candidates
+from metapool_kernels.functional import fused_meta_pool
+from metapool_kernels.nn import MetaPool2d, SpatialEnhancer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_CANDIDATES",
+    "MetaPool2d",
+    "SpatialEnhancer",
+    "fused_meta_pool",
+    "pool_candidates",
+]

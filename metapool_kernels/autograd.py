@@ -1,0 +1,246 @@
+"""Derivatives of every order, from two ops.
+
+For fixed maxima (``x`` picks them and is otherwise constant) the op is the trilinear form
+
+    T(g, v, w) = <g, sum_k w_k P_k(v)>.
+
+``meta_pool_fwd`` is its gradient in ``g``; ``meta_pool_bwd`` holds its gradients in ``v`` and
+``w``. The gradient of each of these is again one of them with other arguments, so
+differentiation never leaves the two Functions below, backward or forward, at any order.
+Only ``x`` (or ``x`` and ``v``) and ``w`` are saved.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from metapool_kernels.ops import PoolSpec, meta_pool_bwd, meta_pool_fwd
+
+Mask = tuple[bool, bool]
+
+
+def pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+    """Differentiable :func:`metapool_kernels.ops.meta_pool_fwd`."""
+    if torch.compiler.is_compiling():
+        out: Tensor = _TraceablePool.apply(x, weights, values, spec)
+    elif _needs_autograd(x, weights, values):
+        out = _Pool.apply(x, weights, values, spec)
+    else:
+        out = meta_pool_fwd(x, weights, values, spec)
+    return out
+
+
+def pool_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    values: Tensor | None,
+    spec: PoolSpec,
+    mask: Mask,
+) -> tuple[Tensor, Tensor]:
+    """Differentiable :func:`metapool_kernels.ops.meta_pool_bwd`."""
+    if not torch.compiler.is_compiling() and _needs_autograd(grad_out, x, weights, values):
+        grads: tuple[Tensor, Tensor] = _PoolBackward.apply(
+            grad_out, x, weights, values, spec, mask
+        )
+        return grads
+    return meta_pool_bwd(grad_out, x, weights, values, spec, mask)
+
+
+def _needs_autograd(*tensors: Tensor | None) -> bool:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return True
+    # Both are private and have no public twin: an open forward-mode level, a functorch transform.
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+class _TraceablePool(Function):
+    """What torch.compile can trace: it knows neither ``jvp`` nor ``vmap`` of a Function."""
+
+    @staticmethod
+    def forward(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+        return meta_pool_fwd(x, weights, values, spec)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weights, values, ctx.spec = inputs
+        ctx.save_for_backward(x, weights, values)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, values = ctx.saved_tensors
+        wants_x, wants_weights, wants_values = ctx.needs_input_grad[:3]
+        mask = (wants_x if values is None else wants_values, wants_weights)
+        grads = pool_backward(grad_out, x, weights, values, ctx.spec, mask)
+        grad_values, grad_weights = (g if m else None for g, m in zip(grads, mask, strict=True))
+        if values is None:
+            return grad_values, grad_weights, None, None
+        return None, grad_weights, grad_values, None
+
+
+class _Pool(_TraceablePool):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _TraceablePool.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:3])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, weights, values = ctx.saved_tensors
+        d_x, d_weights, d_values, _ = tangents
+        d_values = d_x if values is None else d_values
+        along_values = None if d_values is None else pool(x, weights, d_values, ctx.spec)
+        along_weights = None if d_weights is None else pool(x, d_weights, values, ctx.spec)
+        tangent = _add(along_values, along_weights)
+        return torch.zeros_like(pool(x, weights, values, ctx.spec)) if tangent is None else tangent
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        x: Tensor,
+        weights: Tensor,
+        values: Tensor | None,
+        spec: PoolSpec,
+    ) -> tuple[Tensor, int]:
+        size = info.batch_size
+        maps = (_fold_map(t, d, size) for t, d in ((x, in_dims[0]), (values, in_dims[2])))
+        folded_x, folded_values = maps
+        assert folded_x is not None
+        n = folded_x.shape[0] // size
+        out = pool(folded_x, _fold_weights(weights, in_dims[1], size, n), folded_values, spec)
+        return out.unflatten(0, (size, n)), 0
+
+
+class _PoolBackward(Function):
+    @staticmethod
+    def forward(
+        grad_out: Tensor,
+        x: Tensor,
+        weights: Tensor,
+        values: Tensor | None,
+        spec: PoolSpec,
+        mask: Mask,
+    ) -> tuple[Tensor, Tensor]:
+        return meta_pool_bwd(grad_out, x, weights, values, spec, mask)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        grad_out, x, weights, values, ctx.spec, ctx.mask = inputs
+        ctx.save_for_backward(grad_out, x, weights, values)
+        ctx.save_for_forward(grad_out, x, weights, values)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, x, weights, values = ctx.saved_tensors
+        v, u = (c if m else None for c, m in zip(cotangents, ctx.mask, strict=True))
+        wants_g, wants_x, wants_weights, wants_values = ctx.needs_input_grad[:4]
+
+        grad_g = grad_weights = grad_values = None
+        if wants_g:
+            along_v = None if v is None else pool(x, weights, v, ctx.spec)
+            along_u = None if u is None else pool(x, u, values, ctx.spec)
+            grad_g = _add(along_v, along_u)
+
+        mask = (
+            u is not None and (wants_x if values is None else wants_values),
+            v is not None and wants_weights,
+        )
+        if any(mask):
+            grads = pool_backward(
+                grad_out, x, weights if u is None else u, v if mask[1] else None, ctx.spec, mask
+            )
+            grad_values, grad_weights = (g if m else None for g, m in zip(grads, mask, strict=True))
+        if values is None:
+            return grad_g, grad_values, grad_weights, None, None, None
+        return grad_g, None, grad_weights, grad_values, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        grad_out, x, weights, values = ctx.saved_tensors
+        d_g, d_x, d_weights, d_values = tangents[:4]
+        d_values = d_x if values is None else d_values
+
+        along_g: tuple[Tensor | None, Tensor | None] = (None, None)
+        if d_g is not None:
+            along_g = pool_backward(d_g, x, weights, values, ctx.spec, ctx.mask)
+        mask = (
+            ctx.mask[0] and d_weights is not None,
+            ctx.mask[1] and d_values is not None,
+        )
+        grads = pool_backward(
+            grad_out,
+            x,
+            weights if d_weights is None else d_weights,
+            d_values if mask[1] else None,
+            ctx.spec,
+            ctx.mask,
+        )
+        tangent_values, tangent_weights = (
+            _add(a, g if m else torch.zeros_like(g))
+            for a, g, m in zip(along_g, grads, mask, strict=True)
+        )
+        assert tangent_values is not None and tangent_weights is not None
+        return tangent_values, tangent_weights
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        grad_out: Tensor,
+        x: Tensor,
+        weights: Tensor,
+        values: Tensor | None,
+        spec: PoolSpec,
+        mask: Mask,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
+        size = info.batch_size
+        folded_g, folded_x, folded_values = (
+            _fold_map(t, d, size)
+            for t, d in ((grad_out, in_dims[0]), (x, in_dims[1]), (values, in_dims[3]))
+        )
+        assert folded_g is not None and folded_x is not None
+        n = folded_x.shape[0] // size
+        folded_weights = _fold_weights(weights, in_dims[2], size, n)
+        grad_x, grad_weights = pool_backward(
+            folded_g, folded_x, folded_weights, folded_values, spec, mask
+        )
+        if mask[0]:
+            grad_x = grad_x.unflatten(0, (size, n))
+        if mask[1]:
+            shape = weights.shape if in_dims[2] is None else weights.movedim(in_dims[2], 0)[0].shape
+            grad_weights = _unfold_grad_weights(grad_weights, size, n, shape)
+        return (grad_x, grad_weights), (0 if mask[0] else None, 0 if mask[1] else None)
+
+
+def _fold_map(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """Move the mapped dimension of a (N, C, H, W) tensor into N."""
+    if t is None:
+        return None
+    batched = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+    return batched.flatten(0, 1)
+
+
+def _fold_weights(weights: Tensor, dim: int | None, size: int, n: int) -> Tensor:
+    """Move the mapped dimension of the weights into N: (size * n, 1 or C, K)."""
+    batched = weights.expand(size, *weights.shape) if dim is None else weights.movedim(dim, 0)
+    if batched.dim() == 2:
+        batched = batched[:, None, None, :]
+    elif batched.dim() == 3:
+        batched = batched[:, None]
+    return batched.expand(size, n, *batched.shape[2:]).flatten(0, 1)
+
+
+def _unfold_grad_weights(grad: Tensor, size: int, n: int, shape: torch.Size) -> Tensor:
+    """Undo :func:`_fold_weights` for a gradient: sum what was expanded to (size, n, ...)."""
+    grad = grad.unflatten(0, (size, n))
+    if len(shape) < 3:
+        grad = grad.sum(1)
+    return grad.reshape(size, *shape)

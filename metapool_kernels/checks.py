@@ -1,0 +1,116 @@
+"""Checks of the arguments: every error message of the op is written here.
+
+All of them run before anything is computed, so an error leaves the inputs untouched.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metapool_kernels.candidates import Candidate, Kind
+
+SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NORMALIZATIONS = ("softmax", None)
+
+
+def check_stride(
+    stride: int | Sequence[int], candidates: Sequence[Candidate]
+) -> tuple[int, int]:
+    """Return the stride as (rows, columns), in pixels.
+
+    Raises:
+        TypeError: not an int or a pair of ints.
+        ValueError: not positive, not a pair, or above 1 together with ``skip_connect``.
+    """
+    pair = (stride, stride) if isinstance(stride, int) else stride
+    if not isinstance(pair, (tuple, list)) or not all(
+        isinstance(step, int) and not isinstance(step, bool) for step in pair
+    ):
+        raise TypeError(f"stride should be an int or a pair of ints, got {stride!r}")
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"stride should be one or two positive ints, got {stride!r}")
+    if max(pair) > 1 and any(candidate.kind is Kind.SKIP for candidate in candidates):
+        raise ValueError(
+            f"skip_connect keeps the size of x and needs stride 1, got stride {stride!r}; "
+            "leave it out of candidates or use stride 1"
+        )
+    return pair[0], pair[1]
+
+
+def check_normalize(normalize: object) -> None:
+    """Raise ValueError unless ``normalize`` is one of the known choices."""
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"normalize should be 'softmax' or None, got {normalize!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be a bool, got {value!r}")
+
+
+def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
+    """Check ``x``, ``alpha`` and how they go together.
+
+    Raises:
+        TypeError: one of them is not a Tensor.
+        NotImplementedError: a layout or a dtype that no backend computes.
+        RuntimeError: a shape, dtype or device that does not fit.
+    """
+    for position, (name, value) in enumerate((("x", x), ("alpha", alpha)), start=1):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"fused_meta_pool(): argument '{name}' (position {position}) should be a Tensor, "
+                f"not {type(value).__name__}"
+            )
+    assert isinstance(x, Tensor) and isinstance(alpha, Tensor)
+    _check_layout_and_dtype(x, alpha)
+    _check_shapes(x, alpha, num_candidates)
+
+
+def _check_layout_and_dtype(x: Tensor, alpha: Tensor) -> None:
+    for name, tensor in (("x", x), ("alpha", alpha)):
+        if tensor.layout is not torch.strided:
+            raise NotImplementedError(
+                f"fused_meta_pool: {name} should be a dense tensor, got layout {tensor.layout}; "
+                "convert it with to_dense()"
+            )
+    if x.dtype not in SUPPORTED_DTYPES:
+        raise NotImplementedError(
+            f"\"fused_meta_pool\" not implemented for '{str(x.dtype).removeprefix('torch.')}'; "
+            "x should be float32, float64, float16 or bfloat16"
+        )
+    if alpha.dtype is not x.dtype and alpha.dtype is not torch.float32:
+        raise RuntimeError(
+            f"alpha should have dtype {x.dtype} as x, or torch.float32, got {alpha.dtype} "
+            f"with x of {x.dtype}"
+        )
+    if x.device != alpha.device:
+        raise RuntimeError(
+            "x and alpha should be on the same device, "
+            f"got x on {x.device} and alpha on {alpha.device}"
+        )
+
+
+def _check_shapes(x: Tensor, alpha: Tensor, num_candidates: int) -> None:
+    if x.dim() not in (3, 4):
+        raise RuntimeError(f"x should be 3-D (C, H, W) or 4-D (N, C, H, W), got {list(x.shape)}")
+    n, c = (1, x.shape[0]) if x.dim() == 3 else (x.shape[0], x.shape[1])
+    if 0 in x.shape[-3:]:
+        raise RuntimeError(
+            f"x should have non-zero channels, height and width, got {list(x.shape)}"
+        )
+    if alpha.dim() == 0 or alpha.shape[-1] != num_candidates:
+        got = "none" if alpha.dim() == 0 else alpha.shape[-1]
+        raise RuntimeError(
+            f"alpha should contain {num_candidates} elements not {got}, one for each candidate "
+            f"on its last axis; got shape {list(alpha.shape)}"
+        )
+    rows = tuple(alpha.shape[:-1])
+    if rows and rows not in ((c,), (n, 1), (n, c)):
+        k = num_candidates
+        raise RuntimeError(
+            f"alpha should have shape [{k}], [{c}, {k}], [{n}, 1, {k}] or [{n}, {c}, {k}] "
+            f"for x of shape {list(x.shape)}, got {list(alpha.shape)}"
+        )

@@ -1,0 +1,88 @@
+"""The op."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metapool_kernels import autograd, checks, reference
+from metapool_kernels.candidates import DEFAULT_CANDIDATES, parse_candidates
+from metapool_kernels.dispatch import choose_backend
+from metapool_kernels.layout import is_channels_last
+from metapool_kernels.ops import PoolSpec
+
+
+def fused_meta_pool(
+    x: Tensor,
+    alpha: Tensor,
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
+    *,
+    normalize: str | None = "softmax",
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Alpha-weighted sum of candidate poolings of a feature map, in one pass.
+
+    .. math:: y_{n,c} = \sum_k w_{n,c,k} P_k(x_{n,c}), \qquad w = \mathrm{softmax}(\alpha)
+
+    Differentiable to every order in ``x`` and ``alpha``, in backward and forward mode. Only ``x``
+    and the weights are saved for backward. Sums run in float32 (float64 for float64 ``x``) and
+    are rounded once. The result is the same bit for bit from run to run and for any number of
+    threads.
+
+    Args:
+        x (Tensor[N, C, H, W] or Tensor[C, H, W]): the feature map; float32, float64, float16 or
+            bfloat16, any strides. N may be 0.
+        alpha (Tensor[K], [C, K], [N, 1, K] or [N, C, K]): architecture parameters, the last axis
+            in the order of ``candidates``; float32 or the dtype of ``x``, on its device.
+        candidates (sequence of str): the K poolings: ``"skip_connect"`` (``x`` itself, stride 1
+            only), ``"none"`` (zeros), ``"avg_pool_{kh}x{kw}"``, ``"max_pool_{kh}x{kw}"``, each
+            padded by half its window; kh and kw odd, 1 to 15, in pixels. A name may occur twice.
+            Default: :data:`metapool_kernels.DEFAULT_CANDIDATES`.
+        normalize (str or None): ``"softmax"`` over the last axis, or None to take ``alpha`` as
+            the weights. Default: ``"softmax"``.
+        stride (int or (int, int)): rows and columns between windows, in pixels. Default: 1.
+        count_include_pad (bool): whether the divisor of an average counts the padding.
+            Default: True.
+        backend (str or None): ``"cpu"``, ``"reference"``, ``"triton"`` or ``"cuda"`` forces one;
+            None chooses the fastest that can run the call. Default: None.
+
+    Returns:
+        Tensor[N, C, H_out, W_out] (without N for 3-D ``x``) with the dtype of ``x`` and
+        ``H_out = (H - 1) // stride + 1``; channels_last for channels_last ``x``, else contiguous.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: a candidate, stride, normalize or backend that is not allowed.
+        RuntimeError: shapes, dtypes or devices that do not fit, or a forced backend that is not
+            available here.
+        NotImplementedError: a dtype or layout of ``x`` that is not supported.
+
+    The poolings are those of :func:`torch.nn.functional.avg_pool2d` and
+    :func:`torch.nn.functional.max_pool2d`, including NaN, infinities and the choice among equal
+    maxima. The mixture follows Dong et al., "Progressive Meta-Pooling Learning for Lightweight
+    Image Classification Model", ICASSP 2023.
+    """
+    parsed = parse_candidates(candidates)
+    steps = checks.check_stride(stride, parsed)
+    checks.check_normalize(normalize)
+    checks.check_flag("count_include_pad", count_include_pad)
+    checks.check_tensors(x, alpha, len(parsed))
+    chosen = choose_backend(backend, x)
+
+    accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
+    if normalize == "softmax":
+        weights = torch.softmax(alpha, -1, dtype=accumulate)
+    else:
+        weights = alpha.to(accumulate)
+
+    batch = x if x.dim() == 4 else x.unsqueeze(0)
+    channels_last = is_channels_last(batch)
+    if chosen == "reference":
+        out = reference.meta_pool(batch, weights, parsed, steps, count_include_pad, channels_last)
+    else:
+        codes = tuple(candidate.code for candidate in parsed)
+        spec = PoolSpec(codes, steps, count_include_pad, channels_last)
+        out = autograd.pool(batch, weights, None, spec)
+    return out if x.dim() == 4 else out.squeeze(0)
