@@ -1,0 +1,31 @@
+"""Which backends the tests run on, and what happens where one is not available."""
+
+import os
+
+import pytest
+import torch
+
+from metapool_kernels.dispatch import BACKENDS as PREDICATES
+
+BACKENDS = ("reference", "cpu")
+"""The backends that take CPU tensors."""
+
+
+def native_is_required() -> bool:
+    """Whether a missing compiled library is a failure (in CI) and not a reason to skip."""
+    return os.environ.get("METAPOOL_REQUIRE_NATIVE") == "1"
+
+
+def skip_or_fail(reason: str) -> None:
+    """Leave the running test: failed where the compiled library is required, else skipped."""
+    if native_is_required():
+        pytest.fail(f"METAPOOL_REQUIRE_NATIVE=1, but {reason}")
+    pytest.skip(reason)
+
+
+def require(backend: str) -> str:
+    """The name back, or the test ends here for the reason that the dispatcher gives."""
+    reason = PREDICATES[backend](torch.empty(1))
+    if reason is not None:
+        skip_or_fail(f"backend {backend!r} is not available: {reason}")
+    return backend

@@ -1,0 +1,156 @@
+"""First derivatives on every backend against the float64 truth."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from metapool_kernels import fused_meta_pool
+from tests import cases, judge
+from tests.cases import CANDIDATES, Case
+
+BOTH = ("grad_x", "grad_alpha")
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("case", cases.GRID, ids=str)
+def test_gradients_are_right(backend: str, case: Case) -> None:
+    judge.judge(judge.fused(backend), case, BOTH)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("case", cases.DATA_GRID, ids=str)
+def test_gradient_of_x_is_right_for_any_data(backend: str, case: Case) -> None:
+    """It depends on x through the choice of the maxima alone, so it is finite for any x."""
+    judge.judge(judge.fused(backend), case, ("grad_x",))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("data", ["normal", "relu6"])
+def test_every_width(backend: str, data: str, layout: str, dtype: torch.dtype) -> None:
+    for width in cases.SWEEP:
+        size = (1, width, 4, 3) if layout == "channels_last" else (1, 2, 4, width)
+        judge.judge(judge.fused(backend), Case(size, dtype, layout, data), BOTH)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("wants", [("grad_x",), ("grad_alpha",), BOTH], ids=str)
+@pytest.mark.parametrize("alpha", cases.ALPHA_SHAPES)
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+def test_only_what_is_needed(backend: str, layout: str, alpha: str, wants: tuple[str, ...]) -> None:
+    judge.judge(judge.fused(backend), Case(layout=layout, alpha=alpha), wants)
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_ties_go_to_the_first_maximum(backend: str, dtype: torch.dtype, layout: str) -> None:
+    x = cases.LAYOUTS[layout](torch.zeros(2, 3, 3, 3, dtype=dtype))
+    expected = torch.tensor([[4, 2, 0], [2, 1, 0], [0, 0, 0]], dtype=dtype)
+    grad = _grad_of_sum(x, ("max_pool_3x3",), backend)
+    assert torch.equal(grad, expected.expand_as(grad))
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+def test_signed_zeros_are_ties(backend: str, layout: str) -> None:
+    x = torch.tensor([[[[-0.0, 0.0, -0.0]]]]).expand(1, 5, 1, 3)
+    grad = _grad_of_sum(cases.LAYOUTS[layout](x), ("max_pool_1x3",), backend)
+    assert torch.equal(grad, torch.tensor([2.0, 1.0, 0.0]).expand_as(grad))
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_the_last_nan_takes_the_gradient(backend: str, dtype: torch.dtype, layout: str) -> None:
+    row = [torch.nan, 9.0, torch.nan, torch.inf, 1.0, 2.0]
+    x = torch.tensor(row, dtype=dtype).expand(1, 4, 1, 6)
+    grad = _grad_of_sum(cases.LAYOUTS[layout](x), ("max_pool_1x5",), backend)
+    expected = torch.tensor([0, 0, 5, 1, 0, 0], dtype=dtype)
+    assert torch.equal(grad, expected.expand_as(grad))
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("names", ["max", "largest", "strips"])
+@pytest.mark.parametrize("data", ["minus_inf", "minus_inf_block", "equal", "signed_zero"])
+def test_windows_without_a_single_maximum(backend: str, data: str, names: str, layout: str) -> None:
+    """All -Inf, all equal: the gradient is that of aten, and sums to what came in."""
+    case = Case((2, 3, 9, 17), layout=layout, data=data, candidates=CANDIDATES[names])
+    judge.judge(judge.fused(backend), case, ("grad_x",))
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("data", cases.NON_FINITE)
+@pytest.mark.parametrize("name", ["max_pool_3x3", "max_pool_1x7", "skip_connect", "avg_pool_3x3"])
+def test_gradient_of_weights_where_x_is_not_finite(
+    backend: str, name: str, data: str, layout: str
+) -> None:
+    """NaN and infinities of <g, P(x)> are those of eager PyTorch, for g > 0.
+
+    Where g changes its sign they may differ: summed over inputs instead of outputs, an infinity
+    meets the sum of the gradients of its windows and not each of them.
+    """
+    case = Case(
+        (2, 3, 9, 17), layout=layout, data=data, candidates=(name, "none"), normalize=None,
+        alpha="nck",
+    )  # fmt: skip
+    x, alpha, grad_out = case.tensors()
+    grad_out = grad_out.abs() + 0.1
+    got = judge.run(judge.fused(backend), case, x, alpha, grad_out, ("grad_alpha",))
+    judge.verdict({"grad_alpha": got["grad_alpha"]}, case, x, alpha, grad_out)
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+def test_what_no_window_chose_leaves_the_gradient_of_weights_finite(
+    backend: str, layout: str
+) -> None:
+    """Masked maps: -Inf beside finite values is never a maximum, and 0 * -Inf is never formed."""
+    x = torch.arange(60.0).view(1, 3, 4, 5)
+    x[..., 1, 1] = -torch.inf
+    alpha = torch.ones(1, requires_grad=True)
+    out = fused_meta_pool(
+        cases.LAYOUTS[layout](x), alpha, ("max_pool_3x3",), normalize=None, backend=backend
+    )
+    (grad,) = torch.autograd.grad(out.sum(), alpha)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("grad_layout", [*cases.LAYOUTS, "one_value"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_any_layout_of_the_incoming_gradient(backend: str, layout: str, grad_layout: str) -> None:
+    case = Case(layout=layout, candidates=CANDIDATES["unsorted"])
+    x, alpha, drawn = case.tensors()
+    if grad_layout == "one_value":
+        grad_out = torch.ones(()).expand(drawn.shape)
+    else:
+        grad_out = cases.LAYOUTS[grad_layout](drawn)
+    got = judge.run(judge.fused(backend), case, x, alpha, grad_out)
+    judge.verdict(got, case, x, alpha, grad_out)
+
+
+@pytest.mark.parametrize("alpha", cases.ALPHA_SHAPES)
+def test_no_batch_gives_zero_gradients(backend: str, alpha: str) -> None:
+    case = Case((0, 3, 5, 4), alpha=alpha)
+    got = judge.results(judge.fused(backend), case)
+    assert got["out"].shape == got["grad_x"].shape == (0, 3, 5, 4)
+    assert torch.equal(got["grad_alpha"], torch.zeros_like(got["grad_alpha"]))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_gradients_accumulate_into_leaves(backend: str, dtype: torch.dtype) -> None:
+    case = Case(dtype=dtype)
+    x, alpha, grad_out = case.tensors()
+    expected = judge.results(judge.fused(backend), case)
+    for leaf in (x, alpha):
+        leaf.requires_grad_()
+    for _ in range(2):
+        judge.fused(backend)(x, alpha, case).backward(grad_out)
+    assert x.grad is not None and alpha.grad is not None
+    assert torch.equal(x.grad, 2 * expected["grad_x"])
+    assert torch.equal(alpha.grad, 2 * expected["grad_alpha"])
+
+
+def _grad_of_sum(x: Tensor, candidates: tuple[str, ...], backend: str) -> Tensor:
+    x = x.detach().requires_grad_()
+    out = fused_meta_pool(x, torch.zeros(len(candidates)), candidates, backend=backend)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    return grad
