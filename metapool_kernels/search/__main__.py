@@ -1,0 +1,7 @@
+"""``python -m metapool_kernels.search`` is ``metapool``."""
+
+import sys
+
+from metapool_kernels.search.cli import main
+
+sys.exit(main())

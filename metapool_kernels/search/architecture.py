@@ -1,0 +1,121 @@
+"""``architecture.json``: what a search has found, and all it takes to build it again."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.search.backbone import Backbone
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.stopping import Reason
+
+FORMAT = "metapool-architecture"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Layer:
+    """What became of one layer.
+
+    Args:
+        name: of the module that the enhancer follows.
+        channels: of the maps there.
+        map_size: height and width of the maps there, in pixels.
+        choice: the candidates that stay, best first.
+        weights: one for each choice; they sum to 1.
+        alpha: architecture parameters when the layer stopped, one for each candidate.
+        probability: averaged probability of the best when the layer stopped.
+        margin: its lead over the second.
+        epoch: at whose end the layer stopped, from 1.
+        reason: which rule stopped it.
+    """
+
+    name: str
+    channels: int
+    map_size: tuple[int, int]
+    choice: list[str]
+    weights: list[float]
+    alpha: list[float]
+    probability: float
+    margin: float
+    epoch: int
+    reason: Reason
+
+
+@dataclass
+class Architecture:
+    """The result of a search.
+
+    Args:
+        backbone: the network without enhancers.
+        insert_after: the pattern that the layers' names match.
+        candidates: what each layer chose from.
+        count_include_pad: whether the padding counts in the divisor of an average.
+        layers: one for each enhancer.
+        seed: of the search.
+        versions: of the libraries that the search ran with.
+    """
+
+    backbone: Backbone
+    insert_after: str
+    candidates: list[str]
+    count_include_pad: bool
+    layers: list[Layer]
+    seed: int
+    versions: dict[str, str]
+
+
+def to_json(architecture: Architecture) -> str:
+    """The content of ``architecture.json``."""
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(architecture)}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def load_architecture(path: Path) -> Architecture:
+    """Read ``architecture.json``.
+
+    Raises:
+        UserError: there is none, it is cut off, not such a file, from a newer version, or holds
+            something that cannot be.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {str(path)!r}; run 'metapool search' to its end") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} is not a complete JSON file: {error}") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise UserError(f"{str(path)!r} is not an architecture file of metapool search")
+    version = content.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{str(path)!r} has format version {version}; this metapool_kernels reads "
+            f"{FORMAT_VERSION}: use the version that wrote it"
+        )
+    try:
+        architecture = _parse(content)
+        _check(architecture)
+    except (ValueError, jsonargparse.ArgumentError) as error:
+        raise UserError(f"{str(path)!r} is not valid: {error}") from error
+    return architecture
+
+
+def _parse(content: dict[str, Any]) -> Architecture:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--architecture", type=Architecture, required=True)
+    parsed = parser.parse_object({"architecture": content})
+    architecture: Architecture = parser.instantiate(parsed).architecture
+    return architecture
+
+
+def _check(architecture: Architecture) -> None:
+    parse_candidates(architecture.candidates)
+    for layer in architecture.layers:
+        strangers = set(layer.choice) - set(architecture.candidates)
+        if strangers or not layer.choice:
+            raise ValueError(f"layer {layer.name!r} chose {layer.choice}, not from the candidates")
+        if len(layer.weights) != len(layer.choice) or min(layer.weights) <= 0:
+            raise ValueError(f"layer {layer.name!r} has weights {layer.weights} for its choice")

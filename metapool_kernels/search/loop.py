@@ -1,0 +1,276 @@
+"""The search: warm up the weights, learn alpha, fix the layers one after the other."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import timm
+import torch
+from timm.utils.metrics import AverageMeter
+from tqdm import tqdm
+
+import metapool_kernels
+from metapool_kernels.search import run_folder
+from metapool_kernels.search.architecture import Architecture, Layer, to_json
+from metapool_kernels.search.backbone import make_backbone
+from metapool_kernels.search.bilevel import alpha_step, weight_step
+from metapool_kernels.search.config import Config, SearchConfig
+from metapool_kernels.search.data import (
+    Data,
+    Split,
+    load_data,
+    split_data,
+    split_warnings,
+    steps_per_epoch,
+    training_batches,
+)
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.optimizers import (
+    forget,
+    make_alpha_optimizer,
+    make_weight_optimizer,
+)
+from metapool_kernels.search.plots import plot_alpha_over_epochs
+from metapool_kernels.search.report import (
+    choice_warnings,
+    epoch_line,
+    layer_table,
+    log_scalars,
+    warn,
+)
+from metapool_kernels.search.run_folder import Checkpoint, RunFolder
+from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.supernet import Supernet
+
+SETTINGS = ("seed", "data", "model", "search")
+"""The fields of the configuration that a search depends on."""
+
+
+def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Search, from the start or from the last finished epoch, and write the run folder.
+
+    Raises:
+        UserError: something in the configuration, the data or the folder does not work; nothing
+            has been overwritten then.
+    """
+    warmup, deadline = phases(config.search)
+    data = load_data(config.data, config.seed)
+    split = split_data(data, config.search.alpha_half, config.seed)
+    steps = steps_per_epoch(split.weight, config.data)
+    search = Search(config, data, steps, warmup=warmup, deadline=deadline)
+    run = RunFolder(config.output)
+    run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)
+    if (run / run_folder.SPLIT).exists():
+        split = run.load_split()
+    else:
+        run.write(run_folder.SPLIT, json.dumps(asdict(split)) + "\n")
+    warn(split_warnings(data, split))
+
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        search.restore(checkpoint)
+    search.train(run, split)
+    architecture = search.architecture()
+    run.write_weights(run_folder.WEIGHTS, search.supernet.model.state_dict())
+    run.write(run_folder.PLOT, plot_alpha_over_epochs(architecture, search.trajectory))
+    run.write(run_folder.ARCHITECTURE, to_json(architecture))
+    print(layer_table(architecture))
+    warn(choice_warnings(architecture))
+
+
+def phases(config: SearchConfig) -> tuple[int, int]:
+    """Epochs of the warm-up, and the epoch (from 1) at whose end no layer stays open.
+
+    Raises:
+        UserError: no epoch is left between the two.
+    """
+    warmup = round(config.warmup * config.epochs)
+    deadline = round(config.stop.deadline * config.epochs)
+    if warmup >= deadline:
+        raise UserError(
+            f"alpha is never trained: of search.epochs {config.epochs}, search.warmup takes "
+            f"{warmup} and search.stop.deadline comes after {deadline}"
+        )
+    return warmup, deadline
+
+
+class Search:
+    """Everything that changes while searching. ``epoch`` counts the finished ones."""
+
+    def __init__(
+        self, config: Config, data: Data, steps: int, *, warmup: int, deadline: int
+    ) -> None:
+        """Build the supernet; ``steps`` per epoch, ``warmup`` and ``deadline`` in epochs."""
+        self.config = config
+        self.data = data
+        self.steps = steps
+        self.warmup = warmup
+        self.backbone = make_backbone(config.model, data.image_shape, len(data.classes))
+        self.supernet = Supernet(self.backbone, config.model, config.seed)
+        self.layers = [site.name for site in self.supernet.sites]
+        rule = config.search.stop
+        self.stopping = ProgressiveStopping(
+            self.layers,
+            delta=rule.delta,
+            patience=rule.patience,
+            ema=rule.ema,
+            deadline=deadline,
+        )
+        self.weights = self.supernet.weights()
+        self.weight_optimizer, self.schedule = make_weight_optimizer(
+            self.weights, config.search.weights, config.search.epochs * steps
+        )
+        self.alpha_optimizer = make_alpha_optimizer(
+            self.supernet.alphas(self.layers), config.search.alpha
+        )
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.trajectory = [self.supernet.probabilities(self.layers)]
+        self.stopped_alphas: dict[str, list[float]] = {}
+
+    def train(self, run: RunFolder, split: Split) -> None:
+        """Search until every layer has stopped, saving after each epoch.
+
+        The epochs that are left then would train weights alone, and on half of the images;
+        adapting does that better, so they are not spent.
+        """
+        bar = tqdm(
+            total=self.stopping.deadline * self.steps,
+            initial=self.epoch * self.steps,
+            desc="search",
+            disable=None,
+        )
+        with run.tensorboard(self.epoch + 1) as writer, bar:
+            while self.stopping.open_layers:
+                row = self._train_epoch(split, bar)
+                self.trajectory.append(self.supernet.probabilities(self.stopping.open_layers))
+                for stop in self.stopping.check(self.epoch):
+                    self._discretise(stop)
+                row["stopped"] = len(self.stopping.stops)
+                self.history.append(row)
+                run.save_checkpoint(self._checkpoint(), self.epoch)
+                run.write_metrics(self.history)
+                log_scalars(writer, row)
+                tqdm.write(epoch_line(row, f"stopped {self._count_stopped()}"))
+
+    def _train_epoch(self, split: Split, bar: "tqdm[NoReturn]") -> dict[str, Any]:
+        started = time.perf_counter()
+        config, data = self.config, self.data
+        loss, percent, alpha_loss, alpha_percent = (AverageMeter() for _ in range(4))
+        first_step = self.epoch * self.steps
+        batches = training_batches(
+            data.train_set, split.weight, config.data, config.seed, first_step
+        )
+        first_alpha_step = max(0, self.epoch - self.warmup) * self.steps
+        alpha_batches = training_batches(
+            data.train_set, split.alpha, config.data, config.seed, first_alpha_step
+        )
+        alphas = self.supernet.alphas(self.stopping.open_layers)
+        self.supernet.model.train()
+        for step in range(first_step, first_step + self.steps):
+            if self.epoch >= self.warmup:
+                result = alpha_step(
+                    self.supernet.model, alphas, next(alpha_batches), self.alpha_optimizer
+                )
+                self.stopping.update(self.supernet.probabilities(self.stopping.open_layers))
+                for meter, value in zip((alpha_loss, alpha_percent), result, strict=True):
+                    meter.update(value)
+            self.schedule.step_update(step)
+            result = weight_step(
+                self.supernet.model,
+                self.weights,
+                next(batches),
+                self.weight_optimizer,
+                config.search.weights.clip,
+            )
+            for meter, value in zip((loss, percent), result, strict=True):
+                meter.update(value)
+            bar.update()
+            bar.set_postfix(
+                loss=f"{loss.avg:.3f}",
+                accuracy=f"{percent.avg:.1f}%",
+                stopped=self._count_stopped(),
+            )
+        self.epoch += 1
+        return {
+            "epoch": self.epoch,
+            "loss": loss.avg,
+            "accuracy": percent.avg,
+            # No alpha step has been taken while warming up.
+            "alpha_loss": alpha_loss.avg if alpha_loss.count else None,
+            "alpha_accuracy": alpha_percent.avg if alpha_loss.count else None,
+            "lr": self.weight_optimizer.param_groups[0]["lr"],
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+
+    def _count_stopped(self) -> str:
+        return f"{len(self.stopping.stops)}/{len(self.layers)}"
+
+    def _discretise(self, stop: Stop) -> None:
+        alpha = self.supernet.alpha(stop.layer)
+        forget(self.alpha_optimizer, alpha)
+        self.stopped_alphas[stop.layer] = alpha.detach().tolist()
+        self.supernet.discretise(stop.layer, stop.keep)
+
+    def _checkpoint(self) -> Checkpoint:
+        state = {
+            "epoch": self.epoch,
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "stopping": self.stopping.state_dict(),
+            "stopped_alphas": self.stopped_alphas,
+            "history": self.history,
+            "trajectory": self.trajectory,
+            "rng": torch.get_rng_state(),
+        }
+        return Checkpoint(self.supernet.model.state_dict(), state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint as if there had been no break."""
+        state = checkpoint.state
+        self.stopping.load_state_dict(state["stopping"])
+        for stop in self.stopping.stops.values():
+            self._discretise(stop)
+        self.supernet.model.load_state_dict(checkpoint.weights)
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.epoch = state["epoch"]
+        self.history = state["history"]
+        self.trajectory = state["trajectory"]
+        self.stopped_alphas = state["stopped_alphas"]
+        # Last: rebuilding the stopped layers has drawn from the generator.
+        torch.set_rng_state(state["rng"])
+
+    def architecture(self) -> Architecture:
+        """What has been found; every layer must have stopped."""
+        layers = []
+        for site in self.supernet.sites:
+            stop = self.stopping.stops[site.name]
+            layers.append(
+                Layer(
+                    name=site.name,
+                    channels=site.channels,
+                    map_size=site.map_size,
+                    choice=[self.config.model.candidates[k] for k in stop.keep],
+                    weights=self.supernet.probabilities([site.name])[site.name],
+                    alpha=self.stopped_alphas[site.name],
+                    probability=stop.probability,
+                    margin=stop.margin,
+                    epoch=stop.epoch,
+                    reason=stop.reason,
+                )
+            )
+        return Architecture(
+            backbone=self.backbone,
+            insert_after=self.config.model.insert_after,
+            candidates=self.config.model.candidates,
+            count_include_pad=True,
+            layers=layers,
+            seed=self.config.seed,
+            versions={
+                "metapool_kernels": metapool_kernels.__version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+            },
+        )

@@ -1,0 +1,78 @@
+"""What the user reads while and after searching."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from metapool_kernels.search.architecture import Architecture
+
+COLLAPSE = 0.6
+"""Share of the layers without pooling from which on the user is warned."""
+
+
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns under a ruled head."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def layer_table(architecture: Architecture) -> str:
+    """One line per layer: what was chosen, how clearly, when and why."""
+    rows = [
+        (
+            layer.name,
+            "x".join(map(str, layer.map_size)),
+            " + ".join(
+                name if weight == 1 else f"{weight:.2f} {name}"
+                for name, weight in zip(layer.choice, layer.weights, strict=True)
+            ),
+            f"{layer.probability:.3f}",
+            f"{layer.margin:.3f}",
+            str(layer.epoch),
+            layer.reason,
+        )
+        for layer in architecture.layers
+    ]
+    return format_table(
+        ("layer", "map", "choice", "probability", "margin", "epoch", "reason"), rows
+    )
+
+
+def choice_warnings(architecture: Architecture) -> list[str]:
+    """Whether the choices have collapsed to ``skip_connect``."""
+    skipping = [layer for layer in architecture.layers if layer.choice[0] == "skip_connect"]
+    if len(skipping) <= COLLAPSE * len(architecture.layers):
+        return []
+    return [
+        f"{len(skipping)} of {len(architecture.layers)} layers chose skip_connect; "
+        "the search may have collapsed"
+    ]
+
+
+def warn(messages: Sequence[str]) -> None:
+    """Print warnings on stderr, around a progress bar if there is one."""
+    for message in messages:
+        tqdm.write(f"metapool: warning: {message}", file=sys.stderr)
+
+
+def epoch_line(row: Mapping[str, Any], note: str = "") -> str:
+    """One line about one epoch."""
+    return (
+        f"epoch {row['epoch']:3}  loss {row['loss']:.3f}  accuracy {row['accuracy']:5.1f}%  "
+        f"{row['seconds']:.1f} s  {note}"
+    ).rstrip()
+
+
+def log_scalars(writer: SummaryWriter, row: Mapping[str, Any]) -> None:
+    """Log the numbers of one epoch to TensorBoard."""
+    for name, value in row.items():
+        if name != "epoch" and value is not None:
+            writer.add_scalar(name, value, row["epoch"])
+    writer.flush()

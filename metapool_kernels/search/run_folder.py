@@ -1,0 +1,218 @@
+"""The folder of a run: files written whole or not at all, checkpoints, refusing to overwrite."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from metapool_kernels.search.config import Config, differences, load_config, to_yaml
+from metapool_kernels.search.data import Split
+from metapool_kernels.search.errors import UserError
+
+CONFIG = "config.yaml"
+SPLIT = "split.json"
+METRICS = "metrics.csv"
+TENSORBOARD = "tensorboard"
+CHECKPOINT = "checkpoint"
+ARCHITECTURE = "architecture.json"
+PLOT = "alpha_over_epochs.png"
+WEIGHTS = "weights.safetensors"
+ADAPT = "adapt"
+EVALUATION = "evaluation.json"
+_CONTENTS = (
+    CONFIG,
+    SPLIT,
+    METRICS,
+    TENSORBOARD,
+    CHECKPOINT,
+    ARCHITECTURE,
+    PLOT,
+    WEIGHTS,
+    ADAPT,
+    EVALUATION,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from: the network's tensors, and everything else in plain types."""
+
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """A folder that one search or one training writes into."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def begin(
+        self, config: Config, sections: tuple[str, ...], *, resume: bool, overwrite: bool
+    ) -> None:
+        """Make the folder ready, or refuse before anything in it has changed.
+
+        Args:
+            config: the settings.
+            sections: the fields of ``config`` that a resumed run must have been started with.
+            resume: go on with the run that is there.
+            overwrite: delete the run that is there; other files in the folder stay.
+
+        Raises:
+            UserError: there is a run and neither was asked for, there is none to resume or it had
+                other settings, or the folder cannot be written.
+        """
+        if resume:
+            self.check_settings(config, sections)
+            return
+        try:
+            present = [name for name in _CONTENTS if (self / name).exists()]
+            if present and not overwrite:
+                raise UserError(
+                    f"{str(self.path)!r} holds a run already ({', '.join(present)}); "
+                    "go on with --resume, replace it with --overwrite, or choose another output"
+                )
+            for name in present:
+                _delete(self / name)
+        except OSError as error:
+            raise UserError(f"cannot use {str(self.path)!r} as output: {error.strerror}") from error
+        self.write(CONFIG, to_yaml(config))
+
+    def check_settings(self, config: Config, sections: tuple[str, ...]) -> None:
+        """Refuse to go on with other settings than the run was started with.
+
+        Raises:
+            UserError: there is no run, or some of its settings in ``sections`` were different.
+        """
+        if not (self / CONFIG).exists():
+            raise UserError(f"there is no run in {str(self.path)!r} to go on with")
+        changed = differences(load_config(self / CONFIG), config, sections)
+        if changed:
+            raise UserError(
+                f"the run in {str(self.path)!r} was started with other settings "
+                f"({'; '.join(changed)}); go on with --config {self / CONFIG}"
+            )
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            UserError: the folder cannot be written or the disk is full.
+        """
+        target = self / name
+        temporary = target.with_name(f".{target.name}.tmp")
+        data = content.encode() if isinstance(content, str) else content
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {str(target)!r}: {error.strerror}") from error
+
+    def load_split(self) -> Split:
+        """The split that the search has used.
+
+        Raises:
+            UserError: there is none, or not a whole one.
+        """
+        try:
+            return Split(**json.loads((self / SPLIT).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{str(self / SPLIT)!r} is not a split: {error}") from error
+
+    def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write one line per epoch to ``metrics.csv``."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write(METRICS, text.getvalue())
+
+    def tensorboard(self, first_epoch: int) -> SummaryWriter:
+        """A TensorBoard log; what an interrupted run logged from ``first_epoch`` on is hidden.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            return SummaryWriter(self / TENSORBOARD, purge_step=first_epoch)
+        except OSError as error:
+            raise UserError(f"cannot write {str(self / TENSORBOARD)!r}: {error}") from error
+
+    def write_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Write tensors as safetensors."""
+        # safetensors stores no strides, and channels_last weights are not contiguous to it.
+        self.write(name, save({key: tensor.contiguous() for key, tensor in weights.items()}))
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """The tensors of the finished network.
+
+        Raises:
+            UserError: there are none, or the file is damaged.
+        """
+        try:
+            return load_file(self / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"there is no finished network in {str(self.path)!r}: {error}; "
+                "run 'metapool search', then 'metapool adapt', to the end"
+            ) from error
+
+    def save_checkpoint(self, checkpoint: Checkpoint, epoch: int) -> None:
+        """Replace the checkpoint by that of ``epoch``.
+
+        The state names its weights and is written after them, so a kill at any moment leaves
+        one pair that belongs together.
+        """
+        weights = f"{CHECKPOINT}/weights-{epoch:04d}.safetensors"
+        self.write_weights(weights, checkpoint.weights)
+        state = io.BytesIO()
+        torch.save({**checkpoint.state, "weights": weights}, state)
+        self.write(f"{CHECKPOINT}/state.pt", state.getvalue())
+        for other in (self / CHECKPOINT).glob("weights-*.safetensors"):
+            if other != self / weights:
+                other.unlink()
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint, or None where no epoch has been finished. Executes no pickled code.
+
+        Raises:
+            UserError: the files are damaged.
+        """
+        if not (self / f"{CHECKPOINT}/state.pt").exists():
+            return None
+        try:
+            state = torch.load(self / f"{CHECKPOINT}/state.pt", weights_only=True)
+            return Checkpoint(load_file(self / state.pop("weights")), state)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+            raise UserError(
+                f"the checkpoint in {str(self.path)!r} is damaged: {error}; start over with "
+                "--overwrite"
+            ) from error
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
