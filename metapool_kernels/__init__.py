@@ -7,13 +7,13 @@ Start at :func:`metapool_kernels.fused_meta_pool`; the modules around it are
 from metapool_kernels.candidates import DEFAULT_CANDIDATES, pool_candidates
 from metapool_kernels.functional import fused_meta_pool
 from metapool_kernels.nn import MetaPool2d, SpatialEnhancer
-
-__version__ = "0.1.0"
+from metapool_kernels.version import __version__
 
 __all__ = [
     "DEFAULT_CANDIDATES",
     "MetaPool2d",
     "SpatialEnhancer",
+    "__version__",
     "fused_meta_pool",
     "pool_candidates",
 ]

@@ -1,0 +1,66 @@
+// The entry points of one instruction set. An isa_*.cpp defines METAPOOL_ISA, the namespace that
+// keeps its copy of the algorithms apart, and includes this file; setup.py gives it its flags.
+#pragma once
+
+#include "backward.h"
+#include "forward.h"
+
+namespace metapool::cpu::METAPOOL_ISA {
+
+// Calls body(acc, lanes, values): the three choices a kernel is compiled for, as types.
+template <typename Acc, int kLanes, bool kValue>
+struct Variant {
+  using ForwardKernel = Forward<Acc, kLanes, kValue>;
+  using BackwardKernel = Backward<Acc, kLanes, kValue>;
+};
+
+template <typename Acc, int kLanes, typename Body>
+METAPOOL_INLINE void with_values(const Plan& plan, Body body) {
+  plan.separate_values ? body(Variant<Acc, kLanes, true>{}) : body(Variant<Acc, kLanes, false>{});
+}
+
+template <typename Acc, typename Body>
+METAPOOL_INLINE void with_lanes(const Plan& plan, Body body) {
+  plan.lanes == 1 ? with_values<Acc, 1>(plan, body) : with_values<Acc, kPackedLanes>(plan, body);
+}
+
+template <typename Body>
+METAPOOL_INLINE void with_variant(const Plan& plan, Body body) {
+  plan.dtype == DType::kFloat64 ? with_lanes<double>(plan, body) : with_lanes<float>(plan, body);
+}
+
+inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
+  Arena counting(nullptr);
+  with_variant(plan, [&](auto variant) {
+    typename decltype(variant)::ForwardKernel(plan, args, counting);
+  });
+  return counting.used();
+}
+
+inline void forward(const Plan& plan, const ForwardArgs& args, const Task& task,
+                    Workspace workspace) {
+  Arena arena(workspace.data);
+  with_variant(plan, [&](auto variant) {
+    typename decltype(variant)::ForwardKernel(plan, args, arena).run(task);
+  });
+}
+
+inline int64_t backward_bytes(const Plan& plan, const BackwardArgs& args) {
+  Arena counting(nullptr);
+  with_variant(plan, [&](auto variant) {
+    typename decltype(variant)::BackwardKernel(plan, args, counting);
+  });
+  return counting.used();
+}
+
+inline void backward(const Plan& plan, const BackwardArgs& args, const Task& task,
+                     Workspace workspace, double* weight_sums) {
+  Arena arena(workspace.data);
+  with_variant(plan, [&](auto variant) {
+    typename decltype(variant)::BackwardKernel(plan, args, arena).run(task, weight_sums);
+  });
+}
+
+constexpr Kernels kKernels = {forward_bytes, forward, backward_bytes, backward};
+
+}  // namespace metapool::cpu::METAPOOL_ISA

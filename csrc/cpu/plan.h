@@ -1,0 +1,86 @@
+// A problem taken apart for the CPU kernels, once per call: candidates grouped by kind and sorted
+// so that each window extends the one before it, and the planes cut into tasks.
+#pragma once
+
+#include <cstdint>
+
+#include "../meta_pool.h"
+#include "../window.h"
+
+namespace metapool::cpu {
+
+// A plain array: standard containers would leave weak symbols compiled for the wrong
+// instruction set behind.
+template <typename T>
+struct Span {
+  const T* data = nullptr;
+  int count = 0;
+  METAPOOL_INLINE const T* begin() const { return data; }
+  METAPOOL_INLINE const T* end() const { return data + count; }
+};
+
+struct PoolItem {
+  int radius_h, radius_w;
+  int index;  // the candidate's position among the weights
+};
+
+// Planes (one channel of one image each) that a kernel handles side by side; 1 puts the vector
+// lanes along a row instead.
+constexpr int kPackedLanes = 16;
+
+struct Plan {
+  int64_t n, c, h, w, h_out, w_out, stride_h, stride_w;
+  bool count_include_pad;
+  DType dtype;
+  int num_candidates;
+  Span<int> skips, nones;
+  Span<PoolItem> avg;       // by radius_h, then radius_w
+  Span<PoolItem> max;       // by radius_w, then radius_h
+  Span<int> max_widths;     // the distinct radius_w of `max`, ascending
+  int radius_h, radius_w;   // the largest
+  bool separate_values;     // the maxima are picked by another map than the one that is pooled
+
+  int lanes;                // 1 or kPackedLanes
+  int64_t groups;           // of `lanes` planes
+  int64_t strips;           // of rows, so that few planes still make enough tasks
+};
+
+// One task: planes [plane, plane + lanes) and the rows [row_begin, row_end), which are output
+// rows in a forward and input rows in a backward.
+struct Task {
+  int64_t plane;
+  int lanes;
+  int64_t strip;
+  int64_t row_begin, row_end;
+};
+
+struct Workspace {
+  char* data;  // 64-byte aligned, zeroed
+  int64_t bytes;
+};
+
+// The kernels as one instruction set compiled them. The *_bytes give the workspace a task needs.
+struct Kernels {
+  int64_t (*forward_bytes)(const Plan&, const ForwardArgs&);
+  void (*forward)(const Plan&, const ForwardArgs&, const Task&, Workspace);
+  int64_t (*backward_bytes)(const Plan&, const BackwardArgs&);
+  // weight_sums: double [lanes][K], this task's share of the gradient of the weights.
+  void (*backward)(const Plan&, const BackwardArgs&, const Task&, Workspace, double* weight_sums);
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const Kernels* kernels;
+};
+
+// Slowest first; each is defined by its isa_*.cpp.
+extern const Isa kIsaBaseline;
+#if defined(METAPOOL_HAS_AVX2)
+extern const Isa kIsaAvx2;
+#endif
+#if defined(METAPOOL_HAS_AVX512)
+extern const Isa kIsaAvx512;
+#endif
+
+}  // namespace metapool::cpu

@@ -1,0 +1,116 @@
+"""The op on NumPy arrays: the same C++ kernels, without torch tensors, on the calling thread."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metapool_kernels.candidates import DEFAULT_CANDIDATES, parse_candidates
+from metapool_kernels.checks import check_flag, check_stride
+from metapool_kernels.native import numpy_ops
+
+Array = NDArray[Any]
+
+
+def isa_names() -> list[str]:
+    """Instruction sets that were built in and that this machine has, slowest first."""
+    names: list[str] = numpy_ops().isa_names()
+    return names
+
+
+def active_isa() -> str:
+    """The instruction set in use: the last of :func:`isa_names`, or ``METAPOOL_ISA``."""
+    name: str = numpy_ops().active_isa()
+    return name
+
+
+def meta_pool(
+    x: Array,
+    weights: Array,
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
+    *,
+    values: Array | None = None,
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+) -> Array:
+    """``sum_k weights_k * P_k(values)``, every maximum being picked by ``x``.
+
+    Args:
+        x: (N, C, H, W), float16, float32 or float64, any strides.
+        weights: (K,), (C, K), (N, 1, K) or (N, C, K): the weights themselves, no softmax.
+        candidates: names of the K poolings, see :func:`metapool_kernels.fused_meta_pool`.
+        values: map of the shape and dtype of ``x``. Default: ``x`` itself.
+        stride: rows and columns between windows, in pixels. Default: 1.
+        count_include_pad: whether the divisor of an average counts the padding.
+
+    Returns:
+        (N, C, H_out, W_out) in the dtype of ``x``, C-contiguous.
+
+    Raises:
+        TypeError: not an array, or of another dtype.
+        ValueError: a shape, candidate or stride that is not allowed.
+        RuntimeError: the NumPy module was not built.
+    """
+    arrays = _prepare(x, weights, values)
+    spec = _spec(candidates, stride, count_include_pad)
+    out: Array = numpy_ops().meta_pool_fwd(*arrays, *spec)
+    return out
+
+
+def meta_pool_grad(
+    grad_out: Array,
+    x: Array,
+    weights: Array,
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
+    *,
+    values: Array | None = None,
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+) -> tuple[Array, Array]:
+    """Gradients of ``sum(grad_out * meta_pool(x, weights, ...))``.
+
+    Args:
+        grad_out: (N, C, H_out, W_out) in the dtype of ``x``.
+        x, weights, candidates, values, stride, count_include_pad: as for :func:`meta_pool`.
+
+    Returns:
+        The gradient of ``values`` (of ``x`` where there are none) in its shape and dtype, and
+        that of ``weights`` in its shape, in float32 (float64 for float64 ``x``).
+
+    Raises:
+        The same as :func:`meta_pool`.
+    """
+    arrays = _prepare(x, weights, values)
+    spec = _spec(candidates, stride, count_include_pad)
+    grads: tuple[Array, Array] = numpy_ops().meta_pool_bwd(_as_map(grad_out), *arrays, *spec)
+    return grads[0], grads[1].reshape(weights.shape)
+
+
+def _prepare(x: Array, weights: Array, values: Array | None) -> tuple[Array, Array, Array]:
+    for name, array in (("x", x), ("weights", weights)):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} should be a NumPy array, got {type(array).__name__}")
+    if x.ndim != 4:
+        raise ValueError(f"x should be 4-D (N, C, H, W), got shape {x.shape}")
+    if not 1 <= weights.ndim <= 3 or (weights.ndim == 2 and weights.shape[0] != x.shape[1]):
+        raise ValueError(
+            f"weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K), got {weights.shape}"
+        )
+    accumulate = np.float64 if x.dtype == np.float64 else np.float32
+    wide = weights.astype(accumulate).reshape((1,) * (3 - weights.ndim) + weights.shape)
+    return _as_map(x), wide, _as_map(x if values is None else values)
+
+
+def _as_map(array: Array) -> Array:
+    # The kernels count strides in whole elements of native byte order.
+    aligned = array.dtype.isnative and all(s % array.itemsize == 0 for s in array.strides)
+    return array if aligned else np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _spec(
+    candidates: Sequence[str], stride: int | tuple[int, int], count_include_pad: bool
+) -> tuple[list[int], int, int, bool]:
+    parsed = parse_candidates(candidates)
+    check_flag("count_include_pad", count_include_pad)
+    return [c.code for c in parsed], *check_stride(stride, parsed), count_include_pad

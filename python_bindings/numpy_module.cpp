@@ -1,0 +1,145 @@
+// The same kernels on NumPy arrays, and what was built into them. No torch here: arrays are
+// checked by metapool_kernels/numpy_api.py, which also decides the accumulation dtype.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../csrc/meta_pool.h"
+#include "../csrc/window.h"
+
+namespace py = pybind11;
+
+namespace {
+
+metapool::DType map_dtype(const py::array& map) {
+  if (map.dtype().kind() == 'f') {
+    switch (map.itemsize()) {
+      case 2:
+        return metapool::DType::kFloat16;
+      case 4:
+        return metapool::DType::kFloat32;
+      case 8:
+        return metapool::DType::kFloat64;
+    }
+  }
+  throw py::type_error("meta_pool: maps should be float16, float32 or float64");
+}
+
+template <typename View, typename Pointer>
+View make_view(const py::array& map, Pointer data) {
+  const auto stride = [&](int axis) { return map.strides(axis) / map.itemsize(); };
+  return {data, stride(0), stride(1), stride(2), stride(3)};
+}
+
+metapool::MapView view(const py::array& map) {
+  return make_view<metapool::MapView>(map, map.data());
+}
+
+metapool::MutableMapView mutable_view(py::array& map) {
+  return make_view<metapool::MutableMapView>(map, map.mutable_data());
+}
+
+metapool::WeightView weight_view(const py::array& weights) {
+  const auto stride = [&](int axis) {
+    return weights.shape(axis) > 1 ? weights.strides(axis) / weights.itemsize() : 0;
+  };
+  return {weights.data(), stride(0), stride(1), stride(2)};
+}
+
+void check_map(const py::array& map, const py::array& like, int64_t h, int64_t w) {
+  if (map.ndim() != 4 || map.shape(0) != like.shape(0) || map.shape(1) != like.shape(1) ||
+      map.shape(2) != h || map.shape(3) != w || !map.dtype().is(like.dtype())) {
+    throw py::value_error("meta_pool: a map has the wrong shape or dtype");
+  }
+}
+
+metapool::Problem make_problem(const py::array& x, const py::array& weights,
+                               std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
+                               bool count_include_pad) {
+  const auto count = static_cast<int64_t>(candidates.size());
+  const auto fits = [&](int axis) {
+    return weights.shape(axis) == 1 || weights.shape(axis) == x.shape(axis);
+  };
+  if (x.ndim() != 4 || stride_h < 1 || stride_w < 1) {
+    throw py::value_error("meta_pool: x should be 4-D and stride positive");
+  }
+  if (weights.ndim() != 3 || !fits(0) || !fits(1) || weights.shape(2) != count ||
+      weights.itemsize() != (x.itemsize() == 8 ? 8 : 4)) {
+    throw py::value_error("meta_pool: weights should be (N or 1, C or 1, K) of the accumulation dtype");
+  }
+  metapool::Problem problem;
+  problem.n = x.shape(0);
+  problem.c = x.shape(1);
+  problem.h = x.shape(2);
+  problem.w = x.shape(3);
+  problem.stride_h = stride_h;
+  problem.stride_w = stride_w;
+  problem.count_include_pad = count_include_pad;
+  problem.dtype = map_dtype(x);
+  problem.candidates = std::move(candidates);
+  return problem;
+}
+
+void on_this_thread(int64_t count, int64_t, const metapool::RangeBody& body) {
+  if (count > 0) body(0, count);
+}
+
+py::array meta_pool_fwd(const py::array& x, const py::array& weights, const py::array& values,
+                        std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
+                        bool count_include_pad) {
+  const metapool::Problem problem =
+      make_problem(x, weights, std::move(candidates), stride_h, stride_w, count_include_pad);
+  check_map(values, x, problem.h, problem.w);
+  const std::vector<py::ssize_t> size = {x.shape(0), x.shape(1),
+                                         metapool::output_size(problem.h, stride_h),
+                                         metapool::output_size(problem.w, stride_w)};
+  py::array out(x.dtype(), size);
+  const metapool::ForwardArgs args{view(x), view(values), weight_view(weights), mutable_view(out)};
+  {
+    const py::gil_scoped_release release;
+    metapool::meta_pool_fwd(problem, args, on_this_thread);
+  }
+  return out;
+}
+
+std::tuple<py::array, py::array> meta_pool_bwd(const py::array& grad_out, const py::array& x,
+                                               const py::array& weights, const py::array& values,
+                                               std::vector<int64_t> candidates, int64_t stride_h,
+                                               int64_t stride_w, bool count_include_pad) {
+  const metapool::Problem problem =
+      make_problem(x, weights, std::move(candidates), stride_h, stride_w, count_include_pad);
+  check_map(values, x, problem.h, problem.w);
+  check_map(grad_out, x, metapool::output_size(problem.h, stride_h),
+            metapool::output_size(problem.w, stride_w));
+  py::array grad_x(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + 4));
+  py::array grad_weights(weights.dtype(),
+                         std::vector<py::ssize_t>(weights.shape(), weights.shape() + 3));
+  metapool::BackwardArgs args;
+  args.grad_out = view(grad_out);
+  args.x = view(x);
+  args.values = view(values);
+  args.weights = weight_view(weights);
+  args.grad_x = mutable_view(grad_x);
+  args.grad_weights = grad_weights.mutable_data();
+  args.grad_weights_per_n = weights.shape(0) == x.shape(0);
+  args.grad_weights_per_c = weights.shape(1) == x.shape(1);
+  {
+    const py::gil_scoped_release release;
+    metapool::meta_pool_bwd(problem, args, on_this_thread);
+  }
+  return {grad_x, grad_weights};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_numpy_ops, module) {
+  module.doc() = "The CPU kernels on NumPy arrays; see metapool_kernels.numpy_api.";
+  module.def("meta_pool_fwd", &meta_pool_fwd);
+  module.def("meta_pool_bwd", &meta_pool_bwd);
+  module.def("isa_names", &metapool::isa_names);
+  module.def("active_isa", &metapool::active_isa);
+}

@@ -1,0 +1,210 @@
+"""Builds the native parts: the torch ops (LibTorch stable ABI) and the NumPy module (pybind11).
+
+Whatever cannot be built here is left out with a reason, which `python -m metapool_kernels.info`
+shows; the package then runs on plain PyTorch. Everything else of the packaging is in
+pyproject.toml.
+
+Environment:
+    CXX                   the C++ compiler. Default: the first of c++, g++, clang++.
+    METAPOOL_BUILD_NATIVE 0 leaves all native parts out.
+    METAPOOL_CXXFLAGS     more compiler and linker flags, for instance for a sanitizer.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+# The oldest torch whose stable ABI has what the bindings use; the binary loads in all later ones.
+TORCH_TARGET_VERSION = "0x020a000000000000"
+
+COMMON_FLAGS = [
+    *["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"],
+    # Every instruction set has to give the same bits: no fused multiply-add, no reassociation.
+    *["-ffp-contract=off", "-fno-math-errno"],
+]
+# Selections such as (a > b ? a : b) are vectorised only if comparisons need not trap.
+KERNEL_FLAGS = ["-O3", "-fno-trapping-math"]
+X86_ISAS = {
+    "avx2": ["-mavx2", "-mf16c"],
+    "avx512": [
+        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mf16c"],
+        "-mprefer-vector-width=512",
+    ],
+}
+
+
+class CannotBuild(Exception):
+    """A part is left out; the message says what was missing."""
+
+
+def find_compiler() -> str:
+    """Path of the C++ compiler."""
+    if os.environ.get("METAPOOL_BUILD_NATIVE") == "0":
+        raise CannotBuild("METAPOOL_BUILD_NATIVE=0 switched the build off")
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise CannotBuild(f"no C++ compiler was found (looked for {', '.join(names)})")
+
+
+def find_ninja() -> str:
+    """Path of ninja, from its package or from the system."""
+    if importlib.util.find_spec("ninja"):
+        import ninja
+
+        packaged = Path(ninja.BIN_DIR) / "ninja"
+        if packaged.exists():
+            return str(packaged)
+    if path := shutil.which("ninja"):
+        return path
+    raise CannotBuild("ninja was not found")
+
+
+def torch_facts() -> tuple[list[str], dict[str, str]]:
+    """Compiler flags for the torch ops, and what to write down about them."""
+    if importlib.util.find_spec("torch") is None:
+        raise CannotBuild("torch was not installed where the package was built")
+    import torch
+
+    include = Path(torch.__file__).parent / "include"
+    if not (include / "torch/headeronly/core/MemoryFormat.h").exists():
+        raise CannotBuild(f"torch {torch.__version__} has no stable ABI headers; 2.10 is needed")
+    flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem{include}"]
+    return flags, {"torch_headers": torch.__version__, "torch_at_least": "2.10"}
+
+
+def numpy_facts() -> tuple[list[str], dict[str, str]]:
+    """Compiler flags for the NumPy module, and what to write down about it."""
+    if importlib.util.find_spec("pybind11") is None:
+        raise CannotBuild("pybind11 was not installed where the package was built")
+    import pybind11
+
+    python = sysconfig.get_paths()["include"]
+    if not (Path(python) / "Python.h").exists():
+        raise CannotBuild(f"Python's C headers were not found in {python}")
+    flags = [f"-isystem{pybind11.get_include()}", f"-isystem{python}"]
+    return flags, {"pybind11": pybind11.__version__, "python": platform.python_version()}
+
+
+class Graph:
+    """A ninja file: objects compiled once, linked into one or two shared libraries."""
+
+    def __init__(self, compiler: str) -> None:
+        extra = shlex.split(os.environ.get("METAPOOL_CXXFLAGS", ""))
+        self.lines = [
+            "ninja_required_version = 1.5",
+            "rule compile",
+            f"  command = {compiler} -MMD -MF $out.d $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {compiler} -shared {shlex.join(extra)} $in -o $out",
+        ]
+        self.flags = [*COMMON_FLAGS, *extra]
+
+    def compile(self, source: str, *flags: str) -> str:
+        """Add an object; returns its name."""
+        output = source.replace("/", "_") + ".o"
+        joined = shlex.join([*self.flags, *flags])
+        self.lines += [f"build {output}: compile {escape(ROOT / source)}", f"  flags = {joined}"]
+        return output
+
+    def link(self, objects: list[str], output: Path) -> None:
+        """Add a shared library."""
+        self.lines.append(f"build {escape(output)}: link {' '.join(objects)}")
+
+    def run(self, ninja: str, folder: Path) -> None:
+        """Build everything in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        subprocess.run([ninja, "-C", str(folder)], check=True)
+
+
+def escape(path: Path) -> str:
+    """A path as ninja reads it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def kernel_objects(graph: Graph) -> tuple[list[str], list[str]]:
+    """Add the framework-free kernels; returns their objects and their instruction sets."""
+    isas = X86_ISAS if platform.machine().lower() in ("x86_64", "amd64") else {}
+    defines = [f"-DMETAPOOL_HAS_{name.upper()}" for name in isas]
+    objects = [
+        graph.compile("csrc/cpu/dispatch.cpp", *defines),
+        graph.compile("csrc/cpu/isa_baseline.cpp", *KERNEL_FLAGS),
+    ]
+    objects += [
+        graph.compile(f"csrc/cpu/isa_{name}.cpp", *KERNEL_FLAGS, *defines, *flags)
+        for name, flags in isas.items()
+    ]
+    return objects, ["baseline", *isas]
+
+
+def cuda_problem() -> str:
+    """Why there are no CUDA kernels."""
+    return "this version has no CUDA kernels"
+
+
+class BuildNative(build_ext):
+    """Replaces the compilation of setuptools, which knows no flags per source."""
+
+    def run(self) -> None:
+        package = ROOT if self.inplace else Path(self.build_lib).resolve()
+        package = package / "metapool_kernels"
+        package.mkdir(parents=True, exist_ok=True)
+        facts: dict[str, dict[str, object]] = {"cuda": {"skipped": cuda_problem()}}
+        parts = {
+            "torch_ops": (torch_facts, "python_bindings/torch_ops.cpp", "_torch_ops.so"),
+            "numpy_ops": (
+                numpy_facts,
+                "python_bindings/numpy_module.cpp",
+                "_numpy_ops" + sysconfig.get_config_var("EXT_SUFFIX"),
+            ),
+        }
+        try:
+            compiler, ninja = find_compiler(), find_ninja()
+        except CannotBuild as problem:
+            facts |= {part: {"skipped": str(problem)} for part in parts}
+        else:
+            self.build_parts(parts, package, compiler, ninja, facts)
+        (package / "_build.json").write_text(json.dumps(facts, indent=2) + "\n")
+        for part, about in facts.items():
+            print(f"metapool_kernels: {part}: {about.get('skipped', 'built')}", file=sys.stderr)
+
+    def build_parts(self, parts, package, compiler, ninja, facts) -> None:
+        """Build every part whose needs are met; a failing compiler is an error."""
+        graph = Graph(compiler)
+        kernels, isas = kernel_objects(graph)
+        for part, (find_facts, source, library) in parts.items():
+            try:
+                flags, about = find_facts()
+            except CannotBuild as problem:
+                facts[part] = {"skipped": str(problem)}
+                continue
+            graph.link([graph.compile(source, *flags), *kernels], package / library)
+            facts[part] = {"compiler": compiler, "instruction_sets": isas, **about}
+        folder = Path(self.build_temp).resolve()
+        graph.run(ninja, folder)
+
+    def get_outputs(self) -> list[str]:
+        """The files for the installer's record: all of them lie in the package already."""
+        return []
+
+
+# The extension is only named, so that setuptools calls build_ext and tags the wheel.
+setup(
+    ext_modules=[Extension("metapool_kernels._numpy_ops", sources=[])],
+    cmdclass={"build_ext": BuildNative},
+)
