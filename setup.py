@@ -20,6 +20,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -44,19 +45,19 @@ X86_ISAS = {
 }
 
 
-class CannotBuild(Exception):
+class CannotBuildError(Exception):
     """A part is left out; the message says what was missing."""
 
 
 def find_compiler() -> str:
     """Path of the C++ compiler."""
     if os.environ.get("METAPOOL_BUILD_NATIVE") == "0":
-        raise CannotBuild("METAPOOL_BUILD_NATIVE=0 switched the build off")
+        raise CannotBuildError("METAPOOL_BUILD_NATIVE=0 switched the build off")
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         if path := shutil.which(name):
             return path
-    raise CannotBuild(f"no C++ compiler was found (looked for {', '.join(names)})")
+    raise CannotBuildError(f"no C++ compiler was found (looked for {', '.join(names)})")
 
 
 def find_ninja() -> str:
@@ -69,33 +70,46 @@ def find_ninja() -> str:
             return str(packaged)
     if path := shutil.which("ninja"):
         return path
-    raise CannotBuild("ninja was not found")
+    raise CannotBuildError("ninja was not found")
 
 
-def torch_facts() -> tuple[list[str], dict[str, str]]:
-    """Compiler flags for the torch ops, and what to write down about them."""
+class Needs(NamedTuple):
+    """What a part needs beside the kernels."""
+
+    compile_flags: list[str]
+    link_flags: list[str]
+    about: dict[str, str]  # what to write down about it
+
+
+def torch_needs() -> Needs:
+    """What the torch ops need: torch's stable ABI, of which only C symbols are used."""
     if importlib.util.find_spec("torch") is None:
-        raise CannotBuild("torch was not installed where the package was built")
+        raise CannotBuildError("torch was not installed where the package was built")
     import torch
 
-    include = Path(torch.__file__).parent / "include"
+    home = Path(torch.__file__).parent
+    include = home / "include"
     if not (include / "torch/headeronly/core/MemoryFormat.h").exists():
-        raise CannotBuild(f"torch {torch.__version__} has no stable ABI headers; 2.10 is needed")
+        raise CannotBuildError(
+            f"torch {torch.__version__} has no stable ABI headers; 2.10 is needed"
+        )
     flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem{include}"]
-    return flags, {"torch_headers": torch.__version__, "torch_at_least": "2.10"}
+    about = {"torch_headers": torch.__version__, "torch_at_least": "2.10"}
+    return Needs(flags, [f"-L{home / 'lib'}", "-ltorch_cpu"], about)
 
 
-def numpy_facts() -> tuple[list[str], dict[str, str]]:
-    """Compiler flags for the NumPy module, and what to write down about it."""
+def numpy_needs() -> Needs:
+    """What the NumPy module needs: pybind11 and Python's headers."""
     if importlib.util.find_spec("pybind11") is None:
-        raise CannotBuild("pybind11 was not installed where the package was built")
+        raise CannotBuildError("pybind11 was not installed where the package was built")
     import pybind11
 
     python = sysconfig.get_paths()["include"]
     if not (Path(python) / "Python.h").exists():
-        raise CannotBuild(f"Python's C headers were not found in {python}")
+        raise CannotBuildError(f"Python's C headers were not found in {python}")
     flags = [f"-isystem{pybind11.get_include()}", f"-isystem{python}"]
-    return flags, {"pybind11": pybind11.__version__, "python": platform.python_version()}
+    about = {"pybind11": pybind11.__version__, "python": platform.python_version()}
+    return Needs(flags, [], about)
 
 
 class Graph:
@@ -110,7 +124,7 @@ class Graph:
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            f"  command = {compiler} -shared {shlex.join(extra)} $in -o $out",
+            f"  command = {compiler} -shared {shlex.join(extra)} $in -o $out $libraries",
         ]
         self.flags = [*COMMON_FLAGS, *extra]
 
@@ -121,9 +135,12 @@ class Graph:
         self.lines += [f"build {output}: compile {escape(ROOT / source)}", f"  flags = {joined}"]
         return output
 
-    def link(self, objects: list[str], output: Path) -> None:
+    def link(self, objects: list[str], output: Path, *flags: str) -> None:
         """Add a shared library."""
-        self.lines.append(f"build {escape(output)}: link {' '.join(objects)}")
+        self.lines += [
+            f"build {escape(output)}: link {' '.join(objects)}",
+            f"  libraries = {shlex.join(flags)}",
+        ]
 
     def run(self, ninja: str, folder: Path) -> None:
         """Build everything in ``folder``."""
@@ -166,16 +183,16 @@ class BuildNative(build_ext):
         package.mkdir(parents=True, exist_ok=True)
         facts: dict[str, dict[str, object]] = {"cuda": {"skipped": cuda_problem()}}
         parts = {
-            "torch_ops": (torch_facts, "python_bindings/torch_ops.cpp", "_torch_ops.so"),
+            "torch_ops": (torch_needs, "python_bindings/torch_ops.cpp", "_torch_ops.so"),
             "numpy_ops": (
-                numpy_facts,
+                numpy_needs,
                 "python_bindings/numpy_module.cpp",
                 "_numpy_ops" + sysconfig.get_config_var("EXT_SUFFIX"),
             ),
         }
         try:
             compiler, ninja = find_compiler(), find_ninja()
-        except CannotBuild as problem:
+        except CannotBuildError as problem:
             facts |= {part: {"skipped": str(problem)} for part in parts}
         else:
             self.build_parts(parts, package, compiler, ninja, facts)
@@ -187,16 +204,16 @@ class BuildNative(build_ext):
         """Build every part whose needs are met; a failing compiler is an error."""
         graph = Graph(compiler)
         kernels, isas = kernel_objects(graph)
-        for part, (find_facts, source, library) in parts.items():
+        for part, (find_needs, source, library) in parts.items():
             try:
-                flags, about = find_facts()
-            except CannotBuild as problem:
+                needs = find_needs()
+            except CannotBuildError as problem:
                 facts[part] = {"skipped": str(problem)}
                 continue
-            graph.link([graph.compile(source, *flags), *kernels], package / library)
-            facts[part] = {"compiler": compiler, "instruction_sets": isas, **about}
-        folder = Path(self.build_temp).resolve()
-        graph.run(ninja, folder)
+            objects = [graph.compile(source, *needs.compile_flags), *kernels]
+            graph.link(objects, package / library, *needs.link_flags)
+            facts[part] = {"compiler": compiler, "instruction_sets": isas, **needs.about}
+        graph.run(ninja, Path(self.build_temp).resolve())
 
     def get_outputs(self) -> list[str]:
         """The files for the installer's record: all of them lie in the package already."""

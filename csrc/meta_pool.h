@@ -33,7 +33,7 @@ struct Problem {
   int64_t n = 0, c = 0, h = 0, w = 0;
   int64_t stride_h = 1, stride_w = 1;
   bool count_include_pad = true;
-  DType dtype = DType::kFloat32;  // of every map
+  DType dtype = DType::kFloat32;    // of every map
   std::vector<int64_t> candidates;  // codes, see window.h; K of them
 };
 
@@ -62,7 +62,8 @@ using ParallelFor = std::function<void(int64_t count, int64_t grain, const Range
 
 // Both throw std::invalid_argument before anything is written. They give the same bits whatever
 // `parallel_for` does and whichever instruction set is chosen.
-void meta_pool_fwd(const Problem& problem, const ForwardArgs& args, const ParallelFor& parallel_for);
+void meta_pool_fwd(const Problem& problem, const ForwardArgs& args,
+                   const ParallelFor& parallel_for);
 void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
                    const ParallelFor& parallel_for);
 

@@ -42,9 +42,7 @@ def pool_backward(
 ) -> tuple[Tensor, Tensor]:
     """Differentiable :func:`metapool_kernels.ops.meta_pool_bwd`."""
     if not torch.compiler.is_compiling() and _needs_autograd(grad_out, x, weights, values):
-        grads: tuple[Tensor, Tensor] = _PoolBackward.apply(
-            grad_out, x, weights, values, spec, mask
-        )
+        grads: tuple[Tensor, Tensor] = _PoolBackward.apply(grad_out, x, weights, values, spec, mask)
         return grads
     return meta_pool_bwd(grad_out, x, weights, values, spec, mask)
 

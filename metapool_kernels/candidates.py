@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 MAX_WINDOW = 15
 
-_POOL_NAME = re.compile(r"(avg|max)_pool_(-?\d+)x(-?\d+)")
+_POOL_NAME = re.compile(r"(avg|max)_pool_(0|-?[1-9][0-9]*)x(0|-?[1-9][0-9]*)")
 _ALLOWED = (
     "'skip_connect', 'none', 'avg_pool_{kh}x{kw}' or 'max_pool_{kh}x{kw}' "
     f"with kh and kw odd and from 1 to {MAX_WINDOW}"

@@ -14,9 +14,7 @@ SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NORMALIZATIONS = ("softmax", None)
 
 
-def check_stride(
-    stride: int | Sequence[int], candidates: Sequence[Candidate]
-) -> tuple[int, int]:
+def check_stride(stride: int | Sequence[int], candidates: Sequence[Candidate]) -> tuple[int, int]:
     """Return the stride as (rows, columns), in pixels.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metapool_kernels.layout import memory_format, output_size
+from metapool_kernels.layout import empty_map, output_size
 
 
 class PoolSpec(NamedTuple):
@@ -40,7 +40,6 @@ _LIBRARY.define(
 )
 
 
-@torch.library.register_fake("metapool_kernels::meta_pool_fwd", lib=_LIBRARY)
 def _meta_pool_fwd_fake(
     x: Tensor,
     weights: Tensor,
@@ -51,10 +50,9 @@ def _meta_pool_fwd_fake(
     channels_last: bool,
 ) -> Tensor:
     size = (*x.shape[:2], *output_size((x.shape[2], x.shape[3]), stride))
-    return x.new_empty(size).to(memory_format=memory_format(channels_last))
+    return empty_map(x, size, channels_last)
 
 
-@torch.library.register_fake("metapool_kernels::meta_pool_bwd", lib=_LIBRARY)
 def _meta_pool_bwd_fake(
     grad_out: Tensor,
     x: Tensor,
@@ -66,10 +64,13 @@ def _meta_pool_bwd_fake(
     channels_last: bool,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    layout = memory_format(channels_last)
-    grad_x = x.new_empty(x.shape).to(memory_format=layout) if output_mask[0] else x.new_empty(0)
+    grad_x = empty_map(x, x.shape, channels_last) if output_mask[0] else x.new_empty(0)
     grad_weights = weights.new_empty(weights.shape if output_mask[1] else (0,))
     return grad_x, grad_weights
+
+
+torch.library.register_fake("metapool_kernels::meta_pool_fwd", _meta_pool_fwd_fake, lib=_LIBRARY)
+torch.library.register_fake("metapool_kernels::meta_pool_bwd", _meta_pool_bwd_fake, lib=_LIBRARY)
 
 
 def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapool_kernels.candidates import Candidate, Kind
+from metapool_kernels.layout import in_layout
 
 
 def pool(
@@ -72,5 +73,4 @@ def meta_pool(
     result is rounded to the dtype of ``x`` once, at the end.
     """
     out = mix(x.to(weights.dtype), weights, candidates, stride, count_include_pad)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return out.to(x.dtype).contiguous(memory_format=layout)
+    return in_layout(out.to(x.dtype), channels_last)

@@ -69,7 +69,8 @@ metapool::Problem make_problem(const py::array& x, const py::array& weights,
   }
   if (weights.ndim() != 3 || !fits(0) || !fits(1) || weights.shape(2) != count ||
       weights.itemsize() != (x.itemsize() == 8 ? 8 : 4)) {
-    throw py::value_error("meta_pool: weights should be (N or 1, C or 1, K) of the accumulation dtype");
+    throw py::value_error(
+        "meta_pool: weights should be (N or 1, C or 1, K) of the accumulation dtype");
   }
   metapool::Problem problem;
   problem.n = x.shape(0);

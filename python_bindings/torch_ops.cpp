@@ -46,8 +46,9 @@ metapool::MutableMapView mutable_view(const Tensor& map) {
 metapool::WeightView weight_view(const Tensor& weights) {
   const int64_t dims = weights.dim();
   const auto stride = [&](int64_t from_last) {
-    return dims >= from_last && weights.size(dims - from_last) > 1 ? weights.stride(dims - from_last)
-                                                                   : 0;
+    return dims >= from_last && weights.size(dims - from_last) > 1
+               ? weights.stride(dims - from_last)
+               : 0;
   };
   return {weights.const_data_ptr(), stride(3), stride(2), stride(1)};
 }
@@ -65,9 +66,10 @@ metapool::Problem make_problem(const Tensor& x, const Tensor& weights,
                        (dims == 3 && weights.size(1) == 1)) &&
                       (dims < 3 || weights.size(0) == x.size(0)),
                   "meta_pool: weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K)");
-  STD_TORCH_CHECK(weights.scalar_type() ==
-                      (x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
-                  "meta_pool: weights should have the accumulation dtype");
+  STD_TORCH_CHECK(
+      weights.scalar_type() ==
+          (x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
+      "meta_pool: weights should have the accumulation dtype");
   STD_TORCH_CHECK(x.is_cpu() && weights.is_cpu(), "meta_pool: tensors should be on the CPU");
   metapool::Problem problem;
   problem.n = x.size(0);
@@ -92,8 +94,9 @@ void check_map(const Tensor& map, const Tensor& like, int64_t h, int64_t w) {
 
 Tensor empty_map(const Tensor& like, int64_t h, int64_t w, bool channels_last) {
   const std::vector<int64_t> size = {like.size(0), like.size(1), h, w};
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return torch::stable::empty(
+      size, like.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 void parallel_for(int64_t count, int64_t grain, const metapool::RangeBody& body) {

@@ -47,8 +47,7 @@ class Backward {
     next_line_ = first_valid(next_output_ * plan_.stride_h, plan_.radius_h);
     if (next_line_ > task.row_begin) next_line_ = task.row_begin;
     for (int64_t line = task.row_begin; line < task.row_end; ++line) {
-      while (next_output_ < plan_.h_out &&
-             next_output_ * plan_.stride_h <= line + plan_.radius_h) {
+      while (next_output_ < plan_.h_out && next_output_ * plan_.stride_h <= line + plan_.radius_h) {
         load_until(x, values, last_valid(next_output_ * plan_.stride_h, plan_.radius_h, plan_.h));
         load_output(grad_out, next_output_++);
       }
@@ -108,10 +107,12 @@ class Backward {
       } else {
         copy_row(acc.code, winner_rows(i, m - 1), out_.size());
       }
-      maxima_.template extend<true, kValue>(plan_, acc, width_index, center, reached_h, item.radius_h);
+      maxima_.template extend<true, kValue>(plan_, acc, width_index, center, reached_h,
+                                            item.radius_h);
       reached_h = item.radius_h;
       if (owned && weight_sums_ != nullptr) {
-        add_dot<kLanes>(weight_sum(item.index), 1.0, kValue ? acc.value : acc.key, grads, out_.size());
+        add_dot<kLanes>(weight_sum(item.index), 1.0, kValue ? acc.value : acc.key, grads,
+                        out_.size());
       }
     }
   }
@@ -150,7 +151,8 @@ class Backward {
         add_average(line, item.index, static_cast<Acc>(area));
       } else {
         for (int64_t j = 0; j < in_.w_out; ++j) {
-          scales_[j] = Acc(1) / static_cast<Acc>(divisor(j * in_.step, item.radius_w, in_.w, false));
+          scales_[j] =
+              Acc(1) / static_cast<Acc>(divisor(j * in_.step, item.radius_w, in_.w, false));
         }
         scale_pixels<kLanes>(scaled_, scales_, column_sums_, in_.w_out);
         spread(scaled_, -1, item.radius_w);

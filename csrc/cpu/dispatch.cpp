@@ -54,7 +54,8 @@ const Isa& chosen_isa() {
   if (chosen == nullptr) {
     std::string message = "METAPOOL_ISA should be one of";
     for (const std::string& name : isa_names()) message += " '" + name + "'";
-    throw std::invalid_argument(message + " on this machine, got '" + std::getenv("METAPOOL_ISA") + "'");
+    throw std::invalid_argument(message + " on this machine, got '" + std::getenv("METAPOOL_ISA") +
+                                "'");
   }
   return *chosen;
 }
@@ -129,7 +130,8 @@ void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
     return a.radius_w != b.radius_w ? a.radius_w < b.radius_w : a.radius_h < b.radius_h;
   });
   for (const PoolItem& item : max) {
-    if (max_widths.empty() || max_widths.back() != item.radius_w) max_widths.push_back(item.radius_w);
+    if (max_widths.empty() || max_widths.back() != item.radius_w)
+      max_widths.push_back(item.radius_w);
   }
   plan.num_candidates = static_cast<int>(codes.size());
   plan.skips = span(skips);
@@ -184,7 +186,8 @@ void for_each_task(const Plan& plan, int64_t rows, int64_t workspace_bytes,
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements));
   parallel_for(plan.groups * plan.strips, grain, [&](int64_t begin, int64_t end) {
     const AlignedBuffer buffer(std::max<int64_t>(workspace_bytes, 1));
-    for (int64_t index = begin; index < end; ++index) body(task_at(plan, rows, index), buffer.workspace());
+    for (int64_t index = begin; index < end; ++index)
+      body(task_at(plan, rows, index), buffer.workspace());
   });
 }
 

@@ -109,12 +109,14 @@ class Forward {
     const int64_t rows = divisor(center, item.radius_h, plan_.h, plan_.count_include_pad);
     if (plan_.count_include_pad) {
       const Acc area = static_cast<Acc>(rows * (2 * item.radius_w + 1));
-      for (int lane = 0; lane < kLanes; ++lane) scaled_weights_[lane] = weight(item.index)[lane] / area;
+      for (int lane = 0; lane < kLanes; ++lane)
+        scaled_weights_[lane] = weight(item.index)[lane] / area;
       add_weighted<kLanes>(out_row_, scaled_weights_, row_sums_, in_.out_size());
       return;
     }
     for (int64_t j = 0; j < in_.w_out; ++j) {
-      scales_[j] = Acc(1) / static_cast<Acc>(rows * divisor(j * in_.step, item.radius_w, in_.w, false));
+      scales_[j] =
+          Acc(1) / static_cast<Acc>(rows * divisor(j * in_.step, item.radius_w, in_.w, false));
     }
     Acc* const averages = max_key_;  // free until the maxima's turn
     scale_pixels<kLanes>(averages, scales_, row_sums_, in_.w_out);
@@ -130,9 +132,11 @@ class Forward {
         reached_w = item.radius_w;
         reached_h = -1;
       }
-      maxima_.template extend<false, kValue>(plan_, acc, width_index, center, reached_h, item.radius_h);
+      maxima_.template extend<false, kValue>(plan_, acc, width_index, center, reached_h,
+                                             item.radius_h);
       reached_h = item.radius_h;
-      add_weighted<kLanes>(out_row_, weight(item.index), kValue ? acc.value : acc.key, in_.out_size());
+      add_weighted<kLanes>(out_row_, weight(item.index), kValue ? acc.value : acc.key,
+                           in_.out_size());
     }
   }
 

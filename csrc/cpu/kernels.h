@@ -31,9 +31,8 @@ METAPOOL_INLINE void with_variant(const Plan& plan, Body body) {
 
 inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
   Arena counting(nullptr);
-  with_variant(plan, [&](auto variant) {
-    typename decltype(variant)::ForwardKernel(plan, args, counting);
-  });
+  with_variant(
+      plan, [&](auto variant) { typename decltype(variant)::ForwardKernel(plan, args, counting); });
   return counting.used();
 }
 

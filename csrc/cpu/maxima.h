@@ -38,8 +38,8 @@ class HorizontalMaxima {
         reached = widths_.data[i - 1];
       }
       for (int d = reached + 1; d <= widths_.data[i]; ++d) {
-        extend_maxima<false, kCode, kValue>(acc, x + shape.tap(-d), Acc(-d),
-                                            values + shape.tap(-d), size);
+        extend_maxima<false, kCode, kValue>(acc, x + shape.tap(-d), Acc(-d), values + shape.tap(-d),
+                                            size);
         extend_maxima<true, kCode, kValue>(acc, x + shape.tap(d), Acc(d), values + shape.tap(d),
                                            size);
       }

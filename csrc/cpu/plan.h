@@ -34,15 +34,15 @@ struct Plan {
   DType dtype;
   int num_candidates;
   Span<int> skips, nones;
-  Span<PoolItem> avg;       // by radius_h, then radius_w
-  Span<PoolItem> max;       // by radius_w, then radius_h
-  Span<int> max_widths;     // the distinct radius_w of `max`, ascending
-  int radius_h, radius_w;   // the largest
-  bool separate_values;     // the maxima are picked by another map than the one that is pooled
+  Span<PoolItem> avg;      // by radius_h, then radius_w
+  Span<PoolItem> max;      // by radius_w, then radius_h
+  Span<int> max_widths;    // the distinct radius_w of `max`, ascending
+  int radius_h, radius_w;  // the largest
+  bool separate_values;    // the maxima are picked by another map than the one that is pooled
 
-  int lanes;                // 1 or kPackedLanes
-  int64_t groups;           // of `lanes` planes
-  int64_t strips;           // of rows, so that few planes still make enough tasks
+  int lanes;       // 1 or kPackedLanes
+  int64_t groups;  // of `lanes` planes
+  int64_t strips;  // of rows, so that few planes still make enough tasks
 };
 
 // One task: planes [plane, plane + lanes) and the rows [row_begin, row_end), which are output

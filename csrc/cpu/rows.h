@@ -38,7 +38,8 @@ METAPOOL_INLINE float widen(Half value) {
   const uint32_t rest = value.bits & 0x7fffu;
   const uint32_t normal = (rest << 13) + 0x38000000u;  // rebias the exponent from 15 to 127
   const uint32_t special = (rest << 13) | 0x7f800000u;
-  const uint32_t subnormal = bit_cast<uint32_t>(static_cast<float>(static_cast<int>(rest)) * 0x1p-24f);
+  const uint32_t subnormal =
+      bit_cast<uint32_t>(static_cast<float>(static_cast<int>(rest)) * 0x1p-24f);
   return bit_cast<float>(sign | (rest >= 0x7c00u ? special : rest >= 0x0400u ? normal : subnormal));
 }
 
@@ -220,7 +221,8 @@ void store_row(const RowShape<kLanes>& shape, const Planes<kLanes>& planes, DTyp
 template <int kLanes, typename Acc>
 void replicate_edges(const RowShape<kLanes>& shape, Acc* row) {
   const auto copy = [&](int64_t from, int64_t to) {
-    for (int lane = 0; lane < kLanes; ++lane) row[shape.cell(to) + lane] = row[shape.cell(from) + lane];
+    for (int lane = 0; lane < kLanes; ++lane)
+      row[shape.cell(to) + lane] = row[shape.cell(from) + lane];
   };
   for (int64_t column = -shape.radius; column < 0; ++column) copy(0, column);
   for (int64_t column = shape.w; column <= shape.last_column(); ++column) copy(shape.w - 1, column);
@@ -230,7 +232,8 @@ void replicate_edges(const RowShape<kLanes>& shape, Acc* row) {
 template <int kLanes, typename Acc>
 void fold_edges(const RowShape<kLanes>& shape, Acc* row) {
   const auto add = [&](int64_t from, int64_t to) {
-    for (int lane = 0; lane < kLanes; ++lane) row[shape.cell(to) + lane] += row[shape.cell(from) + lane];
+    for (int lane = 0; lane < kLanes; ++lane)
+      row[shape.cell(to) + lane] += row[shape.cell(from) + lane];
   };
   for (int64_t column = -shape.radius; column < 0; ++column) add(column, 0);
   for (int64_t column = shape.w; column <= shape.last_column(); ++column) add(column, shape.w - 1);
