@@ -31,18 +31,19 @@ def is_channels_last(x: Tensor) -> bool:
 def empty_map(like: Tensor, size: tuple[int, ...], channels_last: bool) -> Tensor:
     """An uninitialised map of that size, in the dtype and on the device of ``like``."""
     return torch.empty(
-        size, dtype=like.dtype, device=like.device, memory_format=_memory_format(channels_last)
+        size, dtype=like.dtype, device=like.device, memory_format=memory_format(channels_last)
     )
 
 
 def in_layout(x: Tensor, channels_last: bool) -> Tensor:
     """``x`` itself where its strides are as asked for, else a copy; differentiable."""
-    layout = _memory_format(channels_last)
+    layout = memory_format(channels_last)
     # Where C = 1 or H = W = 1, contiguous() takes either order of the strides for right.
     if is_channels_last(x) == channels_last and x.is_contiguous(memory_format=layout):
         return x
     return x.clone(memory_format=layout)
 
 
-def _memory_format(channels_last: bool) -> torch.memory_format:
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """The torch constant for the answer of :func:`is_channels_last`."""
     return torch.channels_last if channels_last else torch.contiguous_format

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from timm.utils.metrics import AverageMeter
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
@@ -18,11 +17,8 @@ from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import Data, load_data, steps_per_epoch, training_batches
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.optimizers import make_weight_optimizer
-from metapool_kernels.search.report import epoch_line, log_scalars
+from metapool_kernels.search.report import StepMeter, epoch_line, log_scalars
 from metapool_kernels.search.run_folder import Checkpoint, RunFolder
-
-ENHANCED = "enhanced"
-PLAIN = "plain"
 
 SETTINGS = ("seed", "data", "adapt")
 """The fields of the configuration that the training depends on."""
@@ -42,8 +38,8 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool) -> None:
     split = searched.load_split()
     images = sorted(split.weight + split.alpha)
     networks: dict[str, Callable[[], nn.Module]] = {
-        ENHANCED: lambda: _derived(config, architecture, searched, data, images),
-        PLAIN: lambda: architecture.backbone.build(config.seed),
+        run_folder.ENHANCED: lambda: _derived(config, architecture, searched, data, images),
+        run_folder.PLAIN: lambda: architecture.backbone.build(config.seed),
     }
 
     run = RunFolder(searched / run_folder.ADAPT)
@@ -110,7 +106,7 @@ class Training:
     def _train_epoch(self, bar: "tqdm[Any]") -> dict[str, Any]:
         started = time.perf_counter()
         config = self.config
-        loss, percent = AverageMeter(), AverageMeter()
+        meter = StepMeter()
         first_step = self.epoch * self.steps
         batches = training_batches(
             self.data.train_set, self.images, config.data, config.seed, first_step
@@ -118,18 +114,16 @@ class Training:
         self.model.train()
         for step in range(first_step, first_step + self.steps):
             self.schedule.step_update(step)
-            result = weight_step(
-                self.model, self.weights, next(batches), self.optimizer, config.adapt.weights.clip
+            clip = config.adapt.weights.clip
+            meter.update(
+                *weight_step(self.model, self.weights, next(batches), self.optimizer, clip)
             )
-            for meter, value in zip((loss, percent), result, strict=True):
-                meter.update(value)
             bar.update()
-            bar.set_postfix(loss=f"{loss.avg:.3f}", accuracy=f"{percent.avg:.1f}%")
+            bar.set_postfix(**meter.postfix())
         self.epoch += 1
         return {
             "epoch": self.epoch,
-            "loss": loss.avg,
-            "accuracy": percent.avg,
+            **meter.means(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(time.perf_counter() - started, 2),
         }

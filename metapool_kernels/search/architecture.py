@@ -1,6 +1,7 @@
 """``architecture.json``: what a search has found, and all it takes to build it again."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,5 +118,6 @@ def _check(architecture: Architecture) -> None:
         strangers = set(layer.choice) - set(architecture.candidates)
         if strangers or not layer.choice:
             raise ValueError(f"layer {layer.name!r} chose {layer.choice}, not from the candidates")
-        if len(layer.weights) != len(layer.choice) or min(layer.weights) <= 0:
+        fits = len(layer.weights) == len(layer.choice) and min(layer.weights) > 0
+        if not fits or not math.isclose(sum(layer.weights), 1, rel_tol=1e-4):
             raise ValueError(f"layer {layer.name!r} has weights {layer.weights} for its choice")

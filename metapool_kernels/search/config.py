@@ -12,6 +12,7 @@ import jsonargparse
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
+    NonNegativeInt,
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
@@ -40,7 +41,7 @@ class DataConfig:
     image_size: PositiveInt = 32
     batch_size: PositiveInt = 64
     holdout: OpenUnitInterval = 0.2
-    workers: int = 0
+    workers: NonNegativeInt = 0
 
 
 @dataclass
@@ -55,6 +56,7 @@ class ModelConfig:
         insert_after: regular expression; every module whose whole name matches is followed by an
             enhancer.
         candidates: the poolings to choose from, see ``metapool_kernels.fused_meta_pool``.
+        count_include_pad: whether the padding counts in the divisor of an average.
     """
 
     name: str = "mobilenetv2_100"
@@ -62,6 +64,7 @@ class ModelConfig:
     keep_dilation: bool = True
     insert_after: str = r"blocks\.[1-6]\.\d+\.bn2"
     candidates: list[str] = field(default_factory=lambda: list(DEFAULT_CANDIDATES))
+    count_include_pad: bool = True
 
 
 @dataclass

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,10 @@ class Data:
     Each index counts within its own dataset; for the digits the two datasets are one.
     """
 
-    train_set: Dataset[Batch]
+    train_set: Dataset[Any]
     train_targets: Sequence[int]
     train: Sequence[int]
-    evaluation_set: Dataset[Batch]
+    evaluation_set: Dataset[Any]
     evaluation_targets: Sequence[int]
     evaluation: Sequence[int]
     classes: Sequence[str]
@@ -171,7 +172,7 @@ class CyclingSampler(Sampler[int]):
 
 
 def training_batches(
-    dataset: Dataset[Batch], indices: Sequence[int], config: DataConfig, seed: int, start_step: int
+    dataset: Dataset[Any], indices: Sequence[int], config: DataConfig, seed: int, start_step: int
 ) -> Iterator[Batch]:
     """Endless full batches of the images at ``indices``, from step ``start_step`` on."""
     sampler = CyclingSampler(len(indices), seed, start_step * config.batch_size)
@@ -188,7 +189,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset: Dataset[Batch], indices: Sequence[int], config: DataConfig
+    dataset: Dataset[Any], indices: Sequence[int], config: DataConfig
 ) -> DataLoader[Batch]:
     """Every image at ``indices`` once, in order."""
     subset = Subset(dataset, indices)

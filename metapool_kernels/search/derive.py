@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from metapool_kernels import SpatialEnhancer
 from metapool_kernels.search.architecture import Architecture
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.supernet import meta_pool
@@ -27,11 +28,13 @@ def derive(
         UserError: the backbone has no such layers, or the weights do not fit.
     """
     model = architecture.backbone.build(seed)
-    enhancers = {}
+    enhancers: dict[str, SpatialEnhancer] = {}
     for layer in architecture.layers:
         site = Site(layer.name, layer.channels, layer.map_size)
         try:
-            enhancers.update(insert_enhancers(model, [site], layer.choice))
+            enhancers |= insert_enhancers(
+                model, [site], layer.choice, count_include_pad=architecture.count_include_pad
+            )
         except AttributeError as error:
             raise UserError(
                 f"{architecture.backbone.name!r} has no module {layer.name!r}"

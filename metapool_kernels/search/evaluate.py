@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from metapool_kernels.search import run_folder
-from metapool_kernels.search.adapt import ENHANCED, PLAIN
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config, load_config
 from metapool_kernels.search.data import Data, evaluation_batches, load_data
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.report import format_table
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.run_folder import ENHANCED, PLAIN, RunFolder
 
 
 def run_evaluate(config: Config) -> None:

@@ -2,12 +2,12 @@
 
 import json
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 import timm
 import torch
-from timm.utils.metrics import AverageMeter
 from tqdm import tqdm
 
 import metapool_kernels
@@ -17,6 +17,7 @@ from metapool_kernels.search.backbone import make_backbone
 from metapool_kernels.search.bilevel import alpha_step, weight_step
 from metapool_kernels.search.config import Config, SearchConfig
 from metapool_kernels.search.data import (
+    Batch,
     Data,
     Split,
     load_data,
@@ -33,6 +34,7 @@ from metapool_kernels.search.optimizers import (
 )
 from metapool_kernels.search.plots import plot_alpha_over_epochs
 from metapool_kernels.search.report import (
+    StepMeter,
     choice_warnings,
     epoch_line,
     layer_table,
@@ -156,53 +158,41 @@ class Search:
 
     def _train_epoch(self, split: Split, bar: "tqdm[NoReturn]") -> dict[str, Any]:
         started = time.perf_counter()
-        config, data = self.config, self.data
-        loss, percent, alpha_loss, alpha_percent = (AverageMeter() for _ in range(4))
         first_step = self.epoch * self.steps
-        batches = training_batches(
-            data.train_set, split.weight, config.data, config.seed, first_step
-        )
-        first_alpha_step = max(0, self.epoch - self.warmup) * self.steps
-        alpha_batches = training_batches(
-            data.train_set, split.alpha, config.data, config.seed, first_alpha_step
-        )
+        batches = self._batches(split.weight, first_step)
+        alpha_batches = self._batches(split.alpha, (self.epoch - self.warmup) * self.steps)
         alphas = self.supernet.alphas(self.stopping.open_layers)
-        self.supernet.model.train()
+        meter, alpha_meter = StepMeter(), StepMeter()
+        model = self.supernet.model.train()
         for step in range(first_step, first_step + self.steps):
             if self.epoch >= self.warmup:
-                result = alpha_step(
-                    self.supernet.model, alphas, next(alpha_batches), self.alpha_optimizer
+                alpha_meter.update(
+                    *alpha_step(model, alphas, next(alpha_batches), self.alpha_optimizer)
                 )
                 self.stopping.update(self.supernet.probabilities(self.stopping.open_layers))
-                for meter, value in zip((alpha_loss, alpha_percent), result, strict=True):
-                    meter.update(value)
             self.schedule.step_update(step)
-            result = weight_step(
-                self.supernet.model,
-                self.weights,
-                next(batches),
-                self.weight_optimizer,
-                config.search.weights.clip,
+            clip = self.config.search.weights.clip
+            meter.update(
+                *weight_step(model, self.weights, next(batches), self.weight_optimizer, clip)
             )
-            for meter, value in zip((loss, percent), result, strict=True):
-                meter.update(value)
             bar.update()
-            bar.set_postfix(
-                loss=f"{loss.avg:.3f}",
-                accuracy=f"{percent.avg:.1f}%",
-                stopped=self._count_stopped(),
-            )
+            bar.set_postfix(**meter.postfix(), stopped=self._count_stopped())
+        alpha_means = alpha_meter.means() if self.epoch >= self.warmup else {}
         self.epoch += 1
         return {
             "epoch": self.epoch,
-            "loss": loss.avg,
-            "accuracy": percent.avg,
-            # No alpha step has been taken while warming up.
-            "alpha_loss": alpha_loss.avg if alpha_loss.count else None,
-            "alpha_accuracy": alpha_percent.avg if alpha_loss.count else None,
+            **meter.means(),
+            "alpha_loss": alpha_means.get("loss"),
+            "alpha_accuracy": alpha_means.get("accuracy"),
             "lr": self.weight_optimizer.param_groups[0]["lr"],
             "seconds": round(time.perf_counter() - started, 2),
         }
+
+    def _batches(self, images: Sequence[int], first_step: int) -> Iterator[Batch]:
+        config = self.config
+        return training_batches(
+            self.data.train_set, images, config.data, config.seed, max(0, first_step)
+        )
 
     def _count_stopped(self) -> str:
         return f"{len(self.stopping.stops)}/{len(self.layers)}"
@@ -265,7 +255,7 @@ class Search:
             backbone=self.backbone,
             insert_after=self.config.model.insert_after,
             candidates=self.config.model.candidates,
-            count_include_pad=True,
+            count_include_pad=self.config.model.count_include_pad,
             layers=layers,
             seed=self.config.seed,
             versions={

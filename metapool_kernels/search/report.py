@@ -1,16 +1,46 @@
 """What the user reads while and after searching."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timm.utils.metrics import AverageMeter
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from metapool_kernels.search.architecture import Architecture
+from metapool_kernels.search.errors import UserError
 
 COLLAPSE = 0.6
 """Share of the layers without pooling from which on the user is warned."""
+
+
+class StepMeter:
+    """Mean loss and accuracy, in percent, over the steps of an epoch."""
+
+    def __init__(self) -> None:
+        self.loss = AverageMeter()
+        self.accuracy = AverageMeter()
+
+    def update(self, loss: float, accuracy: float) -> None:
+        """Take one step into the means."""
+        self.loss.update(loss)
+        self.accuracy.update(accuracy)
+
+    def postfix(self) -> dict[str, str]:
+        """The means so far, for a progress bar."""
+        return {"loss": f"{self.loss.avg:.3f}", "accuracy": f"{self.accuracy.avg:.1f}%"}
+
+    def means(self) -> dict[str, float]:
+        """Both means of a finished epoch.
+
+        Raises:
+            UserError: the training has diverged.
+        """
+        if not math.isfinite(self.loss.avg):
+            raise UserError(f"the loss became {self.loss.avg}; lower the learning rate")
+        return {"loss": self.loss.avg, "accuracy": self.accuracy.avg}
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

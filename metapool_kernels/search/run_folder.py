@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ ARCHITECTURE = "architecture.json"
 PLOT = "alpha_over_epochs.png"
 WEIGHTS = "weights.safetensors"
 ADAPT = "adapt"
+ENHANCED = "enhanced"
+PLAIN = "plain"
 EVALUATION = "evaluation.json"
 _CONTENTS = (
     CONFIG,
@@ -40,6 +43,8 @@ _CONTENTS = (
     PLOT,
     WEIGHTS,
     ADAPT,
+    ENHANCED,
+    PLAIN,
     EVALUATION,
 )
 
@@ -204,6 +209,12 @@ class RunFolder:
         try:
             state = torch.load(self / f"{CHECKPOINT}/state.pt", weights_only=True)
             return Checkpoint(load_file(self / state.pop("weights")), state)
+        except pickle.UnpicklingError as error:
+            # Not its text: that tells how to execute what the file holds.
+            raise UserError(
+                f"the checkpoint in {str(self.path)!r} is damaged or was not written by a search; "
+                "start over with --overwrite"
+            ) from error
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
             raise UserError(
                 f"the checkpoint in {str(self.path)!r} is damaged: {error}; start over with "

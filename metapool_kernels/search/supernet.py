@@ -7,6 +7,7 @@ from torch import nn
 from metapool_kernels import MetaPool2d, SpatialEnhancer
 from metapool_kernels.search.backbone import Backbone, find_backbone_sites
 from metapool_kernels.search.config import ModelConfig
+from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.surgery import insert_enhancers
 
 
@@ -22,11 +23,20 @@ class Supernet:
         """Build it; the initial weights and alphas depend on ``seed`` alone.
 
         Raises:
-            UserError: no such model, or the pattern finds no place for an enhancer.
+            UserError: no such model, or the pattern finds no place for an enhancer, or no such
+                candidate.
         """
         self.model = backbone.build(seed)
         self.sites = find_backbone_sites(backbone, self.model, config.insert_after)
-        self._enhancers = insert_enhancers(self.model, self.sites, config.candidates)
+        try:
+            self._enhancers = insert_enhancers(
+                self.model,
+                self.sites,
+                config.candidates,
+                count_include_pad=config.count_include_pad,
+            )
+        except ValueError as error:
+            raise UserError(f"model.candidates: {error}") from error
 
     def alpha(self, layer: str) -> nn.Parameter:
         """Architecture parameters of one layer, shape (K,)."""

@@ -80,7 +80,11 @@ def _site(name: str, output: object) -> Site:
 
 
 def insert_enhancers(
-    model: nn.Module, sites: Iterable[Site], candidates: Sequence[str] = DEFAULT_CANDIDATES
+    model: nn.Module,
+    sites: Iterable[Site],
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
+    *,
+    count_include_pad: bool = True,
 ) -> dict[str, SpatialEnhancer]:
     """Follow the module of each site by a new enhancer, in place.
 
@@ -91,11 +95,14 @@ def insert_enhancers(
 
     Raises:
         AttributeError: a name that ``model`` does not have.
+        ValueError: a candidate that there is not.
     """
     enhancers = {}
     for site in sites:
         host = model.get_submodule(site.name)
-        enhancer = SpatialEnhancer(site.channels, candidates).train(host.training)
+        enhancer = SpatialEnhancer(
+            site.channels, candidates, count_include_pad=count_include_pad
+        ).train(host.training)
         followed = nn.Sequential(OrderedDict(host=host, enhancer=enhancer))
         model.set_submodule(site.name, followed.train(host.training))
         enhancers[site.name] = enhancer
