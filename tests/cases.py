@@ -14,6 +14,7 @@ Size = tuple[int, int, int, int]
 SHAPES: dict[str, tuple[Size, str]] = {
     "one": ((1, 1, 1, 1), "one plane of one pixel: every window is padding but one tap"),
     "no_batch": ((0, 3, 5, 4), "N = 0 gives empty outputs and zero gradients"),
+    "no_batch_gray": ((0, 1, 3, 4), "and with C = 1, where any strides pass for contiguous"),
     "pixels": ((3, 17, 1, 1), "H = W = 1 makes the memory format ambiguous"),
     "gray": ((2, 1, 5, 6), "C = 1 makes the memory format ambiguous"),
     "row": ((2, 3, 1, 9), "a single row under every window"),

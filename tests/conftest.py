@@ -14,6 +14,9 @@ settings.register_profile("local", max_examples=150, **_PROFILE)
 settings.register_profile("ci", max_examples=150, derandomize=True, **_PROFILE)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores; waiting threads would starve them
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:

@@ -115,7 +115,7 @@ def test_one_second_derivative_alone(backend: str, wants: str, needs: str) -> No
     torch.testing.assert_close(ours, right, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
 def test_second_order_on_tied_data(backend: str, layout: str, dtype: torch.dtype) -> None:
     """What selects stays the first maximum at every order; ReLU6 makes planes of ties."""

@@ -88,7 +88,7 @@ def test_three_dimensions_are_one_sample(backend: str, layout: str, alpha: str) 
     assert torch.equal(single, whole[0])
 
 
-@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_rounded_once(backend: str, dtype: torch.dtype) -> None:
     """Nearly every element is the value of the dtype that is nearest to the truth."""
     case = replace(Case(), dtype=dtype, alpha_dtype=torch.float32)

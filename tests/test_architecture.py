@@ -1,0 +1,135 @@
+"""The arrows: which part of the project may know which."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "metapool_kernels"
+
+RANKS = (
+    {"candidates", "version"},
+    {"checks", "layout"},
+    {"native", "reference", "_triton"},
+    {"dispatch"},
+    {"ops"},
+    {"autograd"},
+    {"functional"},
+    {"nn"},
+    {"__init__"},
+    {"info", "search"},
+)
+"""Each module imports modules of earlier rows alone."""
+
+# The NumPy entry points stand beside the chain: over the compiled core, and below nothing.
+BESIDE = {"numpy_api": {"candidates", "checks", "native"}}
+
+HEAVY = ("timm", "torchvision", "matplotlib", "sklearn", "triton", "tqdm", "jsonargparse")
+
+
+def _parts() -> list[str]:
+    files = [path.stem for path in PACKAGE.glob("*.py")]
+    folders = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+    return sorted(files + folders)
+
+
+def _sources(part: str) -> list[Path]:
+    file = PACKAGE / f"{part}.py"
+    return [file] if file.exists() else sorted((PACKAGE / part).rglob("*.py"))
+
+
+def _imported(part: str) -> set[str]:
+    """Parts of the package that a part imports, anywhere in its code."""
+    found: set[str] = set()
+    for source in _sources(part):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{source} has a relative import"
+                module = node.module or ""
+                names = [f"{module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            found |= {_part_of(name) for name in names if name.split(".")[0] == PACKAGE.name}
+    return found - {part}
+
+
+def _part_of(name: str) -> str:
+    inner = name.split(".")[1:]
+    return inner[0] if inner and inner[0] in _parts() else "__init__"
+
+
+def _rank(part: str) -> int:
+    ranks = [i for i, parts in enumerate(RANKS) if part in parts]
+    assert ranks, f"{part} has no place in RANKS: put it there"
+    return ranks[0]
+
+
+@pytest.mark.parametrize("part", _parts())
+def test_imports_go_one_way(part: str) -> None:
+    imported = _imported(part)
+    if part in BESIDE:
+        assert imported <= BESIDE[part]
+        return
+    beside = imported & BESIDE.keys()
+    upward = {other for other in imported - beside if _rank(other) >= _rank(part)}
+    assert not upward, f"{part} imports {upward}"
+    assert not beside or part in RANKS[-1]
+
+
+def test_candidates_import_nothing_of_the_package() -> None:
+    assert not _imported("candidates")
+
+
+def test_the_search_is_imported_by_nobody() -> None:
+    for part in _parts():
+        assert "search" not in _imported(part)
+
+
+def test_import_is_light() -> None:
+    """Neither the search nor what only the search or a GPU needs."""
+    code = (
+        "import sys, numpy, torch\n"
+        "before = set(sys.modules)\n"
+        "import metapool_kernels\n"
+        "new = set(sys.modules) - before\n"
+        f"heavy = [name for name in {HEAVY!r} if name in new]\n"
+        "heavy += [name for name in new if name.startswith('metapool_kernels.search')]\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _native_sources() -> list[Path]:
+    suffixes = {".h", ".cpp", ".cu", ".cuh"}
+    return [path for path in (ROOT / "csrc").rglob("*") if path.suffix in suffixes]
+
+
+def test_the_native_core_knows_no_framework() -> None:
+    foreign = re.compile(
+        r"#\s*include\s*[<\"](torch|ATen|c10|Python\.h|pybind11|numpy|\.\./\.\./python)"
+    )
+    sources = _native_sources()
+    assert sources
+    for source in sources:
+        text = source.read_text()
+        assert not foreign.search(text), f"{source} includes a framework's header"
+        assert "python_bindings" not in text
+
+
+def test_the_bindings_share_the_core_alone() -> None:
+    """No binding includes another one, and the NumPy module knows no torch."""
+    includes = re.compile(r"#\s*include\s*[<\"]([^>\"]+)")
+    for source in (ROOT / "python_bindings").glob("*.cpp"):
+        named = includes.findall(source.read_text())
+        assert not [name for name in named if name.startswith("python_bindings")]
+        if "numpy" in source.name:
+            assert not [name for name in named if name.startswith(("torch", "ATen", "c10"))]

@@ -1,0 +1,158 @@
+"""The registered ops, called as the dispatcher calls them."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from metapool_kernels import reference
+from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.layout import is_channels_last, memory_format
+from metapool_kernels.ops import PoolSpec, meta_pool_bwd, meta_pool_fwd
+from tests import cases, judge
+from tests.cases import Case
+
+pytestmark = pytest.mark.usefixtures("native")
+
+NAMES = ("max_pool_3x3", "avg_pool_3x5", "skip_connect", "none", "max_pool_1x7")
+LAYOUTS = ("contiguous", "channels_last", "sliced", "sliced_channels_last", "expanded_batch")
+CASES = [
+    *(Case((2, 5, 6, 7), dtype, layout) for dtype in cases.DTYPES for layout in LAYOUTS),
+    *(Case((2, 5, 6, 7), alpha=alpha, data="relu6") for alpha in cases.ALPHA_SHAPES),
+    Case((0, 3, 4, 5)),
+    Case((2, 1, 6, 7), layout="channels_last"),
+    Case((2, 5, 1, 1), layout="channels_last"),
+    Case((2, 5, 6, 7), stride=2, count_include_pad=False),
+    Case((2, 5, 6, 7), layout="channels_last", stride=(1, 3)),
+]
+STATIC_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+"""All but the one that traces, which is slow and runs on fewer cases."""
+MASKS = ((True, True), (True, False), (False, True))
+
+
+def _names(case: Case) -> tuple[str, ...]:
+    return NAMES if case.stride == 1 else tuple(n for n in NAMES if n != "skip_connect")
+
+
+def _inputs(case: Case, with_values: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """x, weights in the accumulation dtype, values with strides of their own, grad_out."""
+    x, _, grad_out = case.tensors()
+    rng = case.rng()
+    n, c = case.size[:2]
+    shape = cases.ALPHA_SHAPES[case.alpha](n, c, len(_names(case)))
+    weights = torch.randn(shape, generator=rng, dtype=judge.accumulation(case.dtype))
+    values = torch.randn(case.size, generator=rng).to(case.dtype).transpose(2, 3).contiguous()
+    return x, weights, values.transpose(2, 3) if with_values else None, grad_out
+
+
+def _spec(case: Case, x: Tensor) -> PoolSpec:
+    codes = tuple(candidate.code for candidate in parse_candidates(_names(case)))
+    steps = case.stride if isinstance(case.stride, tuple) else (case.stride, case.stride)
+    return PoolSpec(codes, steps, case.count_include_pad, is_channels_last(x))
+
+
+def _truth(case: Case, x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+    """sum_k w_k P_k(values), maxima picked by x: the derivative of the definition along values."""
+    parsed = parse_candidates(_names(case))
+
+    def mix(x: Tensor) -> Tensor:
+        return reference.mix(x, weights.double(), parsed, spec.stride, spec.count_include_pad)
+
+    wide = x.double().contiguous()
+    if values is None:
+        return mix(wide)
+    out: Tensor = jvp(mix, (wide,), (values.double().contiguous(),))[1]
+    return out
+
+
+def _strides(shape: torch.Size, spec: PoolSpec) -> tuple[int, ...]:
+    return torch.empty(shape, memory_format=memory_format(spec.channels_last)).stride()
+
+
+def _close(got: Tensor, right: Tensor) -> None:
+    """Twice the rounding of the dtype, and eight units of the accumulation."""
+    assert got.shape == right.shape
+    scale = max(right.abs().max().item(), 1.0) if right.numel() else 1.0
+    unit = 2 * torch.finfo(got.dtype).eps + 8 * torch.finfo(judge.accumulation(got.dtype)).eps
+    torch.testing.assert_close(got.double(), right.double(), rtol=0, atol=unit * scale)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("with_values", [False, True], ids=["x", "values"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_op(case: Case, with_values: bool) -> None:
+    x, weights, values, _ = _inputs(case, with_values)
+    spec = _spec(case, x)
+    out = meta_pool_fwd(x, weights, values, spec)
+    right = _truth(case, x, weights, values, spec)
+    assert out.dtype is x.dtype
+    assert out.stride() == _strides(right.shape, spec)
+    _close(out, right)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("with_values", [False, True], ids=["x", "values"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_backward_op(case: Case, with_values: bool, mask: tuple[bool, bool]) -> None:
+    x, weights, values, grad_out = _inputs(case, with_values)
+    spec = _spec(case, x)
+    grad_values, grad_weights = meta_pool_bwd(grad_out, x, weights, values, spec, mask)
+    of = (x if values is None else values).double().requires_grad_()
+    w = weights.double().requires_grad_()
+    out = _truth(case, of if values is None else x, w, None if values is None else of, spec)
+    right = torch.autograd.grad(out, (of, w), grad_out.double(), materialize_grads=True)
+    if mask[0]:
+        assert grad_values.dtype is x.dtype
+        assert grad_values.stride() == _strides(x.shape, spec)
+        _close(grad_values, right[0])
+    else:
+        assert grad_values.shape == (0,) and grad_values.dtype is x.dtype
+    if mask[1]:
+        assert grad_weights.dtype is weights.dtype
+        assert grad_weights.is_contiguous()
+        _close(grad_weights, right[1])
+    else:
+        assert grad_weights.shape == (0,) and grad_weights.dtype is weights.dtype
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
+@pytest.mark.parametrize("with_values", [False, True], ids=["x", "values"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_opcheck_forward(case: Case, with_values: bool, requires_grad: bool) -> None:
+    x, weights, values, _ = _inputs(case, with_values)
+    _need_grad(requires_grad, x, weights, values)
+    op = torch.ops.metapool_kernels.meta_pool_fwd.default
+    torch.library.opcheck(op, (x, weights, values, *_spec(case, x)), test_utils=STATIC_CHECKS)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_opcheck_backward(case: Case, requires_grad: bool) -> None:
+    op = torch.ops.metapool_kernels.meta_pool_bwd.default
+    for with_values, mask in itertools.product((False, True), MASKS):
+        x, weights, values, grad_out = _inputs(case, with_values)
+        _need_grad(requires_grad, grad_out, x, weights, values)
+        arguments = (grad_out, x, weights, values, *_spec(case, x), mask)
+        torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[-1]], ids=str)
+def test_opcheck_dynamic(case: Case) -> None:
+    x, weights, values, grad_out = _inputs(case, True)
+    spec = _spec(case, x)
+    ops = torch.ops.metapool_kernels
+    only = ("test_aot_dispatch_dynamic",)
+    torch.library.opcheck(ops.meta_pool_fwd.default, (x, weights, None, *spec), test_utils=only)
+    torch.library.opcheck(
+        ops.meta_pool_bwd.default, (grad_out, x, weights, values, *spec, (True, True)),
+        test_utils=only,
+    )  # fmt: skip
+
+
+def _need_grad(wanted: bool, *tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.requires_grad_(wanted)
