@@ -48,8 +48,10 @@ def pool_backward(
 
 
 def _needs_autograd(*tensors: Tensor | None) -> bool:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return True
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
     # Both are private and have no public twin: an open forward-mode level, a functorch transform.
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 

@@ -8,7 +8,6 @@ place that turns a name into a window; it needs nothing but the standard library
 import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from functools import lru_cache
 from typing import NamedTuple
 
 MAX_WINDOW = 15
@@ -60,11 +59,8 @@ def parse_candidate(name: str) -> Candidate:
     """Turn one candidate name into its kind and window.
 
     Raises:
-        TypeError: ``name`` is not a string.
         ValueError: the name is unknown, or its window is even, zero, negative or too large.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"candidates should be a sequence of str, got an item of {type(name)!r}")
     if name == "none":
         return Candidate(Kind.NONE, 1, 1)
     if name == "skip_connect":
@@ -78,17 +74,11 @@ def parse_candidate(name: str) -> Candidate:
     return Candidate(Kind[match[1].upper()], kh, kw)
 
 
-@lru_cache(maxsize=1024)
-def _parse_names(names: tuple[str, ...]) -> tuple[Candidate, ...]:
-    return tuple(parse_candidate(name) for name in names)
-
-
-def parse_candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
-    """Turn a sequence of candidate names into candidates, in the same order.
+def candidate_names(names: Sequence[str]) -> tuple[str, ...]:
+    """``names`` as a tuple of strings that have not been looked at yet.
 
     Raises:
         TypeError: ``names`` is one string, not iterable, or holds something else than strings.
-        ValueError: there is no name, or one of them is not allowed.
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(
@@ -96,14 +86,25 @@ def parse_candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
             f"got {names!r} of {type(names)!r}"
         )
     names = tuple(names)
-    if not names:
-        raise ValueError("candidates is empty; give at least one name")
-    for name in names:  # before the cache is asked, which needs hashable items
+    for name in names:
         if not isinstance(name, str):
             raise TypeError(
                 f"candidates should be a sequence of str, got an item of {type(name)!r}"
             )
-    return _parse_names(names)
+    return names
+
+
+def parse_candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
+    """Turn a sequence of candidate names into candidates, in the same order.
+
+    Raises:
+        TypeError: as for :func:`candidate_names`.
+        ValueError: there is no name, or one of them is not allowed.
+    """
+    names = candidate_names(names)
+    if not names:
+        raise ValueError("candidates is empty; give at least one name")
+    return tuple(parse_candidate(name) for name in names)
 
 
 def pool_candidates(

@@ -56,24 +56,28 @@ def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
         NotImplementedError: a layout or a dtype that no backend computes.
         RuntimeError: a shape, dtype or device that does not fit.
     """
-    for position, (name, value) in enumerate((("x", x), ("alpha", alpha)), start=1):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"fused_meta_pool(): argument '{name}' (position {position}) should be a Tensor, "
-                f"not {type(value).__name__}"
-            )
-    assert isinstance(x, Tensor) and isinstance(alpha, Tensor)
+    if not isinstance(x, Tensor):
+        raise _not_a_tensor("x", 1, x)
+    if not isinstance(alpha, Tensor):
+        raise _not_a_tensor("alpha", 2, alpha)
     _check_layout_and_dtype(x, alpha)
     _check_shapes(x, alpha, num_candidates)
 
 
+def _not_a_tensor(name: str, position: int, value: object) -> TypeError:
+    return TypeError(
+        f"fused_meta_pool(): argument '{name}' (position {position}) should be a Tensor, "
+        f"not {type(value).__name__}"
+    )
+
+
 def _check_layout_and_dtype(x: Tensor, alpha: Tensor) -> None:
-    for name, tensor in (("x", x), ("alpha", alpha)):
-        if tensor.layout is not torch.strided:
-            raise NotImplementedError(
-                f"fused_meta_pool: {name} should be a dense tensor, got layout {tensor.layout}; "
-                "convert it with to_dense()"
-            )
+    if x.layout is not torch.strided or alpha.layout is not torch.strided:
+        name, layout = ("x", x.layout) if x.layout is not torch.strided else ("alpha", alpha.layout)
+        raise NotImplementedError(
+            f"fused_meta_pool: {name} should be a dense tensor, got layout {layout}; "
+            "convert it with to_dense()"
+        )
     if x.dtype not in SUPPORTED_DTYPES:
         raise NotImplementedError(
             f"\"fused_meta_pool\" not implemented for '{str(x.dtype).removeprefix('torch.')}'; "
@@ -92,23 +96,21 @@ def _check_layout_and_dtype(x: Tensor, alpha: Tensor) -> None:
 
 
 def _check_shapes(x: Tensor, alpha: Tensor, num_candidates: int) -> None:
-    if x.dim() not in (3, 4):
-        raise RuntimeError(f"x should be 3-D (C, H, W) or 4-D (N, C, H, W), got {list(x.shape)}")
-    n, c = (1, x.shape[0]) if x.dim() == 3 else (x.shape[0], x.shape[1])
-    if 0 in x.shape[-3:]:
-        raise RuntimeError(
-            f"x should have non-zero channels, height and width, got {list(x.shape)}"
-        )
+    size, rows = x.shape, alpha.shape[:-1]
+    if len(size) not in (3, 4):
+        raise RuntimeError(f"x should be 3-D (C, H, W) or 4-D (N, C, H, W), got {list(size)}")
+    if 0 in size[-3:]:
+        raise RuntimeError(f"x should have non-zero channels, height and width, got {list(size)}")
     if alpha.dim() == 0 or alpha.shape[-1] != num_candidates:
         got = "none" if alpha.dim() == 0 else alpha.shape[-1]
         raise RuntimeError(
             f"alpha should contain {num_candidates} elements not {got}, one for each candidate "
             f"on its last axis; got shape {list(alpha.shape)}"
         )
-    rows = tuple(alpha.shape[:-1])
-    if rows and rows not in ((c,), (n, 1), (n, c)):
+    n, c = (1, size[0]) if len(size) == 3 else (size[0], size[1])
+    if len(rows) > 0 and rows not in ((c,), (n, 1), (n, c)):
         k = num_candidates
         raise RuntimeError(
             f"alpha should have shape [{k}], [{c}, {k}], [{n}, 1, {k}] or [{n}, {c}, {k}] "
-            f"for x of shape {list(x.shape)}, got {list(alpha.shape)}"
+            f"for x of shape {list(size)}, got {list(alpha.shape)}"
         )

@@ -53,7 +53,9 @@ def choose_backend(backend: str | None, x: Tensor) -> str:
         RuntimeError: the forced backend cannot run here; says why and how to get it.
     """
     if backend is None:
-        return next(name for name, refuse in BACKENDS.items() if refuse(x) is None)
+        for name, refuse in BACKENDS.items():
+            if refuse(x) is None:
+                return name
     if backend not in BACKENDS:
         raise ValueError(f"backend should be None or one of {list(BACKENDS)}, got {backend!r}")
     reason = BACKENDS[backend](x)

@@ -1,15 +1,48 @@
 """The op."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metapool_kernels import autograd, checks, reference
-from metapool_kernels.candidates import DEFAULT_CANDIDATES, parse_candidates
+from metapool_kernels.candidates import (
+    DEFAULT_CANDIDATES,
+    Candidate,
+    candidate_names,
+    parse_candidates,
+)
 from metapool_kernels.dispatch import choose_backend
 from metapool_kernels.layout import is_channels_last
 from metapool_kernels.ops import PoolSpec
+
+
+class _Settings(NamedTuple):
+    """What a call says beside its tensors, checked and in the forms that the backends take."""
+
+    candidates: tuple[Candidate, ...]
+    stride: tuple[int, int]
+    contiguous: PoolSpec
+    channels_last: PoolSpec
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _settings(
+    names: tuple[str, ...],
+    stride: int | tuple[int, int],
+    normalize: str | None,
+    count_include_pad: bool,
+) -> _Settings:
+    """Check the arguments that are no tensors. Calls repeat them, so the answer is kept."""
+    candidates = parse_candidates(names)
+    steps = checks.check_stride(stride, candidates)
+    checks.check_normalize(normalize)
+    checks.check_flag("count_include_pad", count_include_pad)
+    codes = tuple(candidate.code for candidate in candidates)
+    specs = (PoolSpec(codes, steps, count_include_pad, last) for last in (False, True))
+    return _Settings(candidates, steps, *specs)
 
 
 def fused_meta_pool(
@@ -64,11 +97,13 @@ def fused_meta_pool(
     maxima. The mixture follows Dong et al., "Progressive Meta-Pooling Learning for Lightweight
     Image Classification Model", ICASSP 2023.
     """
-    parsed = parse_candidates(candidates)
-    steps = checks.check_stride(stride, parsed)
-    checks.check_normalize(normalize)
-    checks.check_flag("count_include_pad", count_include_pad)
-    checks.check_tensors(x, alpha, len(parsed))
+    settings = _settings(
+        candidate_names(candidates),
+        tuple(stride) if isinstance(stride, list) else stride,
+        normalize,
+        count_include_pad,
+    )
+    checks.check_tensors(x, alpha, len(settings.candidates))
     chosen = choose_backend(backend, x)
 
     accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -78,11 +113,16 @@ def fused_meta_pool(
         weights = alpha.to(accumulate)
 
     batch = x if x.dim() == 4 else x.unsqueeze(0)
-    channels_last = is_channels_last(batch)
+    spec = settings.channels_last if is_channels_last(batch) else settings.contiguous
     if chosen == "reference":
-        out = reference.meta_pool(batch, weights, parsed, steps, count_include_pad, channels_last)
+        out = reference.meta_pool(
+            batch,
+            weights,
+            settings.candidates,
+            settings.stride,
+            count_include_pad,
+            spec.channels_last,
+        )
     else:
-        codes = tuple(candidate.code for candidate in parsed)
-        spec = PoolSpec(codes, steps, count_include_pad, channels_last)
         out = autograd.pool(batch, weights, None, spec)
     return out if x.dim() == 4 else out.squeeze(0)

@@ -72,6 +72,10 @@ def _meta_pool_bwd_fake(
 torch.library.register_fake("metapool_kernels::meta_pool_fwd", _meta_pool_fwd_fake, lib=_LIBRARY)
 torch.library.register_fake("metapool_kernels::meta_pool_bwd", _meta_pool_bwd_fake, lib=_LIBRARY)
 
+# Looked up once: the attributes of torch.ops cost as much as a small kernel.
+_FWD = torch.ops.metapool_kernels.meta_pool_fwd.default
+_BWD = torch.ops.metapool_kernels.meta_pool_bwd.default
+
 
 def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
     """``sum_k weights_k * P_k(values)``, every maximum being picked by ``x``.
@@ -85,7 +89,7 @@ def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolS
     Returns:
         (N, C, H_out, W_out) in the dtype of ``x``.
     """
-    out: Tensor = torch.ops.metapool_kernels.meta_pool_fwd.default(x, weights, values, *spec)
+    out: Tensor = _FWD(x, weights, values, *spec)
     return out
 
 
@@ -108,7 +112,5 @@ def meta_pool_bwd(
         The gradient of ``values`` in the shape and dtype of ``x`` and that of ``weights`` in its
         shape and dtype; an empty tensor of one dimension stands for one that is not wanted.
     """
-    grads: tuple[Tensor, Tensor] = torch.ops.metapool_kernels.meta_pool_bwd.default(
-        grad_out, x, weights, values, *spec, output_mask
-    )
+    grads: tuple[Tensor, Tensor] = _BWD(grad_out, x, weights, values, *spec, output_mask)
     return grads

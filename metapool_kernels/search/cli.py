@@ -1,6 +1,5 @@
 """``metapool search``, ``metapool adapt``, ``metapool evaluate``."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import jsonargparse
 
 from metapool_kernels.search.adapt import run_adapt
-from metapool_kernels.search.config import Config, config_parser
+from metapool_kernels.search.config import Config, config_parser, to_config
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.evaluate import run_evaluate
 from metapool_kernels.search.loop import run_search
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args(arguments)
         command: str = parsed.subcommand
         settings = parser.instantiate(parsed)[command]
-        config = Config(**{f.name: settings[f.name] for f in dataclasses.fields(Config)})
+        config = to_config(settings)
     except jsonargparse.ArgumentError as error:
         return _fail(error)
     try:
@@ -55,6 +54,7 @@ def _parser() -> jsonargparse.ArgumentParser:
         prog="metapool",
         description="Progressive Meta-Pooling Learning: search the pooling of every layer.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands()
     for name, description in _COMMANDS.items():

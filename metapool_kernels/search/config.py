@@ -4,7 +4,7 @@ Defaults are those of the author's experiments on CIFAR-10 where they are known,
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,9 +176,23 @@ class Config:
 
 def config_parser(**options: Any) -> jsonargparse.ArgumentParser:
     """A parser of all settings; ``options`` are those of ``jsonargparse.ArgumentParser``."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, **options)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     parser.add_class_arguments(Config)
     return parser
+
+
+def to_config(settings: jsonargparse.Namespace) -> Config:
+    """What a parser has instantiated, as one object of plain numbers."""
+    return Config(**{item.name: _plain(settings[item.name]) for item in fields(Config)})
+
+
+def _plain(value: Any) -> Any:
+    """``value`` without jsonargparse's own number types, which checkpoints could not hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _plain(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return float(value) if isinstance(value, float) else value
 
 
 def to_yaml(config: Config) -> str:
@@ -196,7 +210,7 @@ def load_config(path: Path) -> Config:
     """
     parser = config_parser()
     try:
-        return Config(**vars(parser.instantiate(parser.parse_path(str(path)))))
+        return to_config(parser.instantiate(parser.parse_path(str(path))))
     except (jsonargparse.ArgumentError, TypeError, OSError) as error:
         raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
 
