@@ -1,0 +1,27 @@
+"""A finished search that several tests look at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from metapool_kernels.search.cli import main
+from tests.search.runs import options
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On maps this small two threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a search that nothing has interrupted. Not to be written into."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["search", *options(folder)]) == 0
+    return folder

@@ -1,0 +1,189 @@
+"""``architecture.json``: written and read again, and what is not taken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metapool_kernels import MetaPool2d
+from metapool_kernels.search.architecture import (
+    Architecture,
+    Layer,
+    load_architecture,
+    to_json,
+)
+from metapool_kernels.search.backbone import Backbone
+from metapool_kernels.search.config import ModelConfig
+from metapool_kernels.search.derive import derive
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.report import choice_warnings, layer_table
+from metapool_kernels.search.supernet import Supernet
+
+CANDIDATES = ["skip_connect", "max_pool_3x3", "avg_pool_3x3"]
+BACKBONE = Backbone(
+    "mobilenetv2_035",
+    {"output_stride": 4, "num_classes": 10, "in_chans": 1},
+    False,
+    (1, 16, 16),
+)
+
+
+def layer(name: str, choice: list[str], weights: list[float]) -> Layer:
+    return Layer(
+        name=name,
+        channels=48,
+        map_size=(4, 4),
+        choice=choice,
+        weights=weights,
+        alpha=[0.1, -0.25, 1.5],
+        probability=0.6123456789012345,
+        margin=0.3,
+        epoch=5,
+        reason="margin" if len(choice) == 1 else "deadline",
+    )
+
+
+@pytest.fixture
+def architecture() -> Architecture:
+    return Architecture(
+        backbone=BACKBONE,
+        insert_after=r"blocks\.1\.\d+\.bn2",
+        candidates=CANDIDATES,
+        count_include_pad=True,
+        layers=[
+            layer("blocks.1.0.bn2", ["avg_pool_3x3"], [1.0]),
+            layer("blocks.1.1.bn2", ["max_pool_3x3", "skip_connect"], [0.7, 0.3]),
+        ],
+        seed=3,
+        versions={"torch": "2"},
+    )
+
+
+def test_what_is_written_is_read(architecture: Architecture, tmp_path: Path) -> None:
+    path = tmp_path / "architecture.json"
+    path.write_text(to_json(architecture))
+    assert load_architecture(path) == architecture
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+def test_a_file_that_is_cut_off_is_refused(
+    architecture: Architecture, tmp_path: Path, part: float
+) -> None:
+    text = to_json(architecture).rstrip()
+    path = tmp_path / "architecture.json"
+    path.write_text(text[: int(len(text) * part)])
+    with pytest.raises(UserError, match="not a complete JSON file"):
+        load_architecture(path)
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"format": "genotype"}, "not an architecture file"),
+    ({"format_version": 2}, "format version 2; this metapool_kernels reads 1"),
+    ({"format_version": None}, "format version None"),
+    ({"candidates": ["max_pool_4x4"]}, "not valid"),
+    ({"candidates": ["skip_connect"]}, "not from the candidates"),
+    ({"layers": [{}]}, "not valid"),
+    ({"layers": 3}, "not valid"),
+    ({"seed": "blue"}, "not valid"),
+    ({"color": "blue"}, "not valid"),
+    ({"backbone": None}, "not valid"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_other_files_are_refused(
+    architecture: Architecture, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps(json.loads(to_json(architecture)) | change))
+    with pytest.raises(UserError, match=message):
+        load_architecture(path)
+
+
+@pytest.mark.parametrize("weights", [[], [0.5], [0.5, 0.4], [1.5, -0.5]])
+def test_weights_that_are_no_mixture_are_refused(
+    architecture: Architecture, tmp_path: Path, weights: list[float]
+) -> None:
+    architecture.layers[1].weights = weights
+    path = tmp_path / "architecture.json"
+    path.write_text(to_json(architecture))
+    with pytest.raises(UserError, match="has weights"):
+        load_architecture(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"a": 1}'])
+def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "architecture.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="not an architecture file"):
+        load_architecture(path)
+
+
+def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run 'metapool search'"):
+        load_architecture(tmp_path / "architecture.json")
+
+
+def test_one_choice_becomes_plain_pooling_and_two_stay_a_mixture(
+    architecture: Architecture,
+) -> None:
+    model = derive(architecture, seed=0)
+    single = model.get_submodule("blocks.1.0.bn2.enhancer")
+    assert isinstance(single[0], torch.nn.AvgPool2d)
+    mixture = model.get_submodule("blocks.1.1.bn2.enhancer").pool
+    assert isinstance(mixture, MetaPool2d)
+    assert mixture.candidates == ("max_pool_3x3", "skip_connect")
+    assert mixture.weights().tolist() == pytest.approx([0.7, 0.3])
+    assert not mixture.alpha.requires_grad
+    assert model(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_the_derived_network_with_searched_weights_is_the_discretised_supernet(
+    architecture: Architecture,
+) -> None:
+    config = ModelConfig(insert_after=architecture.insert_after, candidates=CANDIDATES)
+    supernet = Supernet(BACKBONE, config, seed=1)
+    supernet.discretise("blocks.1.0.bn2", [2])
+    supernet.discretise("blocks.1.1.bn2", [1, 0])
+    weights = supernet.probabilities(["blocks.1.1.bn2"])["blocks.1.1.bn2"]
+    architecture.layers[1].weights = weights
+    derived = derive(architecture, 0, supernet.model.state_dict())
+    x = torch.randn(4, 1, 16, 16)
+    torch.testing.assert_close(derived.eval()(x), supernet.model.eval()(x))
+
+
+def test_the_network_without_enhancers_begins_with_the_same_weights(
+    architecture: Architecture,
+) -> None:
+    plain = BACKBONE.build(7).state_dict()
+    derived = derive(architecture, 7).state_dict()
+    for name, value in plain.items():
+        twin = name.replace("bn2.", "bn2.host.") if name not in derived else name
+        assert torch.equal(derived[twin], value), name
+
+
+def test_a_layer_that_the_backbone_lacks_is_named(architecture: Architecture) -> None:
+    architecture.layers[0].name = "blocks.9.0.bn2"
+    with pytest.raises(UserError, match=r"no module 'blocks\.9\.0\.bn2'"):
+        derive(architecture, 0)
+
+
+def test_the_table_has_a_line_for_each_layer(architecture: Architecture) -> None:
+    lines = layer_table(architecture).splitlines()
+    assert lines[2].split() == [
+        *("blocks.1.0.bn2", "4x4", "avg_pool_3x3", "0.612", "0.300", "5", "margin")
+    ]
+    assert "0.70 max_pool_3x3 + 0.30 skip_connect" in lines[3]
+
+
+@pytest.mark.parametrize(("skipping", "warned"), [(6, False), (7, True)])
+def test_over_sixty_percent_without_pooling_is_a_collapse(
+    architecture: Architecture, skipping: int, warned: bool
+) -> None:
+    architecture.layers = [
+        layer(str(i), ["skip_connect" if i < skipping else "avg_pool_3x3"], [1.0])
+        for i in range(10)
+    ]
+    assert bool(choice_warnings(architecture)) is warned

@@ -1,0 +1,120 @@
+"""Whole searches: what they leave, that they repeat, and that they survive being killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metapool_kernels.search.architecture import load_architecture
+from metapool_kernels.search.cli import main
+from tests.search.runs import REPOSITORY, metrics, options, start
+
+
+def assert_same_search(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    for name in ("architecture.json", "split.json"):
+        assert (one / name).read_text() == (other / name).read_text()
+    first, second = (load_file(folder / "weights.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_a_finished_search_leaves_a_whole_folder(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("config.yaml", "split.json", "metrics.csv", "tensorboard", "checkpoint"),
+        *("weights.safetensors", "architecture.json", "alpha_over_epochs.png"),
+    }
+    assert (finished / "alpha_over_epochs.png").read_bytes().startswith(b"\x89PNG")
+    split = json.loads((finished / "split.json").read_text())
+    parts = [set(split[name]) for name in ("weight", "alpha", "evaluation")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+
+
+def test_layers_stop_one_after_the_other_and_all_by_the_deadline(finished: Path) -> None:
+    stopped = [int(row["stopped"]) for row in metrics(finished)]
+    assert stopped == sorted(stopped)
+    assert stopped[0] == 0 and stopped[-1] == 16
+    assert len(stopped) <= 8
+    layers = load_architecture(finished / "architecture.json").layers
+    by_rule = [layer for layer in layers if layer.reason == "margin"]
+    assert by_rule
+    for layer in by_rule:
+        assert layer.margin >= 0.1 and layer.weights == [1.0]
+    for layer in layers:
+        if layer.reason == "deadline":
+            assert (layer.epoch, len(layer.choice)) == (8, 2)
+
+
+def test_only_weights_are_trained_while_warming_up(finished: Path) -> None:
+    assert [row["alpha_loss"] == "" for row in metrics(finished)][:3] == [True, False, False]
+
+
+def test_the_same_seed_gives_the_same_search(finished: Path, tmp_path: Path) -> None:
+    assert main(["search", *options(tmp_path / "again")]) == 0
+    assert_same_search(finished, tmp_path / "again")
+
+
+def test_another_seed_gives_another_search(finished: Path, tmp_path: Path) -> None:
+    arguments = options(tmp_path / "other", seed=1, search__epochs=2, search__stop__deadline=0.5)
+    assert main(["search", *arguments, "--search.warmup=0"]) == 0
+    assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
+
+
+def wait_for_a_stopped_layer(process: "subprocess.Popen[str]", folder: Path) -> None:
+    while process.poll() is None:
+        if (folder / "metrics.csv").exists() and int(metrics(folder)[-1]["stopped"]) > 0:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"the search ended first: {process.communicate()}")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_search_goes_on_with_the_same_numbers(
+    finished: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    process = start("search", *options(folder))
+    wait_for_a_stopped_layer(process, folder)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    if sent is signal.SIGINT:
+        assert process.returncode == 130
+        (line,) = [line for line in errors.splitlines() if "warning" not in line]
+        assert line.endswith(f"metapool search --config {folder}/config.yaml --resume")
+    else:
+        assert process.returncode == -signal.SIGKILL
+    stopped = int(metrics(folder)[-1]["stopped"])
+    assert 0 < stopped < 16
+    assert not (folder / "architecture.json").exists()
+
+    assert main(["search", "--config", str(folder / "config.yaml"), "--resume"]) == 0
+    assert_same_search(finished, folder)
+
+
+def test_a_search_that_is_complete_can_be_resumed(finished: Path, tmp_path: Path) -> None:
+    """As after a kill between the last epoch and the files that follow it."""
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    (folder / "architecture.json").unlink()
+    assert main(["search", *options(folder), "--resume"]) == 0
+    assert_same_search(finished, folder)
+
+
+def test_the_package_loads_nothing_of_the_search() -> None:
+    code = (
+        "import sys, metapool_kernels; "
+        "print([m for m in ('metapool_kernels.search', 'timm', 'jsonargparse', 'sklearn', "
+        "'matplotlib', 'safetensors') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,101 @@
+"""The stopping rule, on numbers alone."""
+
+import pytest
+
+from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+
+
+def rule(
+    *layers: str, delta: float = 0.2, patience: int = 2, ema: float = 0.0, deadline: int = 100
+) -> ProgressiveStopping:
+    return ProgressiveStopping(
+        layers or ("a",), delta=delta, patience=patience, ema=ema, deadline=deadline
+    )
+
+
+def feed(stopping: ProgressiveStopping, epoch: int, **probabilities: list[float]) -> list[Stop]:
+    stopping.update(probabilities)
+    return stopping.check(epoch)
+
+
+@pytest.mark.parametrize("winner", [0, 1, 2])
+def test_the_winner_is_the_argmax(winner: int) -> None:
+    probabilities = [0.2, 0.2, 0.2]
+    probabilities[winner] = 0.6
+    stopping = rule(patience=1)
+    (stop,) = feed(stopping, 3, a=probabilities)
+    assert stop == Stop("a", (winner,), 0.6, pytest.approx(0.4), 3, "margin")
+
+
+def test_patience_asks_for_leads_in_a_row() -> None:
+    stopping = rule(patience=2)
+    clear, close = [0.7, 0.3], [0.55, 0.45]
+    assert feed(stopping, 1, a=clear) == []
+    assert feed(stopping, 2, a=close) == []
+    assert feed(stopping, 3, a=clear) == []
+    (stop,) = feed(stopping, 4, a=clear)
+    assert stop.epoch == 4
+
+
+@pytest.mark.parametrize(("second", "stops"), [(0.375, True), (0.376, False)])
+def test_a_margin_of_exactly_delta_is_enough(second: float, stops: bool) -> None:
+    stopping = rule(delta=0.125, patience=1)
+    assert bool(feed(stopping, 1, a=[0.5, second])) is stops
+
+
+def test_probabilities_are_averaged_from_the_first_on() -> None:
+    stopping = rule(ema=0.9)
+    stopping.update({"a": [1.0, 0.0]})
+    assert stopping.averages["a"] == [1.0, 0.0]
+    stopping.update({"a": [0.0, 1.0]})
+    assert stopping.averages["a"] == pytest.approx([0.9, 0.1])
+    stopping.update({"a": [0.0, 1.0]})
+    assert stopping.averages["a"] == pytest.approx([0.81, 0.19])
+
+
+def test_the_rule_looks_at_the_average_not_at_the_last() -> None:
+    stopping = rule(ema=0.9, patience=1)
+    stopping.update({"a": [0.5, 0.5]})
+    assert feed(stopping, 1, a=[0.0, 1.0]) == []
+    for _ in range(10):
+        stopping.update({"a": [0.0, 1.0]})
+    (stop,) = stopping.check(2)
+    assert stop.keep == (1,)
+
+
+def test_layers_stop_on_their_own() -> None:
+    stopping = rule("a", "b", patience=1)
+    feed(stopping, 1, a=[0.9, 0.1], b=[0.5, 0.5])
+    assert stopping.open_layers == ["b"]
+    assert feed(stopping, 2, b=[0.1, 0.9])[0].keep == (1,)
+    assert stopping.open_layers == []
+    assert stopping.stops["a"].epoch == 1
+
+
+def test_the_deadline_keeps_the_best_two_best_first() -> None:
+    stopping = rule(deadline=2)
+    probabilities = [0.3, 0.1, 0.35, 0.25]
+    assert feed(stopping, 1, a=probabilities) == []
+    (stop,) = feed(stopping, 2, a=probabilities)
+    assert stop == Stop("a", (2, 0), 0.35, pytest.approx(0.05), 2, "deadline")
+
+
+def test_the_margin_goes_before_the_deadline() -> None:
+    stopping = rule(deadline=1, patience=1)
+    (stop,) = feed(stopping, 1, a=[0.9, 0.1])
+    assert (stop.keep, stop.reason) == ((0,), "margin")
+
+
+def test_nothing_is_decided_before_alpha_has_been_trained() -> None:
+    assert rule(deadline=1).check(1) == []
+
+
+def test_a_restored_rule_goes_on_as_the_first() -> None:
+    first = rule("a", "b", patience=2, ema=0.5)
+    feed(first, 1, a=[0.9, 0.1], b=[0.6, 0.4])
+    feed(first, 2, a=[0.9, 0.1], b=[0.8, 0.2])
+    second = rule("a", "b", patience=2, ema=0.5)
+    second.load_state_dict(first.state_dict())
+    assert [s.layer for s in feed(first, 3, b=[0.9, 0.1])] == ["b"]
+    assert [s.layer for s in feed(second, 3, b=[0.9, 0.1])] == ["b"]
+    assert first.state_dict() == second.state_dict()
