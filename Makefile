@@ -11,7 +11,7 @@ test: install  ## the whole test suite
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests
 
 search: install  ## search, adapt and evaluate on scikit-learn's digits
-	$(RUN)/metapool search $(DIGITS) --overwrite true
+	$(RUN)/metapool search $(DIGITS) --overwrite
 	$(RUN)/metapool adapt $(DIGITS)
 	$(RUN)/metapool evaluate $(DIGITS)
 

@@ -24,7 +24,7 @@ def build_facts() -> dict[str, Any]:
 
 def _missing(part: str) -> str:
     reason = build_facts().get(part, {}).get("skipped", "they were never built")
-    return f"the compiled kernels are missing: {reason}; then build them with `pip install .`"
+    return f"the compiled kernels are missing ({reason}); mend that and run `pip install .` again"
 
 
 def _load_torch_ops() -> str | None:
