@@ -256,6 +256,7 @@ def _grid() -> Iterator[Case]:
     for layout in LAYOUTS:
         yield from (Case(dtype=dtype, layout=layout) for dtype in DTYPES)
         yield Case(SHAPES["c17"][0], layout=layout, alpha="nck", data="relu6")
+    yield Case(SHAPES["no_batch_gray"][0], alpha="ck", candidates=CANDIDATES["one_avg"])
     for dtype in (torch.float16, torch.bfloat16):
         yield from (Case(dtype=dtype, alpha=a, alpha_dtype=torch.float32) for a in ALPHA_SHAPES)
 

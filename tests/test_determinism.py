@@ -75,12 +75,10 @@ def test_a_sample_does_not_depend_on_its_batch(native: str) -> None:
         assert torch.equal(single[0], whole[n])
 
 
-def test_deterministic_algorithms_are_no_obstacle(backend: str) -> None:
-    if backend == "reference":
-        pytest.skip("made of aten's poolings, which have their own rules")
+def test_deterministic_algorithms_are_no_obstacle(native: str) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        judge.results(judge.fused(backend), Case())
+        judge.results(judge.fused(native), Case())
     finally:
         torch.use_deterministic_algorithms(False)
 
