@@ -1,7 +1,6 @@
 """Forward and forward + backward of the op and its peers on MobileNetV2's feature maps.
 
-    pytest benches/ --benchmark-only            # under 5 minutes on two cores
-    pytest benches/ --benchmark-only --quick    # under one
+``pytest benches/ --benchmark-only`` takes under 5 minutes on two cores, with ``--quick`` under one.
 """
 
 import pytest
