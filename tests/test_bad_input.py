@@ -154,6 +154,31 @@ def test_bad_input_while_gradients_are_recorded(backend: str, name: str) -> None
             leaf.requires_grad_(False)
 
 
+EQUAL_BUT_WRONG = [
+    ({"stride": 1}, {"stride": 1.0}),
+    ({"stride": 1}, {"stride": True}),
+    ({"stride": (1, 1)}, {"stride": (1.0, 1)}),
+    ({"stride": (1, 1)}, {"stride": (1, True)}),
+    ({"stride": (1, 1)}, {"stride": [1, 1.0]}),
+    ({"count_include_pad": True}, {"count_include_pad": 1}),
+]
+
+
+@pytest.mark.parametrize("good, bad", EQUAL_BUT_WRONG, ids=str)
+def test_a_good_call_does_not_open_the_door(
+    backend: str, good: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    """Checks are not skipped because an equal value of the right type was checked before."""
+    fused_meta_pool(backend=backend, **_good(), **good)
+    with pytest.raises(TypeError):
+        fused_meta_pool(backend=backend, **_good(), **bad)
+
+
+def test_lists_are_fine(backend: str) -> None:
+    out = fused_meta_pool(_x(), _alpha(), list(NAMES), stride=[1, 1], backend=backend)
+    assert out.shape == _x().shape
+
+
 def test_mkldnn(backend: str) -> None:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of PyTorch has no mkldnn tensors")

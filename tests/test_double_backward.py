@@ -56,7 +56,10 @@ def test_first_order(backend: str, case: Case) -> None:
 def test_second_order(backend: str, case: Case) -> None:
     function = judge.fused(backend)
     assert gradgradcheck(
-        lambda x, alpha: function(x, alpha, case), _leaves(case), check_batched_grad=True
+        lambda x, alpha: function(x, alpha, case),
+        _leaves(case),
+        # aten's own max pooling has no batching rule for channels_last before torch 2.14
+        check_batched_grad=backend != "reference",
     )
 
 

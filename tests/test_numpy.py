@@ -83,6 +83,7 @@ VIEWS: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
     "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
     "unaligned": lambda a: np.frombuffer(b"\0" + a.tobytes(), a.dtype, offset=1).reshape(a.shape),
     "odd strides": lambda a: _in_records(a),
+    "another dtype object": lambda a: a.view(np.dtype(a.dtype.str, copy=True)),
 }
 
 
