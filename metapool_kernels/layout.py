@@ -38,8 +38,9 @@ def empty_map(like: Tensor, size: tuple[int, ...], channels_last: bool) -> Tenso
 def in_layout(x: Tensor, channels_last: bool) -> Tensor:
     """``x`` itself where its strides are as asked for, else a copy; differentiable."""
     layout = memory_format(channels_last)
-    # Where C = 1 or H = W = 1, contiguous() takes either order of the strides for right.
-    if is_channels_last(x) == channels_last and x.is_contiguous(memory_format=layout):
+    # Where C = 1, H = W = 1 or N = 0, is_contiguous() takes any order of the strides for right.
+    as_asked = x.numel() > 0 and is_channels_last(x) == channels_last
+    if as_asked and x.is_contiguous(memory_format=layout):
         return x
     return x.clone(memory_format=layout)
 
