@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 # Waiting threads cost small tensors ten times the work where cores are shared. One thread is
 # enough: test_determinism.py shows that any number of them gives the same bits.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies in this folder itself needs the op alone; folders below need more."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("kernel")
 
 
 @pytest.fixture(params=BACKENDS)
