@@ -14,12 +14,12 @@ SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NORMALIZATIONS = ("softmax", None)
 
 
-def check_stride(stride: int | Sequence[int], candidates: Sequence[Candidate]) -> tuple[int, int]:
+def check_stride(stride: int | Sequence[int]) -> tuple[int, int]:
     """Return the stride as (rows, columns), in pixels.
 
     Raises:
         TypeError: not an int or a pair of ints.
-        ValueError: not positive, not a pair, or above 1 together with ``skip_connect``.
+        ValueError: not positive, or not a pair.
     """
     pair = (stride, stride) if isinstance(stride, int) else stride
     if not isinstance(pair, (tuple, list)) or not all(
@@ -28,12 +28,17 @@ def check_stride(stride: int | Sequence[int], candidates: Sequence[Candidate]) -
         raise TypeError(f"stride should be an int or a pair of ints, got {stride!r}")
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"stride should be one or two positive ints, got {stride!r}")
-    if max(pair) > 1 and any(candidate.kind is Kind.SKIP for candidate in candidates):
+    return pair[0], pair[1]
+
+
+def check_skip_connect(candidates: Sequence[Candidate], stride: tuple[int, int]) -> None:
+    """Raise ValueError where ``skip_connect`` meets a stride above 1."""
+    if max(stride) > 1 and any(candidate.kind is Kind.SKIP for candidate in candidates):
+        got = stride[0] if stride[0] == stride[1] else stride
         raise ValueError(
-            f"skip_connect keeps the size of x and needs stride 1, got stride {stride!r}; "
+            f"skip_connect keeps the size of x and needs stride 1, got stride {got}; "
             "leave it out of candidates or use stride 1"
         )
-    return pair[0], pair[1]
 
 
 def check_normalize(normalize: object) -> None:

@@ -28,21 +28,19 @@ class _Settings(NamedTuple):
     channels_last: PoolSpec
 
 
-@lru_cache(maxsize=1024, typed=True)
 def _settings(
-    names: tuple[str, ...],
-    stride: int | tuple[int, int],
-    normalize: str | None,
-    count_include_pad: bool,
+    names: tuple[str, ...], stride: tuple[int, int], count_include_pad: bool
 ) -> _Settings:
-    """Check the arguments that are no tensors. Calls repeat them, so the answer is kept."""
     candidates = parse_candidates(names)
-    steps = checks.check_stride(stride, candidates)
-    checks.check_normalize(normalize)
-    checks.check_flag("count_include_pad", count_include_pad)
+    checks.check_skip_connect(candidates, stride)
     codes = tuple(candidate.code for candidate in candidates)
-    specs = (PoolSpec(codes, steps, count_include_pad, last) for last in (False, True))
-    return _Settings(candidates, steps, *specs)
+    specs = (PoolSpec(codes, stride, count_include_pad, last) for last in (False, True))
+    return _Settings(candidates, stride, *specs)
+
+
+# Calls repeat their settings, so the answer is kept. torch.compile looks through such a cache with
+# a warning, and is given the plain function.
+_kept_settings = lru_cache(maxsize=1024)(_settings)
 
 
 def fused_meta_pool(
@@ -97,12 +95,11 @@ def fused_meta_pool(
     maxima. The mixture follows Dong et al., "Progressive Meta-Pooling Learning for Lightweight
     Image Classification Model", ICASSP 2023.
     """
-    settings = _settings(
-        candidate_names(candidates),
-        tuple(stride) if isinstance(stride, list) else stride,
-        normalize,
-        count_include_pad,
-    )
+    names, steps = candidate_names(candidates), checks.check_stride(stride)
+    checks.check_normalize(normalize)
+    checks.check_flag("count_include_pad", count_include_pad)
+    make_settings = _settings if torch.compiler.is_compiling() else _kept_settings
+    settings = make_settings(names, steps, count_include_pad)
     checks.check_tensors(x, alpha, len(settings.candidates))
     chosen = choose_backend(backend, x)
 

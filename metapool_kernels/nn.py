@@ -12,7 +12,7 @@ from metapool_kernels.candidates import (
     parse_candidate,
     parse_candidates,
 )
-from metapool_kernels.checks import check_normalize, check_stride
+from metapool_kernels.checks import check_normalize, check_skip_connect, check_stride
 from metapool_kernels.functional import fused_meta_pool
 
 INITIAL_ALPHA_STD = 1e-3
@@ -55,7 +55,8 @@ class MetaPool2d(nn.Module):
         self.candidates = tuple(candidate.name for candidate in parsed)
         self.channels = channels
         self.normalize = normalize
-        self.stride = check_stride(stride, parsed)
+        self.stride = check_stride(stride)
+        check_skip_connect(parsed, self.stride)
         self.count_include_pad = count_include_pad
         self.backend = backend
         shape = (len(parsed),) if channels is None else (channels, len(parsed))

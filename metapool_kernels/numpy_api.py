@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metapool_kernels.candidates import DEFAULT_CANDIDATES, parse_candidates
-from metapool_kernels.checks import check_flag, check_stride
+from metapool_kernels.checks import check_flag, check_skip_connect, check_stride
 from metapool_kernels.native import numpy_ops
 
 Array = NDArray[Any]
@@ -83,29 +83,42 @@ def meta_pool_grad(
     """
     arrays = _prepare(x, weights, values)
     spec = _spec(candidates, stride, count_include_pad)
-    grads: tuple[Array, Array] = numpy_ops().meta_pool_bwd(_as_map(grad_out), *arrays, *spec)
+    grads: tuple[Array, Array] = numpy_ops().meta_pool_bwd(
+        _as_map("grad_out", grad_out), *arrays, *spec
+    )
     return grads[0], grads[1].reshape(weights.shape)
 
 
 def _prepare(x: Array, weights: Array, values: Array | None) -> tuple[Array, Array, Array]:
-    for name, array in (("x", x), ("weights", weights)):
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} should be a NumPy array, got {type(array).__name__}")
-    if x.ndim != 4:
-        raise ValueError(f"x should be 4-D (N, C, H, W), got shape {x.shape}")
-    if not 1 <= weights.ndim <= 3 or (weights.ndim == 2 and weights.shape[0] != x.shape[1]):
+    x = _as_map("x", x)
+    if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
+        raise TypeError(f"weights should be a NumPy array of floats, got {_type_of(weights)}")
+    n, c = x.shape[:2]
+    if weights.ndim == 0 or weights.shape[:-1] not in ((), (c,), (n, 1), (n, c)):
         raise ValueError(
-            f"weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K), got {weights.shape}"
+            "weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K) "
+            f"for x of shape {x.shape}, got {weights.shape}"
         )
     accumulate = np.float64 if x.dtype == np.float64 else np.float32
     wide = weights.astype(accumulate).reshape((1,) * (3 - weights.ndim) + weights.shape)
-    return _as_map(x), wide, _as_map(x if values is None else values)
+    return x, wide, x if values is None else _as_map("values", values)
 
 
-def _as_map(array: Array) -> Array:
+def _as_map(name: str, array: Array) -> Array:
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.itemsize > 8:
+        raise TypeError(
+            f"{name} should be a NumPy array of float16, float32 or float64, got {_type_of(array)}"
+        )
+    if array.ndim != 4:
+        raise ValueError(f"{name} should be 4-D (N, C, H, W), got shape {array.shape}")
     # The kernels count strides in whole elements of native byte order.
-    aligned = array.dtype.isnative and all(s % array.itemsize == 0 for s in array.strides)
+    whole = all(stride % array.itemsize == 0 for stride in array.strides)
+    aligned = array.dtype.isnative and array.flags.aligned and whole
     return array if aligned else np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _type_of(value: object) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _spec(
@@ -113,4 +126,6 @@ def _spec(
 ) -> tuple[list[int], int, int, bool]:
     parsed = parse_candidates(candidates)
     check_flag("count_include_pad", count_include_pad)
-    return [c.code for c in parsed], *check_stride(stride, parsed), count_include_pad
+    steps = check_stride(stride)
+    check_skip_connect(parsed, steps)
+    return [c.code for c in parsed], *steps, count_include_pad

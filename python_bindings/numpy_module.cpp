@@ -52,7 +52,7 @@ metapool::WeightView weight_view(const py::array& weights) {
 
 void check_map(const py::array& map, const py::array& like, int64_t h, int64_t w) {
   if (map.ndim() != 4 || map.shape(0) != like.shape(0) || map.shape(1) != like.shape(1) ||
-      map.shape(2) != h || map.shape(3) != w || !map.dtype().is(like.dtype())) {
+      map.shape(2) != h || map.shape(3) != w || !map.dtype().equal(like.dtype())) {
     throw py::value_error("meta_pool: a map has the wrong shape or dtype");
   }
 }

@@ -34,7 +34,7 @@ def definition(x: Tensor, alpha: Tensor, case: Case) -> Tensor:
     """The definition, every step in the dtype of its arguments."""
     parsed = parse_candidates(case.candidates)
     weights = torch.softmax(alpha, -1) if case.normalize == "softmax" else alpha
-    steps = check_stride(case.stride, parsed)
+    steps = check_stride(case.stride)
     return reference.mix(x, weights, parsed, steps, case.count_include_pad)
 
 
