@@ -37,12 +37,12 @@ def empty_map(like: Tensor, size: tuple[int, ...], channels_last: bool) -> Tenso
 
 def in_layout(x: Tensor, channels_last: bool) -> Tensor:
     """``x`` itself where its strides are as asked for, else a copy; differentiable."""
-    layout = memory_format(channels_last)
-    # Where C = 1, H = W = 1 or N = 0, is_contiguous() takes any order of the strides for right.
-    as_asked = x.numel() > 0 and is_channels_last(x) == channels_last
-    if as_asked and x.is_contiguous(memory_format=layout):
+    _, c, h, w = x.shape
+    # is_contiguous() would take any stride of an axis of one element for right.
+    strides = (h * w * c, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
+    if x.stride() == strides:
         return x
-    return x.clone(memory_format=layout)
+    return x.clone(memory_format=memory_format(channels_last))
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
