@@ -80,7 +80,9 @@ def candidate_names(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         TypeError: ``names`` is one string, not iterable, or holds something else than strings.
     """
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    if not isinstance(names, (tuple, list)) and (
+        isinstance(names, str) or not isinstance(names, Iterable)
+    ):
         raise TypeError(
             f"candidates should be a sequence of str such as ('skip_connect', 'max_pool_3x3'), "
             f"got {names!r} of {type(names)!r}"

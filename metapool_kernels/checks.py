@@ -21,6 +21,8 @@ def check_stride(stride: int | Sequence[int]) -> tuple[int, int]:
         TypeError: not an int or a pair of ints.
         ValueError: not positive, or not a pair.
     """
+    if type(stride) is int and stride > 0:  # the usual case, on the way of every call
+        return stride, stride
     pair = (stride, stride) if isinstance(stride, int) else stride
     if not isinstance(pair, (tuple, list)) or not all(
         isinstance(step, int) and not isinstance(step, bool) for step in pair

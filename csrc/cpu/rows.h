@@ -92,6 +92,7 @@ struct RowShape {
 
   // Offset of a column's first lane; `column` may lie up to `radius` outside of the row.
   METAPOOL_INLINE int64_t cell(int64_t column) const {
+    if (step == 1) return (left + column) * kLanes;  // a division costs as much as the pixel
     const int64_t quotient = floor_div(column, step);
     return ((column - quotient * step) * phase_len + left + quotient) * kLanes;
   }

@@ -20,7 +20,7 @@ from metapool_kernels.search.optimizers import make_weight_optimizer
 from metapool_kernels.search.report import StepMeter, epoch_line, log_scalars
 from metapool_kernels.search.run_folder import Checkpoint, RunFolder
 
-SETTINGS = ("seed", "data", "adapt")
+SETTINGS = ("seed", "threads", "data", "adapt")
 """The fields of the configuration that the training depends on."""
 
 

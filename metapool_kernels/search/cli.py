@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jsonargparse
+import torch
 
 from metapool_kernels.search.adapt import run_adapt
 from metapool_kernels.search.config import Config, config_parser, to_config
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = to_config(settings)
     except jsonargparse.ArgumentError as error:
         return _fail(error)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     try:
         if command == "search":
             run_search(config, resume=settings.resume, overwrite=settings.overwrite)

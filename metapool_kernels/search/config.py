@@ -160,6 +160,8 @@ class Config:
     Args:
         output: the run folder.
         seed: of the split, the initial weights and the order of the images.
+        threads: of each operation on the CPU; null is one for each core. Sums, and so all that
+            follows, depend on it in the last digits.
         data: which images.
         model: which network.
         search: the search.
@@ -167,7 +169,8 @@ class Config:
     """
 
     output: str
-    seed: int = 0
+    seed: NonNegativeInt = 0
+    threads: PositiveInt | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     search: SearchConfig = field(default_factory=SearchConfig)

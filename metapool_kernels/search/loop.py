@@ -45,7 +45,7 @@ from metapool_kernels.search.run_folder import Checkpoint, RunFolder
 from metapool_kernels.search.stopping import ProgressiveStopping, Stop
 from metapool_kernels.search.supernet import Supernet
 
-SETTINGS = ("seed", "data", "model", "search")
+SETTINGS = ("seed", "threads", "data", "model", "search")
 """The fields of the configuration that a search depends on."""
 
 
