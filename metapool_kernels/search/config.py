@@ -105,7 +105,8 @@ class StopConfig:
 
     Args:
         delta: lead of the largest probability over the second that fixes a layer.
-        patience: how many checks in a row, one per epoch, must find that lead.
+        patience: how many checks in a row, one per epoch, must find the same candidate so far
+            ahead.
         ema: decay of the moving average of the probabilities, per alpha step.
         deadline: share of the epochs after which layers still open keep their best two.
     """

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from metapool_kernels.search.architecture import Architecture, Layer
 
@@ -28,13 +29,17 @@ def plot_alpha_over_epochs(
     """
     rows = math.ceil(len(architecture.layers) / COLUMNS)
     figure = Figure(figsize=(3.2 * COLUMNS, 2.2 * rows + 1), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).flat
+    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
     for layer, panel in zip(architecture.layers, panels, strict=False):
         _plot_layer(panel, layer, architecture.candidates, trajectory)
-    for panel in list(panels)[len(architecture.layers) :]:
+    for panel in panels[len(architecture.layers) :]:
         panel.set_axis_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    lines = [
+        Line2D([], [], color=_color(k), linewidth=2, label=name)
+        for k, name in enumerate(architecture.candidates)
+    ]
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
     figure.supxlabel("epoch", fontsize="medium")
     figure.supylabel("probability", fontsize="medium")
     picture = io.BytesIO()
@@ -49,14 +54,17 @@ def _plot_layer(
     trajectory: Sequence[Mapping[str, Sequence[float]]],
 ) -> None:
     probabilities = [epoch[layer.name] for epoch in trajectory if layer.name in epoch]
-    colors = list(TABLEAU_COLORS)
     for k, name in enumerate(candidates):
         panel.plot(
             [epoch[k] for epoch in probabilities],
-            label=name,
-            color=colors[k % len(colors)],
+            color=_color(k),
             linewidth=2 if name in layer.choice else 1,
         )
     panel.axvline(layer.epoch, color="0.6", linestyle=":", linewidth=1)
     panel.set_title(f"{layer.name}: {' + '.join(layer.choice)}", fontsize="small")
     panel.grid(alpha=0.2)
+
+
+def _color(k: int) -> str:
+    names = list(TABLEAU_COLORS)
+    return names[k % len(names)]

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 Reason = Literal["margin", "deadline"]
 
+_NO_LEAD = (-1, 0)
+"""Position of the candidate that leads clearly, and at how many checks in a row it has."""
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -29,7 +32,7 @@ class ProgressiveStopping:
     Args:
         layers: names of the layers, all open at first.
         delta: lead of the largest probability over the second that is asked for.
-        patience: how many checks in a row must find it.
+        patience: how many checks in a row must find it, with the same candidate ahead.
         ema: decay of the moving average; the first probabilities start it.
         deadline: epoch, from 1, at whose end every layer still open keeps its best two.
     """
@@ -42,7 +45,7 @@ class ProgressiveStopping:
         self.ema = ema
         self.deadline = deadline
         self.averages: dict[str, list[float]] = {}
-        self.leads = dict.fromkeys(layers, 0)
+        self.leads = dict.fromkeys(layers, _NO_LEAD)
         self.stops: dict[str, Stop] = {}
 
     @property
@@ -70,8 +73,12 @@ class ProgressiveStopping:
         ranking = sorted(range(len(average)), key=lambda k: -average[k])
         best = average[ranking[0]]
         margin = best - average[ranking[1]] if len(ranking) > 1 else best
-        self.leads[layer] = self.leads[layer] + 1 if margin >= self.delta else 0
-        if self.leads[layer] >= self.patience:
+        leader, checks = self.leads[layer]
+        if margin < self.delta:
+            self.leads[layer] = _NO_LEAD
+        else:
+            self.leads[layer] = (ranking[0], checks + 1 if leader == ranking[0] else 1)
+        if self.leads[layer][1] >= self.patience:
             stop = Stop(layer, (ranking[0],), best, margin, epoch, "margin")
         elif epoch >= self.deadline:
             stop = Stop(layer, tuple(ranking[:2]), best, margin, epoch, "deadline")

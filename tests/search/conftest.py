@@ -12,7 +12,7 @@ from tests.search.runs import options
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """On maps this small two threads mostly wait for each other."""
+    """As configs/digits.yaml asks for, also where no command line is run; undone afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

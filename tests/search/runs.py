@@ -1,13 +1,10 @@
 """A search small enough for tests, and how to start one in its own process."""
 
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "configs" / "digits.yaml"
@@ -42,8 +39,6 @@ def start(command: str, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "metapool_kernels.search", command, *arguments],
         cwd=REPOSITORY,
-        # Sums depend on the number of threads, and runs in this process are compared with.
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -37,6 +37,14 @@ def test_patience_asks_for_leads_in_a_row() -> None:
     assert stop.epoch == 4
 
 
+def test_patience_asks_for_the_same_leader() -> None:
+    stopping = rule(patience=2)
+    assert feed(stopping, 1, a=[0.7, 0.3]) == []
+    assert feed(stopping, 2, a=[0.3, 0.7]) == []
+    (stop,) = feed(stopping, 3, a=[0.3, 0.7])
+    assert stop.keep == (1,)
+
+
 @pytest.mark.parametrize(("second", "stops"), [(0.375, True), (0.376, False)])
 def test_a_margin_of_exactly_delta_is_enough(second: float, stops: bool) -> None:
     stopping = rule(delta=0.125, patience=1)
