@@ -37,9 +37,9 @@ COMMON_FLAGS = [
 # Selections such as (a > b ? a : b) are vectorised only if comparisons need not trap.
 KERNEL_FLAGS = ["-O3", "-fno-trapping-math"]
 X86_ISAS = {
-    "avx2": ["-mavx2", "-mf16c"],
+    "avx2": ["-mavx2"],
     "avx512": [
-        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mf16c"],
+        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2"],
         "-mprefer-vector-width=512",
     ],
 }
@@ -50,14 +50,15 @@ class CannotBuildError(Exception):
 
 
 def find_compiler() -> str:
-    """Path of the C++ compiler."""
+    """The C++ compiler as a shell command; CXX may hold arguments, as in "ccache g++"."""
     if os.environ.get("METAPOOL_BUILD_NATIVE") == "0":
         raise CannotBuildError("METAPOOL_BUILD_NATIVE=0 switched the build off")
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    for name in names:
-        if path := shutil.which(name):
-            return path
-    raise CannotBuildError(f"no C++ compiler was found (looked for {', '.join(names)})")
+    commands = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for command in commands:
+        words = shlex.split(command)
+        if words and (path := shutil.which(words[0])):
+            return shlex.join([path, *words[1:]])
+    raise CannotBuildError(f"no C++ compiler was found (looked for {', '.join(commands)})")
 
 
 def find_ninja() -> str:

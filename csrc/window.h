@@ -1,14 +1,12 @@
 // What a pooling window means: candidate codes, padding, divisors, and which of two elements wins.
-// Shared by every native backend. Nothing here has external linkage, so each translation unit
-// keeps its own copy, compiled for its own instruction set.
+// Shared by every native backend. Everything is inlined by force, so that no copy compiled for one
+// instruction set is linked into another.
 #pragma once
 
 #include <cstdint>
 
 #if defined(__CUDACC__)
 #define METAPOOL_INLINE __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define METAPOOL_INLINE __forceinline
 #else
 #define METAPOOL_INLINE inline __attribute__((always_inline))
 #endif

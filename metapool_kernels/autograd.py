@@ -113,7 +113,7 @@ class _Pool(_TraceablePool):
         maps = (_fold_map(t, d, size) for t, d in ((x, in_dims[0]), (values, in_dims[2])))
         folded_x, folded_values = maps
         assert folded_x is not None
-        n = folded_x.shape[0] // size
+        n = _images(x, in_dims[0])
         out = pool(folded_x, _fold_weights(weights, in_dims[1], size, n), folded_values, spec)
         return out.unflatten(0, (size, n)), 0
 
@@ -207,7 +207,7 @@ class _PoolBackward(Function):
             for t, d in ((grad_out, in_dims[0]), (x, in_dims[1]), (values, in_dims[3]))
         )
         assert folded_g is not None and folded_x is not None
-        n = folded_x.shape[0] // size
+        n = _images(x, in_dims[1])
         folded_weights = _fold_weights(weights, in_dims[2], size, n)
         grad_x, grad_weights = pool_backward(
             folded_g, folded_x, folded_weights, folded_values, spec, mask
@@ -226,6 +226,11 @@ def _fold_map(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
         return None
     batched = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
     return batched.flatten(0, 1)
+
+
+def _images(x: Tensor, dim: int | None) -> int:
+    """N of a (N, C, H, W) tensor with one more, mapped, dimension."""
+    return x.shape[0] if dim is None or dim > 0 else x.shape[1]
 
 
 def _fold_weights(weights: Tensor, dim: int | None, size: int, n: int) -> Tensor:

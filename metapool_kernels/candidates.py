@@ -78,11 +78,9 @@ def candidate_names(names: Sequence[str]) -> tuple[str, ...]:
     """``names`` as a tuple of strings that have not been looked at yet.
 
     Raises:
-        TypeError: ``names`` is one string, not iterable, or holds something else than strings.
+        TypeError: ``names`` is one string, no sequence, or holds something else than strings.
     """
-    if not isinstance(names, (tuple, list)) and (
-        isinstance(names, str) or not isinstance(names, Iterable)
-    ):
+    if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(
             f"candidates should be a sequence of str such as ('skip_connect', 'max_pool_3x3'), "
             f"got {names!r} of {type(names)!r}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from metapool_kernels.candidates import Candidate, Kind
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MAX_STRIDE = 2**31 - 1
 NORMALIZATIONS = ("softmax", None)
 
 
@@ -19,17 +20,17 @@ def check_stride(stride: int | Sequence[int]) -> tuple[int, int]:
 
     Raises:
         TypeError: not an int or a pair of ints.
-        ValueError: not positive, or not a pair.
+        ValueError: not positive, too large, or not a pair.
     """
-    if type(stride) is int and stride > 0:  # the usual case, on the way of every call
+    if type(stride) is int and 0 < stride <= MAX_STRIDE:  # the usual case, on the way of every call
         return stride, stride
     pair = (stride, stride) if isinstance(stride, int) else stride
     if not isinstance(pair, (tuple, list)) or not all(
         isinstance(step, int) and not isinstance(step, bool) for step in pair
     ):
         raise TypeError(f"stride should be an int or a pair of ints, got {stride!r}")
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"stride should be one or two positive ints, got {stride!r}")
+    if len(pair) != 2 or min(pair) < 1 or max(pair) > MAX_STRIDE:
+        raise ValueError(f"stride should be one or two ints from 1 to {MAX_STRIDE}, got {stride!r}")
     return pair[0], pair[1]
 
 

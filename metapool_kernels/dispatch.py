@@ -41,6 +41,12 @@ BACKENDS: dict[str, Callable[[Tensor], str | None]] = {
 """The predicates by name, in the order in which ``backend=None`` asks them."""
 
 
+def check_backend(backend: object) -> None:
+    """Raise ValueError unless ``backend`` is None or the name of one, available or not."""
+    if backend is not None and not (isinstance(backend, str) and backend in BACKENDS):
+        raise ValueError(f"backend should be None or one of {list(BACKENDS)}, got {backend!r}")
+
+
 def choose_backend(backend: str | None, x: Tensor) -> str:
     """Name of the backend that runs a call on ``x``.
 
@@ -56,8 +62,8 @@ def choose_backend(backend: str | None, x: Tensor) -> str:
         for name, refuse in BACKENDS.items():
             if refuse(x) is None:
                 return name
-    if backend not in BACKENDS:
-        raise ValueError(f"backend should be None or one of {list(BACKENDS)}, got {backend!r}")
+        raise RuntimeError(f"no backend can run a call on {x.device}")
+    check_backend(backend)
     reason = BACKENDS[backend](x)
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} is not available: {reason}")

@@ -50,5 +50,7 @@ def numpy_ops() -> ModuleType:
     """
     try:
         return importlib.import_module("metapool_kernels._numpy_ops")
+    except ModuleNotFoundError as error:
+        raise RuntimeError(_missing("numpy_ops")) from error
     except ImportError as error:
-        raise RuntimeError(f"{_missing('numpy_ops')} ({error})") from error
+        raise RuntimeError(f"the compiled NumPy module does not load: {error}") from error

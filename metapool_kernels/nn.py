@@ -12,7 +12,8 @@ from metapool_kernels.candidates import (
     parse_candidate,
     parse_candidates,
 )
-from metapool_kernels.checks import check_normalize, check_skip_connect, check_stride
+from metapool_kernels.checks import check_flag, check_normalize, check_skip_connect, check_stride
+from metapool_kernels.dispatch import check_backend
 from metapool_kernels.functional import fused_meta_pool
 
 INITIAL_ALPHA_STD = 1e-3
@@ -52,6 +53,8 @@ class MetaPool2d(nn.Module):
         super().__init__()
         parsed = parse_candidates(candidates)
         check_normalize(normalize)
+        check_flag("count_include_pad", count_include_pad)
+        check_backend(backend)
         self.candidates = tuple(candidate.name for candidate in parsed)
         self.channels = channels
         self.normalize = normalize
@@ -91,9 +94,10 @@ class MetaPool2d(nn.Module):
             ValueError: no position, a repeated one, or one that does not exist.
         """
         size = len(self.candidates)
+        keep = [int(k) for k in keep]
         if not keep or len(set(keep)) != len(keep) or not all(0 <= k < size for k in keep):
             raise ValueError(
-                f"keep should hold distinct positions from 0 to {size - 1}, got {list(keep)}"
+                f"keep should hold distinct positions from 0 to {size - 1}, got {keep}"
             )
         reduced = MetaPool2d(
             [self.candidates[k] for k in keep],
@@ -106,7 +110,7 @@ class MetaPool2d(nn.Module):
             dtype=self.alpha.dtype,
         )
         with torch.no_grad():
-            reduced.alpha.copy_(self.alpha[..., list(keep)])
+            reduced.alpha.copy_(self.alpha[..., keep])
         reduced.alpha.requires_grad_(self.alpha.requires_grad)
         return reduced.train(self.training)
 

@@ -154,3 +154,22 @@ def _grad_of_sum(x: Tensor, candidates: tuple[str, ...], backend: str) -> Tensor
     out = fused_meta_pool(x, torch.zeros(len(candidates)), candidates, backend=backend)
     (grad,) = torch.autograd.grad(out.sum(), x)
     return grad
+
+
+@pytest.mark.parametrize("stride", [5, 7, 2**31 - 1, (1, 2**31 - 1)], ids=str)
+def test_strides_beyond_the_map(backend: str, stride: int | tuple[int, int]) -> None:
+    """Such a stride leaves one window, and must not cost memory or overflow."""
+    names = ("max_pool_3x3", "avg_pool_5x5", "max_pool_7x7")
+    judge.judge(judge.fused(backend), Case(size=(1, 2, 5, 5), candidates=names, stride=stride))
+
+
+def test_nan_between_the_windows(backend: str) -> None:
+    """Pixels that no window sees have no part in any gradient."""
+    x = torch.randn(1, 1, 9, 9, dtype=torch.float64)
+    x[..., 2, 2] = torch.nan
+    x.requires_grad_()
+    alpha = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    names = ("avg_pool_3x3", "max_pool_3x3")
+    fused_meta_pool(x, alpha, names, stride=4, backend=backend).square().sum().backward()
+    assert x.grad is not None and alpha.grad is not None
+    assert x.grad.isfinite().all() and alpha.grad.isfinite().all()

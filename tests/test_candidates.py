@@ -125,10 +125,15 @@ def test_no_names() -> None:
         parse_candidates(())
 
 
-def test_any_iterable_of_names() -> None:
-    expected = parse_candidates(("none", "skip_connect"))
-    assert parse_candidates(["none", "skip_connect"]) == expected
-    assert parse_candidates(iter(("none", "skip_connect"))) == expected  # type: ignore[arg-type]
+def test_a_list_is_as_good_as_a_tuple() -> None:
+    assert parse_candidates(["none", "skip_connect"]) == parse_candidates(("none", "skip_connect"))
+
+
+@pytest.mark.parametrize("names", [{"none", "skip_connect"}, iter(("none",)), {"none": 1}, None])
+def test_names_have_an_order(names: object) -> None:
+    """Weights belong to names by their position, which a set does not have."""
+    with pytest.raises(TypeError, match="sequence of str"):
+        parse_candidates(names)  # type: ignore[arg-type]
 
 
 def test_candidates_need_the_standard_library_alone() -> None:

@@ -152,3 +152,22 @@ def test_an_unknown_instruction_set_is_not_taken_silently(native: str) -> None:
     )  # fmt: skip
     assert done.returncode >= 0, "killed by a signal"
     assert done.returncode == 0 or "neon9" in done.stderr
+
+
+def test_a_wrong_instruction_set_is_named(native: str) -> None:
+    """Each time that it is asked for, and only as long as the variable is set."""
+    code = (
+        "import os\n"
+        "from metapool_kernels import numpy_api\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        numpy_api.active_isa()\n"
+        "    except ValueError as error:\n"
+        "        assert 'bogus' in str(error) and 'baseline' in str(error)\n"
+        "    else:\n"
+        "        raise AssertionError('accepted')\n"
+        "del os.environ['METAPOOL_ISA']\n"
+        "assert numpy_api.active_isa() == numpy_api.isa_names()[-1]\n"
+    )
+    environment = os.environ | {"METAPOOL_ISA": "bogus"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

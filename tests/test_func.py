@@ -130,3 +130,10 @@ def test_per_sample_gradients(backend: str) -> None:
     loss = _loss(_op(judge.definition, case))
     right = [grad(loss, argnums=1)(sample[None], alpha) for sample in x]
     torch.testing.assert_close(got, torch.stack(right))
+
+
+def test_vmap_over_nothing(backend: str) -> None:
+    function = judge.fused(backend)
+    call = Case(candidates=("max_pool_3x3", "avg_pool_3x3"))
+    x, alpha = torch.ones(0, 1, 2, 4, 4), torch.zeros(2)
+    assert vmap(lambda part: function(part, alpha, call))(x).shape == x.shape

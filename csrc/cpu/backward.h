@@ -2,11 +2,13 @@
 // row together, so nothing is scattered between tasks and the order of additions is fixed.
 //
 // Averages are their own adjoint but for the stride: grad_out is summed down the columns, then
-// spread along the row. For the weight of an average, <P(v), g> is taken as <v, P^T(g)>.
+// spread along the row. The gradient of a weight is the product of grad_out with the pooled row,
+// which is computed again: taken with the adjoint instead, NaN and infinities would spread.
 // Maxima are selected again, with two small codes for the position of each winner: the row in its
 // window and, in that row, the column. A gradient goes first to the row, then to the column.
 #pragma once
 
+#include "averages.h"
 #include "maxima.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
@@ -19,6 +21,7 @@ class Backward {
         args_(args),
         in_(plan),
         out_(RowShape<kLanes>::plain(plan.w_out)),
+        averages_(plan, arena),
         maxima_(plan, true, kValue, 2 * plan.radius_h + 1, arena) {
     const int64_t grad_rows = 2 * plan.radius_h / plan.stride_h + 1;
     values_.allocate(arena, 2 * plan.radius_h + 1, in_.size());
@@ -52,11 +55,9 @@ class Backward {
         load_output(grad_out, next_output_++);
       }
       load_until(x, values, line);
+      if (args_.grad_x.data == nullptr) continue;
       compute(line);
-      if (args_.grad_x.data != nullptr) {
-        fold_edges(in_, grad_row_);
-        store_row(in_, grad_x, plan_.dtype, grad_row_, args_.grad_x.data, line);
-      }
+      store_row(in_, grad_x, plan_.dtype, grad_row_, args_.grad_x.data, line);
     }
   }
 
@@ -88,6 +89,10 @@ class Backward {
     Acc* const grads = grads_[i];
     load_row(out_, grad_out, plan_.dtype, args_.grad_out.data, i, grads);
     if (owned && weight_sums_ != nullptr) {
+      averages_.for_each(values_, center, [&](const PoolItem& item, const Acc* sums, Acc area) {
+        add_dot<kLanes>(weight_sum(item.index), 1.0 / static_cast<double>(area), sums, grads,
+                        out_.size());
+      });
       for (const int k : plan_.nones) {
         zero_row(routed_, out_.size());
         add_dot<kLanes>(weight_sum(k), 1.0, routed_, grads, out_.size());
@@ -122,7 +127,7 @@ class Backward {
     for (const int k : plan_.skips) {
       add_weighted<kLanes>(grad_row_ + in_.cell(0), weight(k), grads_[line], out_.size());
     }
-    if (plan_.max.count > 0 && args_.grad_x.data != nullptr) add_maxima(line);
+    if (plan_.max.count > 0) add_maxima(line);
     if (plan_.avg.count > 0) add_averages(line);
   }
 
@@ -148,7 +153,7 @@ class Backward {
       if (plan_.count_include_pad) {
         spread(column_sums_, reached_w, item.radius_w);
         const int64_t area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
-        add_average(line, item.index, static_cast<Acc>(area));
+        add_average(item.index, static_cast<Acc>(area));
       } else {
         for (int64_t j = 0; j < in_.w_out; ++j) {
           scales_[j] =
@@ -156,7 +161,7 @@ class Backward {
         }
         scale_pixels<kLanes>(scaled_, scales_, column_sums_, in_.w_out);
         spread(scaled_, -1, item.radius_w);
-        add_average(line, item.index, Acc(1));
+        add_average(item.index, Acc(1));
       }
       reached_w = item.radius_w;
     }
@@ -191,14 +196,10 @@ class Backward {
     }
   }
 
-  void add_average(int64_t line, int k, Acc area) {
+  void add_average(int k, Acc area) {
     for (int lane = 0; lane < kLanes; ++lane) scaled_weights_[lane] = weight(k)[lane] / area;
     in_.for_each_run([&](int64_t offset, int64_t count) {
       add_weighted<kLanes>(grad_row_ + offset, scaled_weights_, spread_ + offset, count);
-      if (weight_sums_ != nullptr) {
-        add_dot<kLanes>(weight_sum(k), 1.0 / static_cast<double>(area), values_[line] + offset,
-                        spread_ + offset, count);
-      }
     });
   }
 
@@ -219,6 +220,7 @@ class Backward {
         add_where(grad_row_ + in_.tap(d), columns, static_cast<Acc>(d), routed_, size);
       }
     }
+    fold_edges(in_, grad_row_);
   }
 
   // For maximum `m` of output row i, the winners' rows relative to the windows' centre.
@@ -229,6 +231,7 @@ class Backward {
   const Plan& plan_;
   const BackwardArgs& args_;
   const RowShape<kLanes> in_, out_;
+  Averages<Acc, kLanes> averages_;
   HorizontalMaxima<Acc, kLanes> maxima_;
   RowRing<Acc> values_, grads_, winner_rows_;
   Acc *x_row_, *column_sums_, *scaled_, *scales_, *spread_, *routed_, *grad_row_, *max_key_,

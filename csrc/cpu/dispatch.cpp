@@ -44,19 +44,16 @@ const Isa* choose_isa() {
   const std::vector<const Isa*> usable = usable_isas();
   const char* const forced = std::getenv("METAPOOL_ISA");
   if (forced == nullptr || *forced == '\0') return usable.back();
-  const auto found = std::find_if(usable.begin(), usable.end(),
-                                  [&](const Isa* isa) { return isa->name == std::string(forced); });
-  return found == usable.end() ? nullptr : *found;
+  std::string message = "METAPOOL_ISA should be one of";
+  for (const Isa* isa : usable) {
+    if (isa->name == std::string(forced)) return isa;
+    message += std::string(" '") + isa->name + "'";
+  }
+  throw std::invalid_argument(message + " on this machine, got '" + forced + "'");
 }
 
 const Isa& chosen_isa() {
-  static const Isa* const chosen = choose_isa();
-  if (chosen == nullptr) {
-    std::string message = "METAPOOL_ISA should be one of";
-    for (const std::string& name : isa_names()) message += " '" + name + "'";
-    throw std::invalid_argument(message + " on this machine, got '" + std::getenv("METAPOOL_ISA") +
-                                "'");
-  }
+  static const Isa* const chosen = choose_isa();  // tried again at the next call where it throws
   return *chosen;
 }
 
@@ -100,8 +97,10 @@ OwnedPlan::OwnedPlan(const Problem& problem, const MapView& x, int64_t rows) {
   plan.c = problem.c;
   plan.h = problem.h;
   plan.w = problem.w;
-  plan.stride_h = problem.stride_h;
-  plan.stride_w = problem.stride_w;
+  // From the size of the map on, every stride means one window at the first pixel. Rows are laid
+  // out by the stride, so it may not grow beyond that.
+  plan.stride_h = std::min(problem.stride_h, problem.h);
+  plan.stride_w = std::min(problem.stride_w, problem.w);
   plan.h_out = output_size(problem.h, problem.stride_h);
   plan.w_out = output_size(problem.w, problem.stride_w);
   plan.count_include_pad = problem.count_include_pad;
@@ -164,17 +163,16 @@ Task task_at(const Plan& plan, int64_t rows, int64_t index) {
 class AlignedBuffer {
  public:
   explicit AlignedBuffer(int64_t bytes)
-      : bytes_(bytes), data_(static_cast<char*>(::operator new(bytes, std::align_val_t(64)))) {
+      : data_(static_cast<char*>(::operator new(bytes, std::align_val_t(64)))) {
     std::fill_n(data_, bytes, char{0});
   }
   ~AlignedBuffer() { ::operator delete(data_, std::align_val_t(64)); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
 
-  cpu::Workspace workspace() const { return {data_, bytes_}; }
+  char* data() const { return data_; }
 
  private:
-  int64_t bytes_;
   char* data_;
 };
 
@@ -187,7 +185,7 @@ void for_each_task(const Plan& plan, int64_t rows, int64_t workspace_bytes,
   parallel_for(plan.groups * plan.strips, grain, [&](int64_t begin, int64_t end) {
     const AlignedBuffer buffer(std::max<int64_t>(workspace_bytes, 1));
     for (int64_t index = begin; index < end; ++index)
-      body(task_at(plan, rows, index), buffer.workspace());
+      body(task_at(plan, rows, index), buffer.data());
   });
 }
 
@@ -235,10 +233,9 @@ void meta_pool_fwd(const Problem& problem, const ForwardArgs& args,
   OwnedPlan owned(problem, args.x, rows);
   owned.plan.separate_values = !owned.max.empty() && !same_map(args.x, args.values);
   const Plan& plan = owned.plan;
-  for_each_task(plan, rows, kernels.forward_bytes(plan, args), parallel_for,
-                [&](const Task& task, cpu::Workspace workspace) {
-                  kernels.forward(plan, args, task, workspace);
-                });
+  for_each_task(
+      plan, rows, kernels.forward_bytes(plan, args), parallel_for,
+      [&](const Task& task, char* workspace) { kernels.forward(plan, args, task, workspace); });
 }
 
 void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
@@ -252,7 +249,7 @@ void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
   const bool wants_weights = args.grad_weights != nullptr;
   std::vector<double> shares(wants_weights ? plan.groups * plan.strips * share : 0, 0.0);
   for_each_task(plan, problem.h, kernels.backward_bytes(plan, args), parallel_for,
-                [&](const Task& task, cpu::Workspace workspace) {
+                [&](const Task& task, char* workspace) {
                   const int64_t index = task.plane / plan.lanes * plan.strips + task.strip;
                   double* const sums = wants_weights ? shares.data() + index * share : nullptr;
                   kernels.backward(plan, args, task, workspace, sums);

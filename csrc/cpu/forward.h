@@ -2,6 +2,7 @@
 // columns first and then along the row, the maxima along the rows first and then down.
 #pragma once
 
+#include "averages.h"
 #include "maxima.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
@@ -13,12 +14,11 @@ class Forward {
       : plan_(plan),
         args_(args),
         in_(plan),
+        averages_(plan, arena),
         maxima_(plan, false, kValue, 2 * plan.radius_h + 1, arena) {
     values_.allocate(arena, 2 * plan.radius_h + 1, in_.size());
     x_row_ = kValue ? arena.take<Acc>(in_.size()) : nullptr;
-    column_sums_ = arena.take<Acc>(in_.size());
-    row_sums_ = arena.take<Acc>(in_.out_size());
-    scales_ = arena.take<Acc>(in_.w_out);
+    zeros_ = arena.take<Acc>(plan.nones.count > 0 ? in_.out_size() : 0);
     out_row_ = arena.take<Acc>(in_.out_size());
     max_key_ = arena.take<Acc>(in_.out_size());
     max_value_ = kValue ? arena.take<Acc>(in_.out_size()) : nullptr;
@@ -59,8 +59,7 @@ class Forward {
     const int64_t size = in_.out_size();
     zero_row(out_row_, size);
     for (const int k : plan_.nones) {
-      zero_row(row_sums_, size);
-      add_weighted<kLanes>(out_row_, weight(k), row_sums_, size);  // NaN where the weight is
+      add_weighted<kLanes>(out_row_, weight(k), zeros_, size);  // NaN where the weight is
     }
     for (const int k : plan_.skips) {
       add_weighted<kLanes>(out_row_, weight(k), values_[center] + in_.tap(0), size);
@@ -70,57 +69,12 @@ class Forward {
   }
 
   void add_averages(int64_t center) {
-    int reached_h = -1, reached_w = -1;
-    for (const PoolItem& item : plan_.avg) {
-      if (item.radius_h != reached_h) {
-        extend_column_sums(center, reached_h, item.radius_h);
-        reached_h = item.radius_h;
-        reached_w = -1;
-      }
-      extend_row_sums(reached_w, item.radius_w);
-      reached_w = item.radius_w;
-      add_average(center, item);
-    }
-  }
-
-  // Sums rows [center - radius, center + radius], the part up to `reached` being there already.
-  void extend_column_sums(int64_t center, int reached, int radius) {
-    in_.for_each_run([&](int64_t offset, int64_t count) {
-      Acc* const sums = column_sums_ + offset;
-      if (reached < 0) copy_row(sums, values_[center] + offset, count);
-      for (int d = reached < 0 ? 1 : reached + 1; d <= radius; ++d) {
-        if (center - d >= 0) add_row(sums, values_[center - d] + offset, count);
-        if (center + d < plan_.h) add_row(sums, values_[center + d] + offset, count);
-      }
-    });
-  }
-
-  // The same along the row; the padding of column_sums_ is zero from the start and stays so.
-  void extend_row_sums(int reached, int radius) {
-    const int64_t size = in_.out_size();
-    if (reached < 0) copy_row(row_sums_, column_sums_ + in_.tap(0), size);
-    for (int d = reached < 0 ? 1 : reached + 1; d <= radius; ++d) {
-      add_row(row_sums_, column_sums_ + in_.tap(-d), size);
-      add_row(row_sums_, column_sums_ + in_.tap(d), size);
-    }
-  }
-
-  void add_average(int64_t center, const PoolItem& item) {
-    const int64_t rows = divisor(center, item.radius_h, plan_.h, plan_.count_include_pad);
-    if (plan_.count_include_pad) {
-      const Acc area = static_cast<Acc>(rows * (2 * item.radius_w + 1));
-      for (int lane = 0; lane < kLanes; ++lane)
+    averages_.for_each(values_, center, [&](const PoolItem& item, const Acc* sums, Acc area) {
+      for (int lane = 0; lane < kLanes; ++lane) {
         scaled_weights_[lane] = weight(item.index)[lane] / area;
-      add_weighted<kLanes>(out_row_, scaled_weights_, row_sums_, in_.out_size());
-      return;
-    }
-    for (int64_t j = 0; j < in_.w_out; ++j) {
-      scales_[j] =
-          Acc(1) / static_cast<Acc>(rows * divisor(j * in_.step, item.radius_w, in_.w, false));
-    }
-    Acc* const averages = max_key_;  // free until the maxima's turn
-    scale_pixels<kLanes>(averages, scales_, row_sums_, in_.w_out);
-    add_weighted<kLanes>(out_row_, weight(item.index), averages, in_.out_size());
+      }
+      add_weighted<kLanes>(out_row_, scaled_weights_, sums, in_.out_size());
+    });
   }
 
   void add_maxima(int64_t center) {
@@ -145,10 +99,10 @@ class Forward {
   const Plan& plan_;
   const ForwardArgs& args_;
   const RowShape<kLanes> in_;
+  Averages<Acc, kLanes> averages_;
   HorizontalMaxima<Acc, kLanes> maxima_;
   RowRing<Acc> values_;
-  Acc *x_row_, *column_sums_, *row_sums_, *scales_, *out_row_, *max_key_, *max_value_, *weights_,
-      *scaled_weights_;
+  Acc *x_row_, *zeros_, *out_row_, *max_key_, *max_value_, *weights_, *scaled_weights_;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -7,7 +7,7 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
-// Calls body(acc, lanes, values): the three choices a kernel is compiled for, as types.
+// The kernels for one combination of the three choices that they are compiled for.
 template <typename Acc, int kLanes, bool kValue>
 struct Variant {
   using ForwardKernel = Forward<Acc, kLanes, kValue>;
@@ -24,6 +24,7 @@ METAPOOL_INLINE void with_lanes(const Plan& plan, Body body) {
   plan.lanes == 1 ? with_values<Acc, 1>(plan, body) : with_values<Acc, kPackedLanes>(plan, body);
 }
 
+// Calls body(variant) with the Variant that a plan asks for.
 template <typename Body>
 METAPOOL_INLINE void with_variant(const Plan& plan, Body body) {
   plan.dtype == DType::kFloat64 ? with_lanes<double>(plan, body) : with_lanes<float>(plan, body);
@@ -36,9 +37,8 @@ inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
   return counting.used();
 }
 
-inline void forward(const Plan& plan, const ForwardArgs& args, const Task& task,
-                    Workspace workspace) {
-  Arena arena(workspace.data);
+inline void forward(const Plan& plan, const ForwardArgs& args, const Task& task, char* workspace) {
+  Arena arena(workspace);
   with_variant(plan, [&](auto variant) {
     typename decltype(variant)::ForwardKernel(plan, args, arena).run(task);
   });
@@ -52,9 +52,9 @@ inline int64_t backward_bytes(const Plan& plan, const BackwardArgs& args) {
   return counting.used();
 }
 
-inline void backward(const Plan& plan, const BackwardArgs& args, const Task& task,
-                     Workspace workspace, double* weight_sums) {
-  Arena arena(workspace.data);
+inline void backward(const Plan& plan, const BackwardArgs& args, const Task& task, char* workspace,
+                     double* weight_sums) {
+  Arena arena(workspace);
   with_variant(plan, [&](auto variant) {
     typename decltype(variant)::BackwardKernel(plan, args, arena).run(task, weight_sums);
   });

@@ -54,18 +54,15 @@ struct Task {
   int64_t row_begin, row_end;
 };
 
-struct Workspace {
-  char* data;  // 64-byte aligned, zeroed
-  int64_t bytes;
-};
-
-// The kernels as one instruction set compiled them. The *_bytes give the workspace a task needs.
+// The kernels as one instruction set compiled them. The *_bytes give the workspace that a task
+// needs, aligned to 64 bytes and zeroed before the first task.
 struct Kernels {
   int64_t (*forward_bytes)(const Plan&, const ForwardArgs&);
-  void (*forward)(const Plan&, const ForwardArgs&, const Task&, Workspace);
+  void (*forward)(const Plan&, const ForwardArgs&, const Task&, char* workspace);
   int64_t (*backward_bytes)(const Plan&, const BackwardArgs&);
   // weight_sums: double [lanes][K], this task's share of the gradient of the weights.
-  void (*backward)(const Plan&, const BackwardArgs&, const Task&, Workspace, double* weight_sums);
+  void (*backward)(const Plan&, const BackwardArgs&, const Task&, char* workspace,
+                   double* weight_sums);
 };
 
 struct Isa {

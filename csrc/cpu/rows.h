@@ -247,9 +247,9 @@ class Arena {
 
   template <typename T>
   T* take(int64_t count) {
-    char* const at = base_ + used_;
+    const int64_t offset = used_;
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(at);
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset);
   }
   int64_t used() const { return used_; }
 
