@@ -46,6 +46,14 @@ def test_a_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "a/b.json").read_text() == "new"
 
 
+def test_the_old_file_is_replaced_and_not_written_into(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write("metrics.csv", "old")
+    with (tmp_path / "metrics.csv").open() as reader:
+        run.write("metrics.csv", "new and longer")
+        assert reader.read() == "old"
+
+
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.load_checkpoint() is None
