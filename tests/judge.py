@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapool_kernels import fused_meta_pool, reference
-from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.candidates import MAX_WINDOW, parse_candidates
 from metapool_kernels.checks import check_stride
 from tests.cases import Case
 
@@ -115,7 +115,8 @@ def compare(
 
     - float32: the same again, and one rounding unit. Ours and eager PyTorch's errors are those of
       different orders of the same additions, so either may be the larger one.
-    - float64: as float32, and three more units, for the truth is itself rounded in float64.
+    - float64: the truth is itself a float64 sum, of up to MAX_WINDOW ** 2 terms in sequence,
+      and each addition may be half a unit off.
     - float16 and bfloat16: eight rounding units of float32. Ours is the sum in float32, rounded
       once; no value of the dtype is nearer to the truth by more than the error of that sum.
     """
@@ -131,7 +132,8 @@ def compare(
     ours, theirs = ((values.double() - right).abs().where(finite, 0.0) for values in (got, plain))
     limits = torch.finfo(accumulate)
     unit = max(limits.eps * size, limits.eps * limits.smallest_normal)
-    times, units = {torch.float32: (2, 1), torch.float64: (2, 4)}.get(plain.dtype, (1, 8))
+    allowances = {torch.float32: (2, 1), torch.float64: (1, MAX_WINDOW**2 / 2)}
+    times, units = allowances.get(plain.dtype, (1, 8))
     bound = times * theirs.max().item() + units * unit
     worst = ours.max().item()
     where = (ours == worst).nonzero()[0].tolist()
