@@ -36,10 +36,13 @@ COMMON_FLAGS = [
 ]
 # Selections such as (a > b ? a : b) are vectorised only if comparisons need not trap.
 KERNEL_FLAGS = ["-O3", "-fno-trapping-math"]
+# GCC 12 warns of its own AVX-512 headers, which leave variables uninitialised on purpose.
+KERNEL_FLAGS += ["-Wno-maybe-uninitialized"]
 X86_ISAS = {
-    "avx2": ["-mavx2"],
+    "avx2": ["-mavx2", "-mf16c"],
     "avx512": [
-        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2"],
+        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+        *["-mavx2", "-mf16c"],
         "-mprefer-vector-width=512",
     ],
 }

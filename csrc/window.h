@@ -48,6 +48,10 @@ METAPOOL_INLINE constexpr int64_t last_valid(int64_t center, int radius, int64_t
   return center + radius < size ? center + radius : size - 1;
 }
 
+METAPOOL_INLINE constexpr int64_t clamp_line(int64_t line, int64_t size) {
+  return line < 0 ? 0 : line < size ? line : size - 1;
+}
+
 // How many of the window's positions along one axis an average is divided by.
 METAPOOL_INLINE constexpr int64_t divisor(int64_t center, int radius, int64_t size,
                                           bool count_include_pad) {

@@ -1,64 +1,80 @@
 // Backward: streams over the rows of x and of grad_out once and pulls the gradient of each input
 // row together, so nothing is scattered between tasks and the order of additions is fixed.
 //
-// Averages are their own adjoint but for the stride: grad_out is summed down the columns, then
-// spread along the row. The gradient of a weight is the product of grad_out with the pooled row,
+// Averages are their own adjoint but for the stride, which is undone first: grad_out is spread out
+// with zeros between. The gradient of a weight is the product of grad_out with the pooled row,
 // which is computed again: taken with the adjoint instead, NaN and infinities would spread.
-// Maxima are selected again, with two small codes for the position of each winner: the row in its
-// window and, in that row, the column. A gradient goes first to the row, then to the column.
+// Maxima are found again, see winners.h: a gradient goes first to the line of the winner, then
+// from wider to narrower windows as long as those have the same winner, then to its column.
 #pragma once
 
-#include "averages.h"
-#include "maxima.h"
+#include "weights.h"
+#include "windows.h"
+#include "winners.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
 template <typename Acc, int kLanes, bool kValue>
 class Backward {
+  using B = Block<Acc, kLanes>;
+
+  // Products are added up in the accumulation type over about so many pixels, then in double.
+  static constexpr int64_t kFlushPixels = 64;
+
  public:
   Backward(const Plan& plan, const BackwardArgs& args, Arena& arena)
       : plan_(plan),
         args_(args),
-        in_(plan),
-        out_(RowShape<kLanes>::plain(plan.w_out)),
-        averages_(plan, arena),
-        maxima_(plan, true, kValue, 2 * plan.radius_h + 1, arena) {
-    const int64_t grad_rows = 2 * plan.radius_h / plan.stride_h + 1;
-    values_.allocate(arena, 2 * plan.radius_h + 1, in_.size());
-    grads_.allocate(arena, grad_rows, out_.size());
-    winner_rows_.allocate(arena, grad_rows * plan.max.count, out_.size());
-    x_row_ = kValue ? arena.take<Acc>(in_.size()) : nullptr;
-    column_sums_ = arena.take<Acc>(out_.size());
-    scaled_ = arena.take<Acc>(out_.size());
-    scales_ = arena.take<Acc>(in_.w_out);
-    spread_ = arena.take<Acc>(in_.size());
-    routed_ = arena.take<Acc>(out_.size());
-    grad_row_ = arena.take<Acc>(in_.size());
-    max_key_ = arena.take<Acc>(out_.size());
-    max_value_ = kValue ? arena.take<Acc>(out_.size()) : nullptr;
-    weights_ = arena.take<Acc>(static_cast<int64_t>(plan.num_candidates) * kLanes);
-    scaled_weights_ = arena.take<Acc>(kLanes);
+        shape_(plan),
+        weights_(plan, shape_, arena),
+        winners_(plan, shape_, arena),
+        exact_(plan.stride_w == 1 && shape_.padded_w == plan.w) {
+    const Acc nan = static_cast<Acc>(__builtin_nan(""));
+    const int64_t rows = 2 * plan.radius_h + 2, size = shape_.size;
+    values_.allocate(arena, rows, size, nan);
+    grads_.allocate(arena, rows, size, Acc(0));
+    winner_lines_.allocate(arena, rows * plan.max.count, size, kNoWinner);
+    sums_.allocate(arena, 2 * plan.avg_heights.count, size, Acc(0));
+    if (!plan.count_include_pad) scaled_.allocate(arena, 2 * plan.avg.count, size, Acc(0));
+    routed_.allocate(arena, 2 * plan.max_widths.count, size, Acc(0));
+    zeros_ = arena.take_row<Acc>(size, 0);
+    x_row_ = kValue ? arena.take_row<Acc>(size, nan) : nullptr;
+    grad_row_ = arena.take_row<Acc>(size, 0);
+    outputs_ = arena.take_row<Acc>(size, 0);
+    staging_ = arena.take<Acc>(size);
+    parts_ = arena.take_row<Acc>(2 * plan.num_candidates * kPackedLanes, 0);
+    weight_sums_ = arena.take_row<double>(plan.num_candidates * kPackedLanes, 0);
+    if (arena.counts_only()) return;
+    for (int64_t column = 0; column < plan.w; column += plan.stride_w) {
+      fill_pixels(outputs_, shape_, column, column + 1, Acc(1));
+    }
   }
 
-  void run(const Task& task, double* weight_sums) {
+  // share: [lanes][K], null where the gradient of the weights is not wanted.
+  void run(const Task& task, Acc* share) {
     const Planes<kLanes> x(args_.x, plan_, task), values(args_.values, plan_, task),
         grad_out(args_.grad_out, plan_, task), grad_x(args_.grad_x, plan_, task);
     task_ = &task;
-    weight_sums_ = weight_sums;
-    load_weights<kLanes>(plan_, args_.weights, task, weights_);
-    next_output_ = output_from(task.row_begin - plan_.radius_h);
-    next_line_ = first_valid(next_output_ * plan_.stride_h, plan_.radius_h);
-    if (next_line_ > task.row_begin) next_line_ = task.row_begin;
-    for (int64_t line = task.row_begin; line < task.row_end; ++line) {
-      while (next_output_ < plan_.h_out && next_output_ * plan_.stride_h <= line + plan_.radius_h) {
-        load_until(x, values, last_valid(next_output_ * plan_.stride_h, plan_.radius_h, plan_.h));
-        load_output(grad_out, next_output_++);
+    wants_weights_ = share != nullptr;
+    weights_.load(args_.weights, task);
+    next_line_ = 0;
+    int64_t next = output_from(task.row_begin - plan_.radius_h);
+    for (int64_t line = task.row_begin; line < task.row_end;) {
+      const int rows = line + 1 < task.row_end ? 2 : 1;
+      while (next < plan_.h_out && next * plan_.stride_h < line + rows + plan_.radius_h) {
+        // Pairs end where the pair of lines needs them to.
+        const bool pair = plan_.stride_h == 1 && next % 2 == plan_.radius_h % 2 &&
+                          next + 1 < plan_.h_out;
+        pair ? load_outputs<2>(x, values, grad_out, next)
+             : load_outputs<1>(x, values, grad_out, next);
+        next += pair ? 2 : 1;
       }
-      load_until(x, values, line);
-      if (args_.grad_x.data == nullptr) continue;
-      compute(line);
-      store_row(in_, grad_x, plan_.dtype, grad_row_, args_.grad_x.data, line);
+      if (args_.grad_x.data != nullptr) {
+        rows == 2 ? compute<2>(line, grad_x) : compute<1>(line, grad_x);
+      }
+      line += rows;
     }
+    if (wants_weights_) write_share(share);
   }
 
  private:
@@ -67,178 +83,311 @@ class Backward {
     return line <= 0 ? 0 : (line + plan_.stride_h - 1) / plan_.stride_h;
   }
 
-  void load_until(const Planes<kLanes>& x, const Planes<kLanes>& values, int64_t last) {
-    for (; next_line_ <= last; ++next_line_) {
-      Acc* const row = values_[next_line_];
-      load_row(in_, values, plan_.dtype, args_.values.data, next_line_, row);
-      if (plan_.max.count == 0) continue;
-      replicate_edges(in_, row);
-      if constexpr (kValue) {
-        load_row(in_, x, plan_.dtype, args_.x.data, next_line_, x_row_);
-        replicate_edges(in_, x_row_);
-      }
-      maxima_.template load<true, kValue>(in_, next_line_, kValue ? x_row_ : row, row);
-    }
-  }
-
-  // Loads a row of grad_out and selects the maxima of its windows. Each output row is selected by
-  // every task that needs it, but counted for the weights only by the one that owns its centre.
-  void load_output(const Planes<kLanes>& grad_out, int64_t i) {
-    const int64_t center = i * plan_.stride_h;
-    const bool owned = center >= task_->row_begin && center < task_->row_end;
-    Acc* const grads = grads_[i];
-    load_row(out_, grad_out, plan_.dtype, args_.grad_out.data, i, grads);
-    if (owned && weight_sums_ != nullptr) {
-      averages_.for_each(values_, center, [&](const PoolItem& item, const Acc* sums, Acc area) {
-        add_dot<kLanes>(weight_sum(item.index), 1.0 / static_cast<double>(area), sums, grads,
-                        out_.size());
-      });
-      for (const int k : plan_.nones) {
-        zero_row(routed_, out_.size());
-        add_dot<kLanes>(weight_sum(k), 1.0, routed_, grads, out_.size());
-      }
-      for (const int k : plan_.skips) {
-        add_dot<kLanes>(weight_sum(k), 1.0, values_[center] + in_.tap(0), grads, out_.size());
-      }
-    }
-    int width_index = -1, reached_w = -1, reached_h = -1;
-    for (int m = 0; m < plan_.max.count; ++m) {
-      const PoolItem& item = plan_.max.data[m];
-      const Maxima<Acc> acc{max_key_, winner_rows(i, m), max_value_};
-      if (item.radius_w != reached_w) {
-        ++width_index;
-        reached_w = item.radius_w;
-        reached_h = -1;
-      } else {
-        copy_row(acc.code, winner_rows(i, m - 1), out_.size());
-      }
-      maxima_.template extend<true, kValue>(plan_, acc, width_index, center, reached_h,
-                                            item.radius_h);
-      reached_h = item.radius_h;
-      if (owned && weight_sums_ != nullptr) {
-        add_dot<kLanes>(weight_sum(item.index), 1.0, kValue ? acc.value : acc.key, grads,
-                        out_.size());
-      }
-    }
-  }
-
-  void compute(int64_t line) {
-    zero_row(grad_row_, in_.size());
-    for (const int k : plan_.skips) {
-      add_weighted<kLanes>(grad_row_ + in_.cell(0), weight(k), grads_[line], out_.size());
-    }
-    if (plan_.max.count > 0) add_maxima(line);
-    if (plan_.avg.count > 0) add_averages(line);
-  }
-
-  // Calls body(i) for each output row whose window of this radius holds input row `line` and
-  // that of `reached` does not.
+  // Calls body(i) for each output row whose windows of this radius hold one of `rows` input rows
+  // from `line` on.
   template <typename Body>
-  void for_each_output(int64_t line, int reached, int radius, Body body) const {
+  METAPOOL_INLINE void for_each_output(int64_t line, int rows, int radius, Body body) const {
     for (int64_t i = output_from(line - radius);
-         i < plan_.h_out && i * plan_.stride_h <= line + radius; ++i) {
-      const int64_t distance = i * plan_.stride_h - line;
-      if (distance < -reached || distance > reached) body(i);
+         i < plan_.h_out && i * plan_.stride_h < line + rows + radius; ++i) {
+      body(i);
     }
   }
 
-  void add_averages(int64_t line) {
-    int reached_h = -1, reached_w = -1;
-    for (const PoolItem& item : plan_.avg) {
-      if (item.radius_h != reached_h) {
-        sum_columns(line, reached_h, item.radius_h);
-        reached_h = item.radius_h;
-        reached_w = -1;
+  bool owns(int64_t center) const { return center >= task_->row_begin && center < task_->row_end; }
+
+  void load_lines(const Planes<kLanes>& x, const Planes<kLanes>& values, int64_t first,
+                  int64_t last) {
+    for (next_line_ = next_line_ > first ? next_line_ : first; next_line_ <= last; ++next_line_) {
+      Acc* const row = values_[next_line_];
+      load_row(shape_, values, plan_.dtype, args_.values.data, next_line_, plan_.w, 1, row,
+               staging_);
+      if (plan_.max.count == 0) continue;
+      if constexpr (kValue) {
+        load_row(shape_, x, plan_.dtype, args_.x.data, next_line_, plan_.w, 1, x_row_, staging_);
       }
-      if (plan_.count_include_pad) {
-        spread(column_sums_, reached_w, item.radius_w);
-        const int64_t area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
-        add_average(item.index, static_cast<Acc>(area));
-      } else {
-        for (int64_t j = 0; j < in_.w_out; ++j) {
-          scales_[j] =
-              Acc(1) / static_cast<Acc>(divisor(j * in_.step, item.radius_w, in_.w, false));
+      winners_.load_line(next_line_, kValue ? x_row_ : row, row);
+    }
+  }
+
+  // Loads kRows rows of grad_out from row i on and finds the winners of their windows. A row is
+  // loaded by every task that needs it, but counted for the weights only by the one that owns its
+  // centre.
+  template <int kRows>
+  void load_outputs(const Planes<kLanes>& x, const Planes<kLanes>& values,
+                    const Planes<kLanes>& grad_out, int64_t i) {
+    const int64_t center = i * plan_.stride_h;
+    load_lines(x, values, first_valid(center, plan_.radius_h),
+               last_valid(center + kRows - 1, plan_.radius_h, plan_.h));
+    bool counted[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      load_row(shape_, grad_out, plan_.dtype, args_.grad_out.data, i + r, plan_.w_out,
+               plan_.stride_w, grads_[i + r], staging_);
+      counted[r] = wants_weights_ && owns(center + r);
+    }
+    if (plan_.avg.count > 0 && (counted[0] || counted[kRows - 1])) sum_values<kRows>(center);
+    for (int r = 0; r < kRows; ++r) {
+      if (counted[r]) add_products<kRows>(center, r, grads_[i + r]);
+    }
+    if (plan_.max.count > 0) {
+      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) {
+        store_winners(winner_lines(i + r, m) + at, at, winners);
+        if (!counted[r]) return;
+        B pooled;
+        for (int b = 0; b < B::kVectors; ++b) {
+          pooled.vector[b] = kValue ? winners[b].value : winners[b].key;
         }
-        scale_pixels<kLanes>(scaled_, scales_, column_sums_, in_.w_out);
-        spread(scaled_, -1, item.radius_w);
-        add_average(item.index, Acc(1));
+        add_product(plan_.max.data[m].index, r, at, pooled, grads_[i + r]);
+      });
+    }
+    for (int r = 0; r < kRows; ++r) pending_pixels_ += counted[r] ? plan_.w : 0;
+    if (pending_pixels_ >= kFlushPixels) flush();
+  }
+
+  template <typename Winners>
+  METAPOOL_INLINE void store_winners(int8_t* to, int64_t at, const Winners& winners) {
+    for (int b = 0; b < B::kVectors; ++b) {
+      Code<Acc> code = winners[b].code;
+      if (plan_.stride_w != 1) {
+        const Mask<Acc> is_output = load(outputs_ + at + b * B::kStep) != 0;
+        code = is_output ? code : splat_code<Acc>(kNoWinner);
       }
-      reached_w = item.radius_w;
+      store_codes<Acc>(to + b * B::kStep, code);
     }
   }
 
-  // Sums grad_out over the output rows around `line`. With count_include_pad the sums of a
-  // smaller window are a part of them; without, each output row has its own divisor.
-  void sum_columns(int64_t line, int reached, int radius) {
-    const int64_t size = out_.size();
-    if (!plan_.count_include_pad) reached = -1;
-    if (reached < 0) zero_row(column_sums_, size);
-    for_each_output(line, reached, radius, [&](int64_t i) {
-      if (plan_.count_include_pad) {
-        add_row(column_sums_, grads_[i], size);
-      } else {
-        const int64_t rows = divisor(i * plan_.stride_h, radius, plan_.h, false);
-        add_multiple(column_sums_, Acc(1) / static_cast<Acc>(rows), grads_[i], size);
+  // Sums values down the columns.
+  template <int kRows>
+  void sum_values(int64_t center) {
+    const Acc* lines[2 * kMaxRadius + 2];
+    for (int d = -plan_.radius_h; d < plan_.radius_h + kRows; ++d) {
+      const int64_t line = center + d;
+      lines[plan_.radius_h + d] = line >= 0 && line < plan_.h ? values_[line] : zeros_;
+    }
+    sum_columns<kRows>(lines);
+    for (int row = 0; row < kRows * plan_.avg_heights.count; ++row) {
+      fill_overrun(sums_[row], shape_, Acc(0));
+    }
+  }
+
+  template <int kRows>
+  void sum_columns(const Acc* const* lines) {
+    Acc* out[2 * (kMaxRadius + 1)];
+    for (int row = 0; row < kRows * plan_.avg_heights.count; ++row) out[row] = sums_[row];
+    column_windows<kRows>(shape_, lines + plan_.radius_h, plan_.avg_heights, out, Sum{});
+  }
+
+  // Adds the products of a row of grad_out with all pooled rows but the maxima.
+  template <int kRows>
+  void add_products(int64_t center, int r, const Acc* grads) {
+    shape_.for_each_block([&](int64_t at) {
+      for (const int k : plan_.nones) add_product(k, r, at, B::zero(), grads);
+      for (const int k : plan_.skips) {
+        add_product(k, r, at, B::load(values_[center + r] + at), grads);
+      }
+      for (const PoolItem& item : plan_.avg) {
+        B pooled = row_windows<kLanes>(sums_[item.height * kRows + r] + at, item.radius_w, Sum{});
+        weights_.divide(item, center + r, at, pooled);
+        add_product(item.index, r, at, pooled, grads);
       }
     });
   }
 
-  // Adds the row to every tap of its windows, from `reached` to `radius` columns each way.
-  void spread(const Acc* row, int reached, int radius) {
-    const int64_t size = out_.size();
-    if (reached < 0) {
-      zero_row(spread_, in_.size());
-      add_row(spread_ + in_.tap(0), row, size);
+  // The two rows of a pair are kept apart: how they alternate depends on the size of a block.
+  METAPOOL_INLINE void add_product(int k, int r, int64_t at, B pooled, const Acc* grads) {
+    constexpr int kWanted = kPackedLanes / kVectorLanes<Acc>;
+    constexpr int kDistinct = kLanes > 1 ? 1 : kWanted < B::kVectors ? kWanted : B::kVectors;
+    Acc* const parts = this->parts(k, r) + (at & (kPackedLanes - 1));
+    if (!exact_) {
+      for (int b = 0; b < B::kVectors; ++b) {
+        const Mask<Acc> is_output = load(outputs_ + at + b * B::kStep) != 0;
+        pooled.vector[b] = is_output ? pooled.vector[b] : Vec<Acc>{};
+      }
     }
-    for (int d = reached < 0 ? 1 : reached + 1; d <= radius; ++d) {
-      add_row(spread_ + in_.tap(-d), row, size);
-      add_row(spread_ + in_.tap(d), row, size);
+    Vec<Acc> sums[kDistinct];
+    for (int s = 0; s < kDistinct; ++s) sums[s] = load(parts + s * kVectorLanes<Acc>);
+    for (int b = 0; b < B::kVectors; ++b) {
+      sums[b % kDistinct] += pooled.vector[b] * load(grads + at + b * B::kStep);
+    }
+    for (int s = 0; s < kDistinct; ++s) store(parts + s * kVectorLanes<Acc>, sums[s]);
+  }
+
+  // Moves the products on into the sums.
+  void flush() {
+    pending_pixels_ = 0;
+    for (const int k : plan_.nones) flush_one(k, 1);
+    for (const int k : plan_.skips) flush_one(k, 1);
+    for (const PoolItem& item : plan_.max) flush_one(item.index, 1);
+    for (const PoolItem& item : plan_.avg) {
+      const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
+      flush_one(item.index, plan_.count_include_pad ? area : 1);
     }
   }
 
-  void add_average(int k, Acc area) {
-    for (int lane = 0; lane < kLanes; ++lane) scaled_weights_[lane] = weight(k)[lane] / area;
-    in_.for_each_run([&](int64_t offset, int64_t count) {
-      add_weighted<kLanes>(grad_row_ + offset, scaled_weights_, spread_ + offset, count);
-    });
+  void flush_one(int k, int area) {
+    const double scale = 1.0 / area;
+    for (int r = 0; r < 2; ++r) {
+      for (int part = 0; part < kPackedLanes; ++part) {
+        weight_sums_[k * kPackedLanes + part] += scale * static_cast<double>(parts(k, r)[part]);
+        parts(k, r)[part] = 0;
+      }
+    }
   }
 
-  void add_maxima(int64_t line) {
-    const int64_t size = out_.size();
-    for (int m = 0, width_index = 0; m < plan_.max.count; ++width_index) {
-      const int radius_w = plan_.max.data[m].radius_w;
-      zero_row(routed_, size);
-      for (; m < plan_.max.count && plan_.max.data[m].radius_w == radius_w; ++m) {
-        const PoolItem& item = plan_.max.data[m];
-        for_each_output(line, -1, item.radius_h, [&](int64_t i) {
-          add_weighted_where<kLanes>(routed_, weight(item.index), winner_rows(i, m),
-                                     static_cast<Acc>(line - i * plan_.stride_h), grads_[i], size);
+  void write_share(Acc* share) {
+    if (pending_pixels_ > 0) flush();
+    for (int k = 0; k < plan_.num_candidates; ++k) {
+      double* const sums = weight_sums_ + static_cast<int64_t>(k) * kPackedLanes;
+      for (int part = 1; kLanes == 1 && part < kPackedLanes; ++part) sums[0] += sums[part];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        share[lane * plan_.num_candidates + k] = static_cast<Acc>(sums[lane]);
+      }
+      for (int part = 0; part < kPackedLanes; ++part) sums[part] = 0;
+    }
+  }
+
+  // Computes kRows rows of grad_x from input row `line` on and stores them.
+  template <int kRows>
+  void compute(int64_t line, const Planes<kLanes>& grad_x) {
+    if (plan_.avg.count > 0) sum_gradients<kRows>(line);
+    if (plan_.max.count > 0) route_to_lines<kRows>(line);
+    for (int r = 0; r < kRows; ++r) {
+      shape_.for_each_block([&](int64_t at) { collect<kRows>(line, r, at); });
+      store_row(shape_, grad_x, plan_.dtype, grad_row_, plan_.w, 1, args_.grad_x.data, line + r,
+                staging_);
+    }
+  }
+
+  // The row of gradients whose centre is on input row `line`; zeros where there is none.
+  const Acc* gradients_at(int64_t line) const {
+    const bool is_output =
+        line >= 0 && line % plan_.stride_h == 0 && line / plan_.stride_h < plan_.h_out;
+    return is_output ? grads_[line / plan_.stride_h] : zeros_;
+  }
+
+  // Sums grad_out down the columns; where padding does not count, each element divided by the
+  // size of its window.
+  template <int kRows>
+  void sum_gradients(int64_t line) {
+    if (plan_.count_include_pad) {
+      const Acc* lines[2 * kMaxRadius + 2];
+      for (int d = -plan_.radius_h; d < plan_.radius_h + kRows; ++d) {
+        lines[plan_.radius_h + d] = gradients_at(line + d);
+      }
+      sum_columns<kRows>(lines);
+      return;
+    }
+    for (int a = 0; a < plan_.avg.count; ++a) {
+      const PoolItem& item = plan_.avg.data[a];
+      for (int r = 0; r < kRows; ++r) {
+        shape_.for_each_block([&](int64_t at) {
+          B sums = B::zero();
+          for_each_output(line + r, 1, item.radius_h, [&](int64_t i) {
+            const Acc rows = static_cast<Acc>(
+                divisor(i * plan_.stride_h, item.radius_h, plan_.h, false));
+            const B grads = B::load(grads_[i] + at);
+            for (int b = 0; b < B::kVectors; ++b) sums.vector[b] += grads.vector[b] / rows;
+          });
+          weights_.divide_columns(item, at, sums);
+          sums.store(scaled_[a * kRows + r] + at);
         });
       }
-      const Acc* const columns = maxima_.codes(width_index, line);
-      for (int d = -radius_w; d <= radius_w; ++d) {
-        add_where(grad_row_ + in_.tap(d), columns, static_cast<Acc>(d), routed_, size);
-      }
     }
-    fold_edges(in_, grad_row_);
   }
 
-  // For maximum `m` of output row i, the winners' rows relative to the windows' centre.
-  Acc* winner_rows(int64_t i, int m) const { return winner_rows_[i * plan_.max.count + m]; }
-  const Acc* weight(int k) const { return weights_ + static_cast<int64_t>(k) * kLanes; }
-  double* weight_sum(int k) const { return weight_sums_ + static_cast<int64_t>(k) * kLanes; }
+  // Sends the gradients of the maxima to the lines of their winners: routed_ receives, for each
+  // width, what arrives at kRows lines from `line` on for winners that no narrower width has.
+  template <int kRows>
+  void route_to_lines(int64_t line) {
+    shape_.for_each_block([&](int64_t at) {
+      B wider[kRows] = {}, routed[kRows];
+      int m = plan_.max.count - 1;
+      for (int width = plan_.max_widths.count - 1; width >= 0; --width) {
+        for (int r = 0; r < kRows; ++r) routed[r] = B::zero();
+        for (; m >= 0 && plan_.max.data[m].width == width; --m) {
+          const PoolItem& item = plan_.max.data[m];
+          const Acc* const weight = weights_.weight(item.index);
+          for_each_output(line, kRows, item.radius_h, [&](int64_t i) {
+            const Acc* const grads = grads_[i] + at;
+            const int8_t* const codes = winner_lines(i, m) + at;
+            for (int b = 0; b < B::kVectors; ++b) {
+              const Vec<Acc> weighted =
+                  lane_values<kLanes>(weight, at, b) * load(grads + b * B::kStep);
+              const Code<Acc> code = load_codes<Acc>(codes + b * B::kStep);
+              for (int r = 0; r < kRows; ++r) {
+                routed[r].vector[b] +=
+                    code == splat_code<Acc>(line_code(line + r)) ? weighted : Vec<Acc>{};
+              }
+            }
+          });
+        }
+        for (int r = 0; r < kRows; ++r) {
+          if (width + 1 < plan_.max_widths.count) {
+            add_where(routed[r], winners_.columns(width + 1, line + r) + at, 0, wider[r]);
+          }
+          routed[r].store(routed_[width * kRows + r] + at);
+          wider[r] = routed[r];
+        }
+      }
+    });
+  }
+
+  METAPOOL_INLINE static void add_where(B& acc, const int8_t* codes, int code, const B& values) {
+    for (int b = 0; b < B::kVectors; ++b) {
+      acc.vector[b] += load_codes<Acc>(codes + b * B::kStep) == splat_code<Acc>(code)
+                           ? values.vector[b]
+                           : Vec<Acc>{};
+    }
+  }
+
+  // Collects a block of grad_row_ from everything that reaches it along its row.
+  template <int kRows>
+  METAPOOL_INLINE void collect(int64_t line, int r, int64_t at) {
+    B acc = B::zero();
+    const auto add = [&](const Acc* weight, const B& pooled) {
+      for (int b = 0; b < B::kVectors; ++b) {
+        acc.vector[b] += lane_values<kLanes>(weight, at, b) * pooled.vector[b];
+      }
+    };
+    for (const int k : plan_.skips) add(weights_.weight(k), B::load(gradients_at(line + r) + at));
+    for (int a = 0; a < plan_.avg.count; ++a) {
+      const PoolItem& item = plan_.avg.data[a];
+      const Acc* const sums =
+          plan_.count_include_pad ? sums_[item.height * kRows + r] : scaled_[a * kRows + r];
+      add(plan_.count_include_pad ? weights_.average(item) : weights_.weight(item.index),
+          row_windows<kLanes>(sums + at, item.radius_w, Sum{}));
+    }
+    for (int width = 0, d = 0; width < plan_.max_widths.count; ++width) {
+      const int8_t* const codes = winners_.columns(width, line + r) + at;
+      const Acc* const routed = routed_[width * kRows + r] + at;
+      if (width == 0) add_where(acc, codes, 0, B::load(routed));
+      while (d < plan_.max_widths.data[width]) {
+        ++d;
+        add_where(acc, codes + d * kLanes, -d, B::load(routed + d * kLanes));
+        add_where(acc, codes - d * kLanes, d, B::load(routed - d * kLanes));
+      }
+    }
+    acc.store(grad_row_ + at);
+  }
+
+  // For maximum `m` of output row i, the codes of the winners' lines.
+  int8_t* winner_lines(int64_t i, int m) const { return winner_lines_[i * plan_.max.count + m]; }
+
+  // Sixteen sums of products for candidate k and row r of a pair.
+  Acc* parts(int k, int r) const { return parts_ + (2 * k + r) * kPackedLanes; }
 
   const Plan& plan_;
   const BackwardArgs& args_;
-  const RowShape<kLanes> in_, out_;
-  Averages<Acc, kLanes> averages_;
-  HorizontalMaxima<Acc, kLanes> maxima_;
-  RowRing<Acc> values_, grads_, winner_rows_;
-  Acc *x_row_, *column_sums_, *scaled_, *scales_, *spread_, *routed_, *grad_row_, *max_key_,
-      *max_value_, *weights_, *scaled_weights_;
+  const RowShape<Acc, kLanes> shape_;
+  Weights<Acc, kLanes> weights_;
+  Winners<Acc, kLanes, true, kValue> winners_;
+  const bool exact_;  // blocks hold no columns but those of outputs
+  RowRing<Acc> values_, grads_, sums_, scaled_, routed_;
+  RowRing<int8_t> winner_lines_;
+  Acc *zeros_, *x_row_, *grad_row_, *outputs_, *staging_, *parts_;
+  double* weight_sums_;  // [K][16]
   const Task* task_ = nullptr;
-  double* weight_sums_ = nullptr;  // [K][kLanes], null where they are not wanted
-  int64_t next_line_ = 0, next_output_ = 0;
+  bool wants_weights_ = false;
+  int64_t next_line_ = 0, pending_pixels_ = 0;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

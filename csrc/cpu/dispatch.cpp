@@ -15,7 +15,6 @@ using cpu::Isa;
 using cpu::kPackedLanes;
 using cpu::Plan;
 using cpu::PoolItem;
-using cpu::Task;
 
 // Below this width a row leaves most vector lanes empty, and planes are packed side by side.
 constexpr int64_t kNarrowWidth = 24;
@@ -76,7 +75,7 @@ void check(const Problem& problem) {
 // A plan and the arrays that it points into.
 struct OwnedPlan {
   Plan plan{};
-  std::vector<int> skips, nones, max_widths;
+  std::vector<int> skips, nones, avg_heights, avg_widths, max_heights, max_widths;
   std::vector<PoolItem> avg, max;
 
   OwnedPlan(const Problem& problem, const MapView& x, int64_t rows);
@@ -97,8 +96,7 @@ OwnedPlan::OwnedPlan(const Problem& problem, const MapView& x, int64_t rows) {
   plan.c = problem.c;
   plan.h = problem.h;
   plan.w = problem.w;
-  // From the size of the map on, every stride means one window at the first pixel. Rows are laid
-  // out by the stride, so it may not grow beyond that.
+  // From the size of the map on, every stride means one window at the first pixel.
   plan.stride_h = std::min(problem.stride_h, problem.h);
   plan.stride_w = std::min(problem.stride_w, problem.w);
   plan.h_out = output_size(problem.h, problem.stride_h);
@@ -109,10 +107,24 @@ OwnedPlan::OwnedPlan(const Problem& problem, const MapView& x, int64_t rows) {
   cut(x, rows);
 }
 
+// The distinct values of a radius, ascending, and in each item the position of its own.
+std::vector<int> rank(std::vector<PoolItem>& items, int PoolItem::* radius,
+                      int PoolItem::* position) {
+  std::vector<int> distinct;
+  for (const PoolItem& item : items) distinct.push_back(item.*radius);
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  for (PoolItem& item : items) {
+    item.*position = static_cast<int>(
+        std::lower_bound(distinct.begin(), distinct.end(), item.*radius) - distinct.begin());
+  }
+  return distinct;
+}
+
 void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
   for (int k = 0; k < static_cast<int>(codes.size()); ++k) {
     const Window window = decode_candidate(codes[k]);
-    const PoolItem item{window.radius_h, window.radius_w, k};
+    const PoolItem item{window.radius_h, window.radius_w, k, 0, 0};
     if (window.kind == Kind::kNone) nones.push_back(k);
     if (window.kind == Kind::kSkip) skips.push_back(k);
     if (window.kind == Kind::kAvg) avg.push_back(item);
@@ -122,21 +134,23 @@ void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
       plan.radius_w = std::max(plan.radius_w, window.radius_w);
     }
   }
-  std::stable_sort(avg.begin(), avg.end(), [](const PoolItem& a, const PoolItem& b) {
-    return a.radius_h != b.radius_h ? a.radius_h < b.radius_h : a.radius_w < b.radius_w;
-  });
-  std::stable_sort(max.begin(), max.end(), [](const PoolItem& a, const PoolItem& b) {
-    return a.radius_w != b.radius_w ? a.radius_w < b.radius_w : a.radius_h < b.radius_h;
-  });
-  for (const PoolItem& item : max) {
-    if (max_widths.empty() || max_widths.back() != item.radius_w)
-      max_widths.push_back(item.radius_w);
+  for (std::vector<PoolItem>* items : {&avg, &max}) {
+    std::stable_sort(items->begin(), items->end(), [](const PoolItem& a, const PoolItem& b) {
+      return a.radius_w != b.radius_w ? a.radius_w < b.radius_w : a.radius_h < b.radius_h;
+    });
   }
+  avg_heights = rank(avg, &PoolItem::radius_h, &PoolItem::height);
+  avg_widths = rank(avg, &PoolItem::radius_w, &PoolItem::width);
+  max_heights = rank(max, &PoolItem::radius_h, &PoolItem::height);
+  max_widths = rank(max, &PoolItem::radius_w, &PoolItem::width);
   plan.num_candidates = static_cast<int>(codes.size());
   plan.skips = span(skips);
   plan.nones = span(nones);
   plan.avg = span(avg);
   plan.max = span(max);
+  plan.avg_heights = span(avg_heights);
+  plan.avg_widths = span(avg_widths);
+  plan.max_heights = span(max_heights);
   plan.max_widths = span(max_widths);
 }
 
@@ -151,21 +165,11 @@ void OwnedPlan::cut(const MapView& x, int64_t rows) {
   plan.strips = std::clamp<int64_t>(rows / smallest_strip, 1, wanted);
 }
 
-Task task_at(const Plan& plan, int64_t rows, int64_t index) {
-  const int64_t plane = index / plan.strips * plan.lanes;
-  const int64_t strip = index % plan.strips;
-  const int64_t lanes = std::min<int64_t>(plan.lanes, plan.n * plan.c - plane);
-  return {plane, static_cast<int>(lanes), strip, rows * strip / plan.strips,
-          rows * (strip + 1) / plan.strips};
-}
-
-// A zeroed workspace, aligned for the widest vectors.
+// A workspace, aligned for the widest vectors.
 class AlignedBuffer {
  public:
   explicit AlignedBuffer(int64_t bytes)
-      : data_(static_cast<char*>(::operator new(bytes, std::align_val_t(64)))) {
-    std::fill_n(data_, bytes, char{0});
-  }
+      : data_(static_cast<char*>(::operator new(bytes, std::align_val_t(64)))) {}
   ~AlignedBuffer() { ::operator delete(data_, std::align_val_t(64)); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
@@ -176,38 +180,55 @@ class AlignedBuffer {
   char* data_;
 };
 
-// Calls body(task, workspace) for every task, each thread with a workspace of its own.
+// Calls body(begin, end, workspace) for ranges of tasks that make all of them up.
 template <typename Body>
-void for_each_task(const Plan& plan, int64_t rows, int64_t workspace_bytes,
-                   const ParallelFor& parallel_for, const Body& body) {
+void for_task_ranges(const Plan& plan, int64_t workspace_bytes, const ParallelFor& parallel_for,
+                     const Body& body) {
   const int64_t elements = plan.lanes * plan.h * plan.w / plan.strips;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements));
   parallel_for(plan.groups * plan.strips, grain, [&](int64_t begin, int64_t end) {
-    const AlignedBuffer buffer(std::max<int64_t>(workspace_bytes, 1));
-    for (int64_t index = begin; index < end; ++index)
-      body(task_at(plan, rows, index), buffer.data());
+    const AlignedBuffer workspace(std::max<int64_t>(workspace_bytes, 1));
+    body(begin, end, workspace.data());
   });
 }
 
 // Adds the tasks' shares up, in double and in a fixed order, into the gradient of the weights.
 template <typename Acc>
-void reduce_weight_sums(const Plan& plan, const std::vector<double>& shares,
-                        const BackwardArgs& args) {
+void reduce_shares(const Plan& plan, const Acc* shares, const BackwardArgs& args) {
   const int64_t k_count = plan.num_candidates;
   const int64_t rows_n = args.grad_weights_per_n ? plan.n : 1;
   const int64_t rows_c = args.grad_weights_per_c ? plan.c : 1;
-  std::vector<double> sums(rows_n * rows_c * k_count, 0.0);
-  for (int64_t plane = 0; plane < plan.n * plan.c; ++plane) {
-    const int64_t row_n = args.grad_weights_per_n ? plane / plan.c : 0;
-    const int64_t row_c = args.grad_weights_per_c ? plane % plan.c : 0;
-    double* const to = sums.data() + (row_n * rows_c + row_c) * k_count;
-    for (int64_t strip = 0; strip < plan.strips; ++strip) {
-      const int64_t task = plane / plan.lanes * plan.strips + strip;
-      const double* const from = shares.data() + task * k_count * plan.lanes + plane % plan.lanes;
-      for (int64_t k = 0; k < k_count; ++k) to[k] += from[k * plan.lanes];
+  Acc* const grad_weights = static_cast<Acc*>(args.grad_weights);
+  std::vector<double> sums(k_count);
+  for (int64_t row = 0; row < rows_n * rows_c; ++row) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    const int64_t n_begin = rows_n > 1 ? row / rows_c : 0, n_end = rows_n > 1 ? n_begin + 1 : plan.n;
+    const int64_t c_begin = rows_c > 1 ? row % rows_c : 0, c_end = rows_c > 1 ? c_begin + 1 : plan.c;
+    for (int64_t n = n_begin; n < n_end; ++n) {
+      for (int64_t plane = n * plan.c + c_begin; plane < n * plan.c + c_end; ++plane) {
+        for (int64_t strip = 0; strip < plan.strips; ++strip) {
+          const int64_t task = plane / plan.lanes * plan.strips + strip;
+          const Acc* const share = shares + (task * plan.lanes + plane % plan.lanes) * k_count;
+          for (int64_t k = 0; k < k_count; ++k) sums[k] += static_cast<double>(share[k]);
+        }
+      }
     }
+    std::copy(sums.begin(), sums.end(), grad_weights + row * k_count);
   }
-  std::copy(sums.begin(), sums.end(), static_cast<Acc*>(args.grad_weights));
+}
+
+template <typename Acc>
+void run_backward(const Plan& plan, const cpu::Kernels& kernels, const BackwardArgs& args,
+                  const ParallelFor& parallel_for) {
+  const bool wants_weights = args.grad_weights != nullptr;
+  std::vector<Acc> shares(
+      wants_weights ? plan.groups * plan.strips * plan.lanes * plan.num_candidates : 0);
+  for_task_ranges(plan, kernels.backward_bytes(plan, args), parallel_for,
+                  [&](int64_t begin, int64_t end, char* workspace) {
+                    kernels.backward(plan, args, begin, end, workspace,
+                                     wants_weights ? shares.data() : nullptr);
+                  });
+  if (wants_weights) reduce_shares(plan, shares.data(), args);
 }
 
 bool same_map(const MapView& a, const MapView& b) {
@@ -233,9 +254,10 @@ void meta_pool_fwd(const Problem& problem, const ForwardArgs& args,
   OwnedPlan owned(problem, args.x, rows);
   owned.plan.separate_values = !owned.max.empty() && !same_map(args.x, args.values);
   const Plan& plan = owned.plan;
-  for_each_task(
-      plan, rows, kernels.forward_bytes(plan, args), parallel_for,
-      [&](const Task& task, char* workspace) { kernels.forward(plan, args, task, workspace); });
+  for_task_ranges(plan, kernels.forward_bytes(plan, args), parallel_for,
+                  [&](int64_t begin, int64_t end, char* workspace) {
+                    kernels.forward(plan, args, begin, end, workspace);
+                  });
 }
 
 void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
@@ -244,21 +266,10 @@ void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
   const cpu::Kernels& kernels = *chosen_isa().kernels;
   OwnedPlan owned(problem, args.x, problem.h);
   owned.plan.separate_values = !owned.max.empty() && !same_map(args.x, args.values);
-  const Plan& plan = owned.plan;
-  const int64_t share = static_cast<int64_t>(plan.num_candidates) * plan.lanes;
-  const bool wants_weights = args.grad_weights != nullptr;
-  std::vector<double> shares(wants_weights ? plan.groups * plan.strips * share : 0, 0.0);
-  for_each_task(plan, problem.h, kernels.backward_bytes(plan, args), parallel_for,
-                [&](const Task& task, char* workspace) {
-                  const int64_t index = task.plane / plan.lanes * plan.strips + task.strip;
-                  double* const sums = wants_weights ? shares.data() + index * share : nullptr;
-                  kernels.backward(plan, args, task, workspace, sums);
-                });
-  if (!wants_weights) return;
-  if (plan.dtype == DType::kFloat64) {
-    reduce_weight_sums<double>(plan, shares, args);
+  if (problem.dtype == DType::kFloat64) {
+    run_backward<double>(owned.plan, kernels, args, parallel_for);
   } else {
-    reduce_weight_sums<float>(plan, shares, args);
+    run_backward<float>(owned.plan, kernels, args, parallel_for);
   }
 }
 

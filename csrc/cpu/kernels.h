@@ -8,8 +8,9 @@
 namespace metapool::cpu::METAPOOL_ISA {
 
 // The kernels for one combination of the three choices that they are compiled for.
-template <typename Acc, int kLanes, bool kValue>
+template <typename Accumulator, int kLanes, bool kValue>
 struct Variant {
+  using Acc = Accumulator;
   using ForwardKernel = Forward<Acc, kLanes, kValue>;
   using BackwardKernel = Backward<Acc, kLanes, kValue>;
 };
@@ -37,10 +38,12 @@ inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
   return counting.used();
 }
 
-inline void forward(const Plan& plan, const ForwardArgs& args, const Task& task, char* workspace) {
-  Arena arena(workspace);
+inline void forward(const Plan& plan, const ForwardArgs& args, int64_t begin, int64_t end,
+                    char* workspace) {
   with_variant(plan, [&](auto variant) {
-    typename decltype(variant)::ForwardKernel(plan, args, arena).run(task);
+    Arena arena(workspace);
+    typename decltype(variant)::ForwardKernel kernel(plan, args, arena);
+    for (int64_t i = begin; i < end; ++i) kernel.run(task_at(plan, plan.h_out, i));
   });
 }
 
@@ -52,11 +55,17 @@ inline int64_t backward_bytes(const Plan& plan, const BackwardArgs& args) {
   return counting.used();
 }
 
-inline void backward(const Plan& plan, const BackwardArgs& args, const Task& task, char* workspace,
-                     double* weight_sums) {
-  Arena arena(workspace);
+inline void backward(const Plan& plan, const BackwardArgs& args, int64_t begin, int64_t end,
+                     char* workspace, void* shares) {
   with_variant(plan, [&](auto variant) {
-    typename decltype(variant)::BackwardKernel(plan, args, arena).run(task, weight_sums);
+    using Acc = typename decltype(variant)::Acc;
+    Arena arena(workspace);
+    typename decltype(variant)::BackwardKernel kernel(plan, args, arena);
+    for (int64_t i = begin; i < end; ++i) {
+      Acc* const share = static_cast<Acc*>(shares);
+      kernel.run(task_at(plan, plan.h, i),
+                 share == nullptr ? nullptr : share + i * plan.lanes * plan.num_candidates);
+    }
   });
 }
 

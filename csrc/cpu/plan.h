@@ -21,7 +21,8 @@ struct Span {
 
 struct PoolItem {
   int radius_h, radius_w;
-  int index;  // the candidate's position among the weights
+  int index;          // the candidate's position among the weights
+  int height, width;  // the positions of its radii among the distinct ones of its kind
 };
 
 // Planes (one channel of one image each) that a kernel handles side by side; 1 puts the vector
@@ -34,9 +35,8 @@ struct Plan {
   DType dtype;
   int num_candidates;
   Span<int> skips, nones;
-  Span<PoolItem> avg;      // by radius_h, then radius_w
-  Span<PoolItem> max;      // by radius_w, then radius_h
-  Span<int> max_widths;    // the distinct radius_w of `max`, ascending
+  Span<PoolItem> avg, max;  // by radius_w, then radius_h
+  Span<int> avg_heights, avg_widths, max_heights, max_widths;  // distinct radii, ascending
   int radius_h, radius_w;  // the largest
   bool separate_values;    // the maxima are picked by another map than the one that is pooled
 
@@ -46,23 +46,35 @@ struct Plan {
 };
 
 // One task: planes [plane, plane + lanes) and the rows [row_begin, row_end), which are output
-// rows in a forward and input rows in a backward.
+// rows in a forward and input rows in a backward. Strips begin at even rows, so that rows pair up
+// in the same way however a plane is cut.
 struct Task {
   int64_t plane;
   int lanes;
-  int64_t strip;
   int64_t row_begin, row_end;
 };
 
-// The kernels as one instruction set compiled them. The *_bytes give the workspace that a task
-// needs, aligned to 64 bytes and zeroed before the first task.
+METAPOOL_INLINE int64_t strip_begin(const Plan& plan, int64_t rows, int64_t strip) {
+  return strip == plan.strips ? rows : rows * strip / plan.strips / 2 * 2;
+}
+
+METAPOOL_INLINE Task task_at(const Plan& plan, int64_t rows, int64_t index) {
+  const int64_t plane = index / plan.strips * plan.lanes, strip = index % plan.strips;
+  const int64_t left = plan.n * plan.c - plane;
+  return {plane, left < plan.lanes ? static_cast<int>(left) : plan.lanes,
+          strip_begin(plan, rows, strip), strip_begin(plan, rows, strip + 1)};
+}
+
+// The kernels as one instruction set compiled them: each runs tasks [begin, end) in a workspace
+// that is aligned to 64 bytes and as large as the *_bytes say.
 struct Kernels {
   int64_t (*forward_bytes)(const Plan&, const ForwardArgs&);
-  void (*forward)(const Plan&, const ForwardArgs&, const Task&, char* workspace);
+  void (*forward)(const Plan&, const ForwardArgs&, int64_t begin, int64_t end, char* workspace);
   int64_t (*backward_bytes)(const Plan&, const BackwardArgs&);
-  // weight_sums: double [lanes][K], this task's share of the gradient of the weights.
-  void (*backward)(const Plan&, const BackwardArgs&, const Task&, char* workspace,
-                   double* weight_sums);
+  // shares: [tasks][lanes][K] in the accumulation type, each task's part of the gradient of the
+  // weights; null where that is not wanted.
+  void (*backward)(const Plan&, const BackwardArgs&, int64_t begin, int64_t end, char* workspace,
+                   void* shares);
 };
 
 struct Isa {

@@ -1,243 +1,289 @@
-// Rows as the kernels see them: widened to the accumulation type, padded, and laid out so that
-// every tap of a window is a contiguous run whatever the stride and the memory format.
+// Rows as the kernels see them: widened to the accumulation type, with padding on both sides so
+// that every tap of a window is a contiguous run.
 //
-// A row holds `kLanes` planes side by side (pixel-major, lane-minor). With a horizontal stride s
-// its columns are stored as s phases (column mod s): the elements that the windows of
-// neighbouring outputs see at the same offset then lie next to each other.
+// A row holds `kLanes` planes side by side (pixel-major, lane-minor), so that a shift by one column
+// is a shift by whole vectors and narrow maps fill the lanes as well as wide ones. With one lane
+// the vector lies along the row instead.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
-#include "plan.h"
+#include "elements.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
-template <typename To, typename From>
-METAPOOL_INLINE To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
+// Four vectors that are worked on together: four pixels of a packed row, or a run of a plain one.
+template <typename Acc, int kLanes>
+struct Block {
+  static constexpr int kVectors = 4;
+  // Elements from one vector to the next.
+  static constexpr int kStep = kLanes == 1 ? kVectorLanes<Acc> : kLanes;
+  static constexpr int kPixels = kLanes == 1 ? kVectors * kVectorLanes<Acc> : kVectors;
 
-struct Half {
-  uint16_t bits;
+  Vec<Acc> vector[kVectors];
+
+  static METAPOOL_INLINE Block load(const Acc* from) {
+    Block block;
+    for (int b = 0; b < kVectors; ++b) block.vector[b] = METAPOOL_ISA::load(from + b * kStep);
+    return block;
+  }
+  static METAPOOL_INLINE Block zero() { return {}; }
+  METAPOOL_INLINE void store(Acc* to) const {
+    for (int b = 0; b < kVectors; ++b) METAPOOL_ISA::store(to + b * kStep, vector[b]);
+  }
 };
-struct BFloat16 {
-  uint16_t bits;
-};
-
-METAPOOL_INLINE float widen(float value) { return value; }
-METAPOOL_INLINE double widen(double value) { return value; }
-METAPOOL_INLINE float widen(BFloat16 value) {
-  return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
-}
-METAPOOL_INLINE float widen(Half value) {
-  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  const uint32_t rest = value.bits & 0x7fffu;
-  const uint32_t normal = (rest << 13) + 0x38000000u;  // rebias the exponent from 15 to 127
-  const uint32_t special = (rest << 13) | 0x7f800000u;
-  const uint32_t subnormal =
-      bit_cast<uint32_t>(static_cast<float>(static_cast<int>(rest)) * 0x1p-24f);
-  return bit_cast<float>(sign | (rest >= 0x7c00u ? special : rest >= 0x0400u ? normal : subnormal));
-}
-
-// Rounds to nearest, ties to even.
-METAPOOL_INLINE void narrow(float value, float& to) { to = value; }
-METAPOOL_INLINE void narrow(double value, double& to) { to = value; }
-METAPOOL_INLINE void narrow(float value, BFloat16& to) {
-  const uint32_t bits = bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  to.bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
-}
-METAPOOL_INLINE void narrow(float value, Half& to) {
-  const uint32_t bits = bit_cast<uint32_t>(value);
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  const uint32_t rest = bits & 0x7fffffffu;
-  const uint32_t normal = (rest + 0xfffu + (rest >> 13 & 1u) - 0x38000000u) >> 13;
-  // Adding one half lines the sum's last bit up with the smallest subnormal, 2^-24.
-  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(rest) + 0.5f) - 0x3f000000u;
-  uint32_t result = rest < 0x38800000u ? subnormal : normal;
-  result = rest >= 0x477ff000u ? 0x7c00u : result;
-  result = rest > 0x7f800000u ? 0x7e00u : result;
-  to.bits = static_cast<uint16_t>(sign | result);
-}
-
-METAPOOL_INLINE int64_t floor_div(int64_t a, int64_t b) {
-  return a >= 0 ? a / b : -((-a + b - 1) / b);
-}
 
 // Where the columns of a row lie in its buffer.
-template <int kLanes>
+template <typename Acc, int kLanes>
 struct RowShape {
-  int64_t w, w_out, step;
-  int radius;
-  int64_t left;       // pixels of padding at the start of a phase
-  int64_t phase_len;  // pixels in a phase, padding included
+  static constexpr int kPixels = Block<Acc, kLanes>::kPixels;
+
+  int64_t w;         // columns
+  int64_t padded_w;  // columns that blocks cover: those from w on are computed and never used
+  int64_t left;      // pixels before the first column
+  int64_t size;      // elements in all
 
   explicit RowShape(const Plan& plan)
       : w(plan.w),
-        w_out(plan.w_out),
-        step(plan.stride_w),
-        radius(plan.radius_w),
-        left((radius + step - 1) / step),
-        phase_len(left + w_out + radius / step) {}
+        padded_w((plan.w + kPixels - 1) / kPixels * kPixels),
+        left((plan.radius_w * kLanes + 15) / 16 * 16 / kLanes),
+        size((left + padded_w + plan.radius_w) * kLanes) {}
 
-  // An output row: its pixels in order, no padding.
-  static RowShape plain(int64_t pixels) { return RowShape(pixels); }
+  METAPOOL_INLINE int64_t cell(int64_t column) const { return (left + column) * kLanes; }
 
-  METAPOOL_INLINE int64_t size() const { return step * phase_len * kLanes; }
-  METAPOOL_INLINE int64_t out_size() const { return w_out * kLanes; }
-
-  // Offset of a column's first lane; `column` may lie up to `radius` outside of the row.
-  METAPOOL_INLINE int64_t cell(int64_t column) const {
-    if (step == 1) return (left + column) * kLanes;  // a division costs as much as the pixel
-    const int64_t quotient = floor_div(column, step);
-    return ((column - quotient * step) * phase_len + left + quotient) * kLanes;
-  }
-  // Offset of what output 0 sees at distance d from its centre; output j sees it j pixels later.
-  METAPOOL_INLINE int64_t tap(int d) const { return cell(d); }
-  METAPOOL_INLINE int64_t last_column() const { return (w_out - 1) * step + radius; }
-
-  // Calls body(offset, count) for each contiguous run of elements that are no padding.
+  // Calls body(offset) for each block of the row's columns.
   template <typename Body>
-  METAPOOL_INLINE void for_each_run(Body body) const {
-    for (int64_t phase = 0; phase < step && phase < w; ++phase) {
-      body(cell(phase), ((w - 1 - phase) / step + 1) * kLanes);
+  METAPOOL_INLINE void for_each_block(Body body) const {
+    constexpr int kSlots = kLanes == 1 ? 1 : kLanes / kVectorLanes<Acc>;
+    for (int64_t column = 0; column < w; column += kPixels) {
+      for (int slot = 0; slot < kSlots; ++slot) body(cell(column) + slot * kVectorLanes<Acc>);
     }
   }
-
- private:
-  explicit RowShape(int64_t pixels)
-      : w(pixels), w_out(pixels), step(1), radius(0), left(0), phase_len(pixels) {}
 };
+
+template <int kLanes, typename Acc, typename T>
+METAPOOL_INLINE void fill_pixels(T* row, const RowShape<Acc, kLanes>& shape, int64_t begin,
+                                 int64_t end, T value) {
+  for (int64_t e = shape.cell(begin); e < shape.cell(end); ++e) row[e] = value;
+}
+
+// Fills a whole row: its padding stays as it is until fill_overrun() is due.
+template <typename T>
+METAPOOL_INLINE void fill_row(T* row, int64_t size, T value) {
+  for (int64_t e = 0; e < size; ++e) row[e] = value;
+}
+
+// Blocks write beyond the last column: makes padding of it again.
+template <int kLanes, typename Acc, typename T>
+METAPOOL_INLINE void fill_overrun(T* row, const RowShape<Acc, kLanes>& shape, T value) {
+  fill_pixels(row, shape, shape.w, shape.padded_w, value);
+}
 
 // The planes of a task in one map.
 template <int kLanes>
 struct Planes {
   int64_t offset[kLanes];  // of each lane's first element
   int lanes;
-  bool adjacent;  // the lanes of a pixel are neighbours in memory
+  int adjacent;  // so many lanes from the first on are neighbours in memory, each pixel's
   int64_t stride_h, stride_w;
 
   template <typename View>
   Planes(const View& view, const Plan& plan, const Task& task)
-      : lanes(task.lanes), adjacent(true), stride_h(view.stride_h), stride_w(view.stride_w) {
+      : lanes(task.lanes), adjacent(1), stride_h(view.stride_h), stride_w(view.stride_w) {
     for (int lane = 0; lane < lanes; ++lane) {
       const int64_t plane = task.plane + lane;
       offset[lane] = plane / plan.c * view.stride_n + plane % plan.c * view.stride_c;
-      adjacent &= offset[lane] == offset[0] + lane;
+      if (adjacent == lane && offset[lane] == offset[0] + lane) ++adjacent;
     }
+  }
+
+  METAPOOL_INLINE bool adjacent_quad(int lane) const {
+    return lane + 4 <= lanes && offset[lane + 1] == offset[lane] + 1 &&
+           offset[lane + 2] == offset[lane] + 2 && offset[lane + 3] == offset[lane] + 3;
   }
 };
 
+// Four elements of each of four lanes, between lane-major in memory and pixel-major in a row.
+template <typename T>
+struct Quad {
+  using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
+  using Four = typename VectorOf<Bits, 4 * sizeof(T)>::type;
+
+  Four line[4];
+
+  METAPOOL_INLINE void load(int i, const T* from) {
+    __builtin_memcpy(&line[i], from, sizeof(Four));
+  }
+  METAPOOL_INLINE void store(int i, T* to) const {
+    __builtin_memcpy(static_cast<void*>(to), &line[i], sizeof(Four));
+  }
+  METAPOOL_INLINE void transpose() {
+    const Four a = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
+    const Four b = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
+    const Four c = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
+    const Four d = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
+    line[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    line[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    line[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+    line[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+  }
+};
+
+// Copies elements between a line of a map and a row of the same type, into the row or into the map.
+// `pitch` is the distance of neighbouring columns in the row, in elements.
+template <bool kIntoRow, int kLanes, typename T>
+METAPOOL_INLINE void copy_elements(const Planes<kLanes>& planes, T* map, int64_t columns, T* row,
+                                   int64_t pitch) {
+  const auto in_map = [&](int64_t column, int lane) {
+    return map + planes.offset[lane] + column * planes.stride_w;
+  };
+  const auto in_row = [&](int64_t column, int lane) { return row + column * pitch + lane; };
+  for (int lane = 0; lane < planes.lanes;) {
+    if (planes.adjacent_quad(lane)) {
+      for (int64_t column = 0; column < columns; ++column) {
+        Quad<T> quad;
+        quad.load(0, kIntoRow ? in_map(column, lane) : in_row(column, lane));
+        quad.store(0, kIntoRow ? in_row(column, lane) : in_map(column, lane));
+      }
+      lane += 4;
+    } else if (lane + 4 <= planes.lanes && planes.stride_w == 1 && columns >= 4) {
+      for (int64_t next = 0; next < columns; next += 4) {
+        const int64_t column = next + 4 <= columns ? next : columns - 4;  // the last may overlap
+        Quad<T> quad;
+        for (int i = 0; i < 4; ++i) {
+          quad.load(i, kIntoRow ? in_map(column, lane + i) : in_row(column + i, lane));
+        }
+        quad.transpose();
+        for (int i = 0; i < 4; ++i) {
+          quad.store(i, kIntoRow ? in_row(column + i, lane) : in_map(column, lane + i));
+        }
+      }
+      lane += 4;
+    } else {
+      for (int64_t column = 0; column < columns; ++column) {
+        if constexpr (kIntoRow) {
+          *in_row(column, lane) = *in_map(column, lane);
+        } else {
+          *in_map(column, lane) = *in_row(column, lane);
+        }
+      }
+      ++lane;
+    }
+  }
+}
+
+// Calls body(in map, in row) for whole vectors where the map allows it, and body_one likewise for
+// single elements; false where it allows neither.
+template <typename Acc, int kLanes, typename MapT, typename Body, typename BodyOne>
+METAPOOL_INLINE bool for_each_run(const Planes<kLanes>& planes, MapT* map, int64_t columns,
+                                  Acc* row, int64_t pitch, Body body, BodyOne body_one) {
+  constexpr int kVector = kVectorLanes<Acc>;
+  MapT* const from = map + planes.offset[0];
+  if constexpr (kLanes == 1) {
+    int64_t column = 0;
+    if (planes.stride_w == 1 && pitch == 1) {
+      for (; column + kVector <= columns; column += kVector) body(from + column, row + column);
+    }
+    for (; column < columns; ++column)
+      body_one(from + column * planes.stride_w, row + column * pitch);
+    return true;
+  } else {
+    if (planes.adjacent != kLanes) return false;
+    for (int64_t column = 0; column < columns; ++column) {
+      for (int slot = 0; slot < kLanes; slot += kVector) {
+        body(from + column * planes.stride_w + slot, row + column * pitch + slot);
+      }
+    }
+    return true;
+  }
+}
+
+// Widens a line of a map into a row whose first column is at `row`.
 template <int kLanes, typename T, typename Acc>
-void load_columns(const RowShape<kLanes>& shape, const Planes<kLanes>& planes, const T* source,
-                  Acc* __restrict row) {
-  if (kLanes == 1 && shape.step == 1 && planes.stride_w == 1) {
-    const T* __restrict from = source + planes.offset[0];
-    Acc* __restrict to = row + shape.cell(0);
-    for (int64_t column = 0; column < shape.w; ++column) to[column] = widen(from[column]);
-  } else if (planes.adjacent && planes.lanes == kLanes) {
-    for (int64_t column = 0; column < shape.w; ++column) {
-      const T* __restrict from = source + planes.offset[0] + column * planes.stride_w;
-      Acc* __restrict to = row + shape.cell(column);
-      for (int lane = 0; lane < kLanes; ++lane) to[lane] = widen(from[lane]);
-    }
+void load_columns(const Planes<kLanes>& planes, const T* map, int64_t columns, Acc* row,
+                  int64_t pitch, void* staging) {
+  const bool done = for_each_run(
+      planes, map, columns, row, pitch,
+      [](const T* from, Acc* to) { store(to, widen_vector(from)); },
+      [](const T* from, Acc* to) { *to = widen(*from); });
+  if constexpr (kLanes == 1) {
+    return;
+  } else if (done) {
+    return;
+  } else if constexpr (sizeof(T) == sizeof(Acc)) {
+    copy_elements<true>(planes, const_cast<T*>(map), columns, row, pitch);
   } else {
-    for (int lane = 0; lane < planes.lanes; ++lane) {
-      const T* from = source + planes.offset[lane];
-      for (int64_t column = 0; column < shape.w; ++column) {
-        row[shape.cell(column) + lane] = widen(from[column * planes.stride_w]);
+    T* const staged = static_cast<T*>(staging);
+    copy_elements<true>(planes, const_cast<T*>(map), columns, staged, kLanes);
+    for (int64_t column = 0; column < columns; ++column) {
+      for (int slot = 0; slot < kLanes; slot += kVectorLanes<Acc>) {
+        store(row + column * pitch + slot, widen_vector(staged + column * kLanes + slot));
       }
     }
   }
 }
 
-template <int kLanes, typename Acc, typename T>
-void store_columns(const RowShape<kLanes>& shape, const Planes<kLanes>& planes,
-                   const Acc* __restrict row, T* target) {
-  if (kLanes == 1 && shape.step == 1 && planes.stride_w == 1) {
-    T* __restrict to = target + planes.offset[0];
-    const Acc* __restrict from = row + shape.cell(0);
-    for (int64_t column = 0; column < shape.w; ++column) narrow(from[column], to[column]);
-  } else if (planes.adjacent && planes.lanes == kLanes) {
-    for (int64_t column = 0; column < shape.w; ++column) {
-      T* __restrict to = target + planes.offset[0] + column * planes.stride_w;
-      const Acc* __restrict from = row + shape.cell(column);
-      for (int lane = 0; lane < kLanes; ++lane) narrow(from[lane], to[lane]);
-    }
+// Rounds a row whose first column is at `row` into a line of a map.
+template <int kLanes, typename T, typename Acc>
+void store_columns(const Planes<kLanes>& planes, T* map, int64_t columns, const Acc* row,
+                   int64_t pitch, void* staging) {
+  const bool done = for_each_run(
+      planes, map, columns, row, pitch,
+      [](T* to, const Acc* from) { narrow_vector(load(from), to); },
+      [](T* to, const Acc* from) { narrow(*from, *to); });
+  if constexpr (kLanes == 1) {
+    return;
+  } else if (done) {
+    return;
+  } else if constexpr (sizeof(T) == sizeof(Acc)) {
+    copy_elements<false>(planes, map, columns, const_cast<T*>(row), pitch);
   } else {
-    for (int lane = 0; lane < planes.lanes; ++lane) {
-      T* to = target + planes.offset[lane];
-      for (int64_t column = 0; column < shape.w; ++column) {
-        narrow(row[shape.cell(column) + lane], to[column * planes.stride_w]);
+    T* const staged = static_cast<T*>(staging);
+    for (int64_t column = 0; column < columns; ++column) {
+      for (int slot = 0; slot < kLanes; slot += kVectorLanes<Acc>) {
+        narrow_vector(load(row + column * pitch + slot), staged + column * kLanes + slot);
       }
     }
+    copy_elements<false>(planes, map, columns, staged, kLanes);
   }
 }
 
-// Calls body(pointer) with `data` as a pointer to the element type of `dtype`. The accumulation
-// type fixes which types are possible.
-template <typename Acc, typename Body>
-METAPOOL_INLINE void with_elements(DType dtype, const void* data, Body body) {
-  if constexpr (sizeof(Acc) == sizeof(double)) {
-    body(static_cast<const double*>(data));
-  } else if (dtype == DType::kFloat32) {
-    body(static_cast<const float*>(data));
-  } else if (dtype == DType::kFloat16) {
-    body(static_cast<const Half*>(data));
-  } else {
-    body(static_cast<const BFloat16*>(data));
-  }
-}
-
-template <typename Acc, typename Body>
-METAPOOL_INLINE void with_mutable_elements(DType dtype, void* data, Body body) {
+// Lines of a map into rows and back. `step` is the distance of neighbouring columns of the map in
+// the row, in pixels; what lies between is left as it is.
+template <int kLanes, typename Acc>
+void load_row(const RowShape<Acc, kLanes>& shape, const Planes<kLanes>& planes, DType dtype,
+              const void* data, int64_t line, int64_t columns, int64_t step, Acc* row,
+              void* staging) {
   with_elements<Acc>(dtype, data, [&](const auto* elements) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
-    body(const_cast<T*>(elements));
+    load_columns(planes, elements + line * planes.stride_h, columns, row + shape.cell(0),
+                 step * kLanes, staging);
   });
 }
 
 template <int kLanes, typename Acc>
-void load_row(const RowShape<kLanes>& shape, const Planes<kLanes>& planes, DType dtype,
-              const void* data, int64_t line, Acc* row) {
-  with_elements<Acc>(dtype, data, [&](const auto* elements) {
-    load_columns(shape, planes, elements + line * planes.stride_h, row);
-  });
-}
-
-template <int kLanes, typename Acc>
-void store_row(const RowShape<kLanes>& shape, const Planes<kLanes>& planes, DType dtype,
-               const Acc* row, void* data, int64_t line) {
+void store_row(const RowShape<Acc, kLanes>& shape, const Planes<kLanes>& planes, DType dtype,
+               const Acc* row, int64_t columns, int64_t step, void* data, int64_t line,
+               void* staging) {
   with_mutable_elements<Acc>(dtype, data, [&](auto* elements) {
-    store_columns(shape, planes, row, elements + line * planes.stride_h);
+    store_columns(planes, elements + line * planes.stride_h, columns, row + shape.cell(0),
+                  step * kLanes, staging);
   });
 }
 
-// Repeats the edge columns into the padding: a maximum may look there, since the edge itself is
-// always in the same window.
+// Whether any column of a row is NaN.
 template <int kLanes, typename Acc>
-void replicate_edges(const RowShape<kLanes>& shape, Acc* row) {
-  const auto copy = [&](int64_t from, int64_t to) {
-    for (int lane = 0; lane < kLanes; ++lane)
-      row[shape.cell(to) + lane] = row[shape.cell(from) + lane];
-  };
-  for (int64_t column = -shape.radius; column < 0; ++column) copy(0, column);
-  for (int64_t column = shape.w; column <= shape.last_column(); ++column) copy(shape.w - 1, column);
-}
-
-// The adjoint of replicate_edges: what was sent to the padding belongs to the edge.
-template <int kLanes, typename Acc>
-void fold_edges(const RowShape<kLanes>& shape, Acc* row) {
-  const auto add = [&](int64_t from, int64_t to) {
-    for (int lane = 0; lane < kLanes; ++lane)
-      row[shape.cell(to) + lane] += row[shape.cell(from) + lane];
-  };
-  for (int64_t column = -shape.radius; column < 0; ++column) add(column, 0);
-  for (int64_t column = shape.w; column <= shape.last_column(); ++column) add(column, shape.w - 1);
+bool has_nan(const RowShape<Acc, kLanes>& shape, const Acc* row) {
+  const Acc* const from = row + shape.cell(0);
+  const int64_t size = shape.w * kLanes;
+  Mask<Acc> found{};
+  int64_t e = 0;
+  for (; e + kVectorLanes<Acc> <= size; e += kVectorLanes<Acc>) {
+    const Vec<Acc> vector = load(from + e);
+    found |= vector != vector;
+  }
+  bool rest = false;
+  for (; e < size; ++e) rest |= from[e] != from[e];
+  return rest || any<Acc>(found);
 }
 
 // Hands out parts of a task's workspace. With a null base it only counts.
@@ -251,6 +297,14 @@ class Arena {
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset);
   }
+  // A row filled with `value`, or null where only counting.
+  template <typename T>
+  T* take_row(int64_t size, T value) {
+    T* const row = take<T>(size);
+    if (row != nullptr) fill_row(row, size, value);
+    return row;
+  }
+  bool counts_only() const { return base_ == nullptr; }
   int64_t used() const { return used_; }
 
  private:
@@ -258,31 +312,21 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// A ring of rows, addressed by the number of the line that they hold.
-template <typename Acc>
+// A ring of rows, addressed by the number of the line that they hold. The capacity is a power of
+// two: a division would cost as much as a row of a narrow map.
+template <typename T>
 struct RowRing {
-  Acc* rows = nullptr;
-  int64_t capacity = 0, row_size = 0;
+  T* rows = nullptr;
+  int64_t mask = 0, row_size = 0;
 
-  void allocate(Arena& arena, int64_t count, int64_t size) {
-    capacity = count;
+  void allocate(Arena& arena, int64_t at_least, int64_t size, T padding) {
+    int64_t capacity = 1;
+    while (capacity < at_least) capacity *= 2;
+    mask = capacity - 1;
     row_size = size;
-    rows = arena.take<Acc>(count * size);
+    rows = arena.take_row<T>(capacity * size, padding);
   }
-  METAPOOL_INLINE Acc* operator[](int64_t line) const { return rows + line % capacity * row_size; }
+  METAPOOL_INLINE T* operator[](int64_t line) const { return rows + (line & mask) * row_size; }
 };
-
-// The weights of a task's planes as [K][kLanes].
-template <int kLanes, typename Acc>
-void load_weights(const Plan& plan, const WeightView& view, const Task& task, Acc* weights) {
-  for (int lane = 0; lane < task.lanes; ++lane) {
-    const int64_t plane = task.plane + lane;
-    const Acc* const from = static_cast<const Acc*>(view.data) + plane / plan.c * view.stride_n +
-                            plane % plan.c * view.stride_c;
-    for (int64_t k = 0; k < plan.num_candidates; ++k) {
-      weights[k * kLanes + lane] = from[k * view.stride_k];
-    }
-  }
-}
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -1,0 +1,128 @@
+// The vocabulary that the kernels are written in: one vector of the widest kind that the
+// instruction set has, and what can be done with it. Most of it is GCC's vector extension, which
+// Clang shares; only conversions that compilers handle badly are spelled out per set.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "plan.h"
+
+namespace metapool::cpu::METAPOOL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+constexpr int kVectorLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T, int kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+
+// A vector of the accumulation type, and what comparing two of them gives.
+template <typename Acc>
+using Vec = typename VectorOf<Acc, kVectorBytes>::type;
+template <typename Acc>
+using Mask = decltype(Vec<Acc>{} < Vec<Acc>{});
+
+template <typename Acc>
+METAPOOL_INLINE Vec<Acc> load(const Acc* from) {
+  Vec<Acc> vector;
+  __builtin_memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+
+template <typename Acc>
+METAPOOL_INLINE void store(Acc* to, Vec<Acc> vector) {
+  __builtin_memcpy(to, &vector, sizeof(vector));
+}
+
+template <typename Acc>
+METAPOOL_INLINE Vec<Acc> splat(Acc value) {
+  return Vec<Acc>{} + value;
+}
+
+template <typename Acc>
+METAPOOL_INLINE bool any(Mask<Acc> mask) {
+  int64_t found = 0;
+  for (int lane = 0; lane < kVectorLanes<Acc>; ++lane) found |= mask[lane];
+  return found != 0;
+}
+
+struct Sum {
+  template <typename V>
+  METAPOOL_INLINE V operator()(V left, V right) const {
+    return left + right;
+  }
+};
+
+// The maximum of values whose order does not matter, by the rule of right_wins.
+template <bool kNan>
+struct Maximum {
+  template <typename V>
+  METAPOOL_INLINE V operator()(V left, V right) const {
+    if constexpr (kNan) {
+      return ((right > left) | (right != right)) ? right : left;
+    } else {
+      return right > left ? right : left;
+    }
+  }
+};
+
+// Small signed numbers, a byte each in memory and as wide as Acc in a vector.
+template <typename Acc>
+using Code = Mask<Acc>;
+
+template <typename Acc>
+METAPOOL_INLINE Code<Acc> splat_code(int code) {
+  return Code<Acc>{} + code;
+}
+
+template <typename Acc>
+METAPOOL_INLINE Code<Acc> load_codes(const int8_t* from) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Acc) == 4) {
+    return (Code<Acc>)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
+  } else {
+    return (Code<Acc>)_mm512_cvtepi8_epi64(_mm_loadu_si64(from));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Acc) == 4) {
+    return (Code<Acc>)_mm256_cvtepi8_epi32(_mm_loadu_si64(from));
+  } else {
+    return (Code<Acc>)_mm256_cvtepi8_epi64(_mm_loadu_si32(from));
+  }
+#else
+  Code<Acc> codes;
+  for (int lane = 0; lane < kVectorLanes<Acc>; ++lane) codes[lane] = from[lane];
+  return codes;
+#endif
+}
+
+template <typename Acc>
+METAPOOL_INLINE void store_codes(int8_t* to, Code<Acc> codes) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Acc) == 4) {
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)codes));
+  } else {
+    _mm_storeu_si64(to, _mm512_cvtepi64_epi8((__m512i)codes));
+  }
+#else
+  using Narrow = typename VectorOf<int8_t, kVectorLanes<Acc>>::type;
+  const Narrow narrow = __builtin_convertvector(codes, Narrow);
+  __builtin_memcpy(to, &narrow, sizeof(narrow));
+#endif
+}
+
+}  // namespace metapool::cpu::METAPOOL_ISA

@@ -1,0 +1,203 @@
+// Which element of each window is its maximum, exactly as PyTorch picks it: along the row first,
+// then down the columns, since only that order finds the first maximum in row-major order.
+//
+// A winner is known by two small codes: the line that it lies on and, on that line, the column
+// relative to the window's centre. For a window that extends a narrower one the column code is 0
+// where the narrower window's winner wins.
+#pragma once
+
+#include "rows.h"
+
+namespace metapool::cpu::METAPOOL_ISA {
+
+// A column code that no winner has; what surrounds the columns of a row is filled with it.
+constexpr int8_t kNoWinner = 127;
+
+// The code of a line. Lines of one window never share it.
+METAPOOL_INLINE int line_code(int64_t line) { return static_cast<int>(line & 63); }
+
+// The winner among the elements combined so far, for a vector of windows: its key, its code, and
+// the element of another map that goes with it.
+template <typename Acc>
+struct Winner {
+  Vec<Acc> key;
+  Code<Acc> code;
+  Vec<Acc> value;
+};
+
+template <bool kCode, bool kValue, typename Acc>
+METAPOOL_INLINE void replace_where(Mask<Acc> taken, Winner<Acc>& winner, const Winner<Acc>& other) {
+  winner.key = taken ? other.key : winner.key;
+  if constexpr (kCode) winner.code = taken ? other.code : winner.code;
+  if constexpr (kValue) winner.value = taken ? other.value : winner.value;
+}
+
+// Extends windows by an element that comes after (before) all others in row-major order. Without
+// kNan a NaN element is padding: it never wins.
+template <bool kNan, bool kCode, bool kValue, typename Acc>
+METAPOOL_INLINE void extend_after(Winner<Acc>& winner, const Winner<Acc>& next,
+                                  Mask<Acc> inside = ~Mask<Acc>{}) {
+  Mask<Acc> taken = next.key > winner.key;
+  if constexpr (kNan) taken = (taken | (next.key != next.key)) & inside;
+  replace_where<kCode, kValue>(taken, winner, next);
+}
+
+template <bool kNan, bool kCode, bool kValue, typename Acc>
+METAPOOL_INLINE void extend_before(Winner<Acc>& winner, const Winner<Acc>& previous,
+                                   Mask<Acc> inside = ~Mask<Acc>{}) {
+  Mask<Acc> taken = previous.key >= winner.key;
+  if constexpr (kNan) {
+    taken = ~((winner.key > previous.key) | (winner.key != winner.key)) & inside;
+  }
+  replace_where<kCode, kValue>(taken, winner, previous);
+}
+
+template <typename Acc, int kLanes, bool kCode, bool kValue>
+class Winners {
+  using B = Block<Acc, kLanes>;
+
+ public:
+  Winners(const Plan& plan, const RowShape<Acc, kLanes>& shape, Arena& arena)
+      : plan_(plan), shape_(shape) {
+    const int64_t rows = 2 * plan.radius_h + 2;
+    keys_.allocate(arena, rows * plan.max_widths.count, shape.size, Acc(0));
+    if (kCode) columns_.allocate(arena, rows * plan.max_widths.count, shape.size, kNoWinner);
+    if (kValue) values_.allocate(arena, rows * plan.max_widths.count, shape.size, Acc(0));
+    nans_.allocate(arena, rows, 1, false);
+    inside_ = arena.take_row<Acc>(shape.size, 0);
+    if (!arena.counts_only()) fill_pixels(inside_, shape, 0, shape.w, Acc(1));
+  }
+
+  // Finds the winners along one line. `x` has NaN for padding.
+  void load_line(int64_t line, const Acc* x, const Acc* values) {
+    const bool nan = has_nan(shape_, x);
+    *nans_[line] = nan;
+    nan ? find_in_row<true>(line, x, values) : find_in_row<false>(line, x, values);
+  }
+
+  // For each item of plan.max and each of kRows neighbouring rows around input row `center`, block
+  // by block, calls body(item, row, offset, winners): the codes are those of lines.
+  template <int kRows, typename Body>
+  METAPOOL_INLINE void find(int64_t center, Body body) {
+    bool nan = false;
+    const int64_t last = last_valid(center + kRows - 1, plan_.radius_h, plan_.h);
+    for (int64_t line = first_valid(center, plan_.radius_h); line <= last; ++line) {
+      nan |= *nans_[line];
+    }
+    nan ? find_in_columns<true, kRows>(center, body) : find_in_columns<false, kRows>(center, body);
+  }
+
+  // The column codes of a line for a width of plan.max_widths.
+  const int8_t* columns(int width, int64_t line) const { return columns_[at_width(width, line)]; }
+
+ private:
+  METAPOOL_INLINE int64_t at_width(int width, int64_t line) const {
+    return line * plan_.max_widths.count + width;
+  }
+
+  template <bool kNan>
+  void find_in_row(int64_t line, const Acc* x, const Acc* values) {
+    shape_.for_each_block([&](int64_t at) {
+      const auto element = [&](int b, int d) {
+        const int64_t offset = at + b * B::kStep + d * kLanes;
+        Winner<Acc> winner{load(x + offset), splat_code<Acc>(d), {}};
+        if constexpr (kValue) winner.value = load(values + offset);
+        return winner;
+      };
+      const auto inside = [&](int b, int d) {
+        if constexpr (kNan) return load(inside_ + at + b * B::kStep + d * kLanes) != 0;
+        return Mask<Acc>{};
+      };
+      Winner<Acc> winners[B::kVectors];
+      for (int b = 0; b < B::kVectors; ++b) winners[b] = element(b, 0);
+      for (int width = 0, d = 0; width < plan_.max_widths.count; ++width) {
+        while (d < plan_.max_widths.data[width]) {
+          ++d;
+          for (int b = 0; b < B::kVectors; ++b) {
+            extend_before<kNan, kCode, kValue>(winners[b], element(b, -d), inside(b, -d));
+            extend_after<kNan, kCode, kValue>(winners[b], element(b, d), inside(b, d));
+          }
+        }
+        for (int b = 0; b < B::kVectors; ++b) {
+          const int64_t offset = at + b * B::kStep;
+          store(keys_[at_width(width, line)] + offset, winners[b].key);
+          if constexpr (kValue) store(values_[at_width(width, line)] + offset, winners[b].value);
+          if constexpr (kCode) {
+            store_codes<Acc>(columns_[at_width(width, line)] + offset, winners[b].code);
+            winners[b].code = splat_code<Acc>(0);
+          }
+        }
+      }
+    });
+    if constexpr (kCode) {
+      for (int width = 0; width < plan_.max_widths.count; ++width) {
+        fill_overrun(columns_[at_width(width, line)], shape_, kNoWinner);
+      }
+    }
+  }
+
+  template <bool kNan, int kRows, typename Body>
+  METAPOOL_INLINE void find_in_columns(int64_t center, Body& body) {
+    for (int m = 0; m < plan_.max.count;) {
+      const int width = plan_.max.data[m].width;
+      int end = m;
+      while (end < plan_.max.count && plan_.max.data[end].width == width) ++end;
+      const Acc* keys[2 * kMaxRadius + 2];
+      const Acc* values[2 * kMaxRadius + 2];
+      int codes[2 * kMaxRadius + 2];
+      const int radius = plan_.max.data[end - 1].radius_h;
+      for (int d = -radius; d <= radius + kRows - 1; ++d) {
+        // Beyond the map stands its edge: it is in the same window anyhow.
+        const int64_t line = clamp_line(center + d, plan_.h);
+        keys[radius + d] = keys_[at_width(width, line)];
+        if constexpr (kValue) values[radius + d] = values_[at_width(width, line)];
+        codes[radius + d] = line_code(line);
+      }
+      shape_.for_each_block([&](int64_t at) {
+        const auto element = [&](int b, int d) {
+          const int64_t offset = at + b * B::kStep;
+          Winner<Acc> winner{
+              load(keys[radius + d] + offset), splat_code<Acc>(codes[radius + d]), {}};
+          if constexpr (kValue) winner.value = load(values[radius + d] + offset);
+          return winner;
+        };
+        Winner<Acc> first[B::kVectors], shared[B::kVectors];
+        for (int b = 0; b < B::kVectors; ++b) first[b] = element(b, 0);
+        int d = 0;
+        for (int i = m; i < end; ++i) {
+          const PoolItem& item = plan_.max.data[i];
+          while (d < item.radius_h) {
+            ++d;
+            for (int b = 0; b < B::kVectors; ++b) {
+              extend_after<kNan, kCode, kValue>(first[b], element(b, d));
+              shared[b] = first[b];
+              extend_before<kNan, kCode, kValue>(first[b], element(b, -d));
+            }
+          }
+          body(i, 0, at, first);
+          if constexpr (kRows == 2) {
+            Winner<Acc> second[B::kVectors];
+            for (int b = 0; b < B::kVectors; ++b) {
+              second[b] = element(b, d + 1);
+              if (d > 0) {
+                second[b] = shared[b];
+                extend_after<kNan, kCode, kValue>(second[b], element(b, d + 1));
+              }
+            }
+            body(i, 1, at, second);
+          }
+        }
+      });
+      m = end;
+    }
+  }
+
+  const Plan& plan_;
+  const RowShape<Acc, kLanes>& shape_;
+  RowRing<Acc> keys_, values_;
+  RowRing<int8_t> columns_;
+  RowRing<bool> nans_;
+  Acc* inside_;
+};
+
+}  // namespace metapool::cpu::METAPOOL_ISA
