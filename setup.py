@@ -37,7 +37,7 @@ COMMON_FLAGS = [
 # Selections such as (a > b ? a : b) are vectorised only if comparisons need not trap.
 KERNEL_FLAGS = ["-O3", "-fno-trapping-math"]
 # GCC 12 warns of its own AVX-512 headers, which leave variables uninitialised on purpose.
-KERNEL_FLAGS += ["-Wno-maybe-uninitialized"]
+KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 X86_ISAS = {
     "avx2": ["-mavx2", "-mf16c"],
     "avx512": [

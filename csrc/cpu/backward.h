@@ -17,6 +17,7 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <typename Acc, int kLanes, bool kValue>
 class Backward {
   using B = Block<Acc, kLanes>;
+  using Lines = MapLines<Acc, kLanes>;
 
   // Products are added up in the accumulation type over about so many pixels, then in double.
   static constexpr int64_t kFlushPixels = 64;
@@ -25,16 +26,21 @@ class Backward {
   Backward(const Plan& plan, const BackwardArgs& args, Arena& arena)
       : plan_(plan),
         args_(args),
-        shape_(plan),
+        shape_(plan.w, plan.radius_w),
         weights_(plan, shape_, arena),
         winners_(plan, shape_, arena),
-        exact_(plan.stride_w == 1 && shape_.padded_w == plan.w) {
+        exact_(plan.stride_w == 1 && shape_.padded_w() == plan.w) {
     const Acc nan = static_cast<Acc>(__builtin_nan(""));
     const int64_t rows = 2 * plan.radius_h + 2, size = shape_.size;
     values_.allocate(arena, rows, size, nan);
     grads_.allocate(arena, rows, size, Acc(0));
     winner_lines_.allocate(arena, rows * plan.max.count, size, kNoWinner);
-    sums_.allocate(arena, 2 * plan.avg_heights.count, size, Acc(0));
+    for (const PoolItem& item : plan.avg) {
+      sums_.radius = item.radius_h > sums_.radius ? item.radius_h : sums_.radius;
+      for (Acc*& row : sums_.out[item.radius_h]) {
+        if (row == nullptr) row = arena.take_row<Acc>(size, 0);
+      }
+    }
     if (!plan.count_include_pad) scaled_.allocate(arena, 2 * plan.avg.count, size, Acc(0));
     routed_.allocate(arena, 2 * plan.max_widths.count, size, Acc(0));
     zeros_ = arena.take_row<Acc>(size, 0);
@@ -42,8 +48,8 @@ class Backward {
     grad_row_ = arena.take_row<Acc>(size, 0);
     outputs_ = arena.take_row<Acc>(size, 0);
     staging_ = arena.take<Acc>(size);
-    parts_ = arena.take_row<Acc>(2 * plan.num_candidates * kPackedLanes, 0);
-    weight_sums_ = arena.take_row<double>(plan.num_candidates * kPackedLanes, 0);
+    parts_ = arena.take_row<Acc>(2 * plan.num_pools * kPackedLanes, 0);
+    weight_sums_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
     if (arena.counts_only()) return;
     for (int64_t column = 0; column < plan.w; column += plan.stride_w) {
       fill_pixels(outputs_, shape_, column, column + 1, Acc(1));
@@ -51,9 +57,12 @@ class Backward {
   }
 
   // share: [lanes][K], null where the gradient of the weights is not wanted.
-  void run(const Task& task, Acc* share) {
-    const Planes<kLanes> x(args_.x, plan_, task), values(args_.values, plan_, task),
-        grad_out(args_.grad_out, plan_, task), grad_x(args_.grad_x, plan_, task);
+  void run(const Task& task, const Task& next_task, Acc* share) {
+    const Lines x(args_.x, plan_, plan_.h, plan_.w, 1, task, next_task);
+    const Lines values(args_.values, plan_, plan_.h, plan_.w, 1, task, next_task);
+    const Lines grad_out(args_.grad_out, plan_, plan_.h_out, plan_.w_out, plan_.stride_w, task,
+                         next_task);
+    const Lines grad_x(args_.grad_x, plan_, plan_.h, plan_.w, 1, task, next_task);
     task_ = &task;
     wants_weights_ = share != nullptr;
     weights_.load(args_.weights, task);
@@ -95,15 +104,14 @@ class Backward {
 
   bool owns(int64_t center) const { return center >= task_->row_begin && center < task_->row_end; }
 
-  void load_lines(const Planes<kLanes>& x, const Planes<kLanes>& values, int64_t first,
+  void load_lines(const Lines& x, const Lines& values, int64_t first,
                   int64_t last) {
     for (next_line_ = next_line_ > first ? next_line_ : first; next_line_ <= last; ++next_line_) {
       Acc* const row = values_[next_line_];
-      load_row(shape_, values, plan_.dtype, args_.values.data, next_line_, plan_.w, 1, row,
-               staging_);
+      values.load(shape_, next_line_, row, staging_);
       if (plan_.max.count == 0) continue;
       if constexpr (kValue) {
-        load_row(shape_, x, plan_.dtype, args_.x.data, next_line_, plan_.w, 1, x_row_, staging_);
+        x.load(shape_, next_line_, x_row_, staging_);
       }
       winners_.load_line(next_line_, kValue ? x_row_ : row, row);
     }
@@ -113,20 +121,19 @@ class Backward {
   // loaded by every task that needs it, but counted for the weights only by the one that owns its
   // centre.
   template <int kRows>
-  void load_outputs(const Planes<kLanes>& x, const Planes<kLanes>& values,
-                    const Planes<kLanes>& grad_out, int64_t i) {
+  void load_outputs(const Lines& x, const Lines& values,
+                    const Lines& grad_out, int64_t i) {
     const int64_t center = i * plan_.stride_h;
     load_lines(x, values, first_valid(center, plan_.radius_h),
                last_valid(center + kRows - 1, plan_.radius_h, plan_.h));
     bool counted[kRows];
     for (int r = 0; r < kRows; ++r) {
-      load_row(shape_, grad_out, plan_.dtype, args_.grad_out.data, i + r, plan_.w_out,
-               plan_.stride_w, grads_[i + r], staging_);
+      grad_out.load(shape_, i + r, grads_[i + r], staging_);
       counted[r] = wants_weights_ && owns(center + r);
     }
     if (plan_.avg.count > 0 && (counted[0] || counted[kRows - 1])) sum_values<kRows>(center);
     for (int r = 0; r < kRows; ++r) {
-      if (counted[r]) add_products<kRows>(center, r, grads_[i + r]);
+      if (counted[r]) add_products(center, r, grads_[i + r]);
     }
     if (plan_.max.count > 0) {
       winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) {
@@ -136,7 +143,7 @@ class Backward {
         for (int b = 0; b < B::kVectors; ++b) {
           pooled.vector[b] = kValue ? winners[b].value : winners[b].key;
         }
-        add_product(plan_.max.data[m].index, r, at, pooled, grads_[i + r]);
+        Products(*this, plan_.max.data[m].index, r).add(at, pooled, grads_[i + r]);
       });
     }
     for (int r = 0; r < kRows; ++r) pending_pixels_ += counted[r] ? plan_.w : 0;
@@ -164,58 +171,78 @@ class Backward {
       lines[plan_.radius_h + d] = line >= 0 && line < plan_.h ? values_[line] : zeros_;
     }
     sum_columns<kRows>(lines);
-    for (int row = 0; row < kRows * plan_.avg_heights.count; ++row) {
-      fill_overrun(sums_[row], shape_, Acc(0));
+    for (int d = 0; d <= sums_.radius; ++d) {
+      for (Acc* const row : sums_.out[d]) {
+        if (row != nullptr) fill_overrun(row, shape_, Acc(0));
+      }
     }
   }
 
   template <int kRows>
   void sum_columns(const Acc* const* lines) {
-    Acc* out[2 * (kMaxRadius + 1)];
-    for (int row = 0; row < kRows * plan_.avg_heights.count; ++row) out[row] = sums_[row];
-    column_windows<kRows>(shape_, lines + plan_.radius_h, plan_.avg_heights, out, Sum{});
+    const int64_t first = shape_.cell(0);
+    column_windows<kRows, kLanes>(lines + plan_.radius_h, first, sums_, first, plan_.w, Sum{});
   }
 
   // Adds the products of a row of grad_out with all pooled rows but the maxima.
-  template <int kRows>
   void add_products(int64_t center, int r, const Acc* grads) {
-    shape_.for_each_block([&](int64_t at) {
-      for (const int k : plan_.nones) add_product(k, r, at, B::zero(), grads);
-      for (const int k : plan_.skips) {
-        add_product(k, r, at, B::load(values_[center + r] + at), grads);
-      }
-      for (const PoolItem& item : plan_.avg) {
-        B pooled = row_windows<kLanes>(sums_[item.height * kRows + r] + at, item.radius_w, Sum{});
-        weights_.divide(item, center + r, at, pooled);
-        add_product(item.index, r, at, pooled, grads);
-      }
-    });
+    const auto add = [&](int k, const auto& pooled_at) {
+      Products products(*this, k, r);
+      shape_.for_each_block([&](int64_t at) { products.add(at, pooled_at(at), grads); });
+    };
+    if (plan_.none >= 0) add(plan_.none, [&](int64_t) { return B::zero(); });
+    if (plan_.skip >= 0) {
+      const Acc* const values = values_[center + r];
+      add(plan_.skip, [&](int64_t at) { return B::load(values + at); });
+    }
+    for (const PoolItem& item : plan_.avg) {
+      const Acc* const row = sums_.out[item.radius_h][r];
+      with_radius(item.radius_w, [&](auto radius) {
+        add(item.index, [&](int64_t at) {
+          B pooled = row_windows<kLanes>(row + at, radius, Sum{});
+          weights_.divide(item, center + r, at, pooled);
+          return pooled;
+        });
+      });
+    }
   }
 
-  // The two rows of a pair are kept apart: how they alternate depends on the size of a block.
-  METAPOOL_INLINE void add_product(int k, int r, int64_t at, B pooled, const Acc* grads) {
-    constexpr int kWanted = kPackedLanes / kVectorLanes<Acc>;
-    constexpr int kDistinct = kLanes > 1 ? 1 : kWanted < B::kVectors ? kWanted : B::kVectors;
-    Acc* const parts = this->parts(k, r) + (at & (kPackedLanes - 1));
-    if (!exact_) {
-      for (int b = 0; b < B::kVectors; ++b) {
-        const Mask<Acc> is_output = load(outputs_ + at + b * B::kStep) != 0;
-        pooled.vector[b] = is_output ? pooled.vector[b] : Vec<Acc>{};
+  // Sums of products with a row of grad_out, for candidate k. The two rows of a pair are kept
+  // apart, since how they alternate depends on the size of a block.
+  class Products {
+   public:
+    METAPOOL_INLINE Products(const Backward& backward, int k, int r)
+        : parts_(backward.parts(k, r)),
+          outputs_(backward.exact_ ? nullptr : backward.outputs_) {}
+
+    METAPOOL_INLINE void add(int64_t at, B pooled, const Acc* grads) {
+      constexpr int kWanted = kPackedLanes / kVectorLanes<Acc>;
+      constexpr int kDistinct = kLanes > 1 ? 1 : kWanted < B::kVectors ? kWanted : B::kVectors;
+      Acc* const parts = parts_ + (at & (kPackedLanes - 1));
+      if (outputs_ != nullptr) {
+        for (int b = 0; b < B::kVectors; ++b) {
+          const Mask<Acc> is_output = load(outputs_ + at + b * B::kStep) != 0;
+          pooled.vector[b] = is_output ? pooled.vector[b] : Vec<Acc>{};
+        }
       }
+      Vec<Acc> sums[kDistinct];
+      for (int s = 0; s < kDistinct; ++s) sums[s] = load(parts + s * kVectorLanes<Acc>);
+      for (int b = 0; b < B::kVectors; ++b) {
+        sums[b % kDistinct] += pooled.vector[b] * load(grads + at + b * B::kStep);
+      }
+      for (int s = 0; s < kDistinct; ++s) store(parts + s * kVectorLanes<Acc>, sums[s]);
     }
-    Vec<Acc> sums[kDistinct];
-    for (int s = 0; s < kDistinct; ++s) sums[s] = load(parts + s * kVectorLanes<Acc>);
-    for (int b = 0; b < B::kVectors; ++b) {
-      sums[b % kDistinct] += pooled.vector[b] * load(grads + at + b * B::kStep);
-    }
-    for (int s = 0; s < kDistinct; ++s) store(parts + s * kVectorLanes<Acc>, sums[s]);
-  }
+
+   private:
+    Acc* const parts_;
+    const Acc* const outputs_;  // null where blocks hold no columns but those of outputs
+  };
 
   // Moves the products on into the sums.
   void flush() {
     pending_pixels_ = 0;
-    for (const int k : plan_.nones) flush_one(k, 1);
-    for (const int k : plan_.skips) flush_one(k, 1);
+    if (plan_.none >= 0) flush_one(plan_.none, 1);
+    if (plan_.skip >= 0) flush_one(plan_.skip, 1);
     for (const PoolItem& item : plan_.max) flush_one(item.index, 1);
     for (const PoolItem& item : plan_.avg) {
       const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
@@ -235,11 +262,11 @@ class Backward {
 
   void write_share(Acc* share) {
     if (pending_pixels_ > 0) flush();
-    for (int k = 0; k < plan_.num_candidates; ++k) {
+    for (int k = 0; k < plan_.num_pools; ++k) {
       double* const sums = weight_sums_ + static_cast<int64_t>(k) * kPackedLanes;
       for (int part = 1; kLanes == 1 && part < kPackedLanes; ++part) sums[0] += sums[part];
       for (int lane = 0; lane < kLanes; ++lane) {
-        share[lane * plan_.num_candidates + k] = static_cast<Acc>(sums[lane]);
+        share[lane * plan_.num_pools + k] = static_cast<Acc>(sums[lane]);
       }
       for (int part = 0; part < kPackedLanes; ++part) sums[part] = 0;
     }
@@ -247,13 +274,12 @@ class Backward {
 
   // Computes kRows rows of grad_x from input row `line` on and stores them.
   template <int kRows>
-  void compute(int64_t line, const Planes<kLanes>& grad_x) {
+  void compute(int64_t line, const Lines& grad_x) {
     if (plan_.avg.count > 0) sum_gradients<kRows>(line);
     if (plan_.max.count > 0) route_to_lines<kRows>(line);
     for (int r = 0; r < kRows; ++r) {
-      shape_.for_each_block([&](int64_t at) { collect<kRows>(line, r, at); });
-      store_row(shape_, grad_x, plan_.dtype, grad_row_, plan_.w, 1, args_.grad_x.data, line + r,
-                staging_);
+      collect(line, r);
+      grad_x.store(shape_, line + r, grad_row_, staging_);
     }
   }
 
@@ -288,7 +314,7 @@ class Backward {
             for (int b = 0; b < B::kVectors; ++b) sums.vector[b] += grads.vector[b] / rows;
           });
           weights_.divide_columns(item, at, sums);
-          sums.store(scaled_[a * kRows + r] + at);
+          sums.store(scaled_[2 * a + r] + at);
         });
       }
     }
@@ -298,34 +324,47 @@ class Backward {
   // width, what arrives at kRows lines from `line` on for winners that no narrower width has.
   template <int kRows>
   void route_to_lines(int64_t line) {
-    shape_.for_each_block([&](int64_t at) {
-      B wider[kRows] = {}, routed[kRows];
-      int m = plan_.max.count - 1;
-      for (int width = plan_.max_widths.count - 1; width >= 0; --width) {
-        for (int r = 0; r < kRows; ++r) routed[r] = B::zero();
-        for (; m >= 0 && plan_.max.data[m].width == width; --m) {
-          const PoolItem& item = plan_.max.data[m];
-          const Acc* const weight = weights_.weight(item.index);
-          for_each_output(line, kRows, item.radius_h, [&](int64_t i) {
-            const Acc* const grads = grads_[i] + at;
-            const int8_t* const codes = winner_lines(i, m) + at;
-            for (int b = 0; b < B::kVectors; ++b) {
-              const Vec<Acc> weighted =
-                  lane_values<kLanes>(weight, at, b) * load(grads + b * B::kStep);
-              const Code<Acc> code = load_codes<Acc>(codes + b * B::kStep);
-              for (int r = 0; r < kRows; ++r) {
-                routed[r].vector[b] +=
-                    code == splat_code<Acc>(line_code(line + r)) ? weighted : Vec<Acc>{};
-              }
-            }
-          });
-        }
-        for (int r = 0; r < kRows; ++r) {
-          if (width + 1 < plan_.max_widths.count) {
-            add_where(routed[r], winners_.columns(width + 1, line + r) + at, 0, wider[r]);
+    int m = plan_.max.count - 1;
+    for (int width = plan_.max_widths.count - 1; width >= 0; --width) {
+      const bool widest = width + 1 == plan_.max_widths.count;
+      Acc* routed[kRows];
+      const Acc* wider[kRows] = {};
+      const int8_t* codes[kRows] = {};
+      for (int r = 0; r < kRows; ++r) {
+        routed[r] = routed_[2 * width + r];
+        if (widest) continue;
+        wider[r] = routed_[2 * (width + 1) + r];
+        codes[r] = winners_.columns(width + 1, line + r);
+      }
+      for (bool first = true;
+           m >= 0 && plan_.max.data[m].radius_w == plan_.max_widths.data[width]; --m) {
+        shape_.for_each_block([&](int64_t at) {
+          B acc[kRows];
+          for (int r = 0; r < kRows; ++r) {
+            acc[r] = first ? B::zero() : B::load(routed[r] + at);
+            if (first && !widest) add_where(acc[r], codes[r] + at, 0, B::load(wider[r] + at));
           }
-          routed[r].store(routed_[width * kRows + r] + at);
-          wider[r] = routed[r];
+          route_item<kRows>(line, m, at, acc);
+          for (int r = 0; r < kRows; ++r) acc[r].store(routed[r] + at);
+        });
+        first = false;
+      }
+    }
+  }
+
+  template <int kRows>
+  METAPOOL_INLINE void route_item(int64_t line, int m, int64_t at, B (&acc)[kRows]) {
+    const PoolItem& item = plan_.max.data[m];
+    const Acc* const weight = weights_.weight(item.index);
+    for_each_output(line, kRows, item.radius_h, [&](int64_t i) {
+      const Acc* const grads = grads_[i] + at;
+      const int8_t* const codes = winner_lines(i, m) + at;
+      for (int b = 0; b < B::kVectors; ++b) {
+        const Vec<Acc> weighted = lane_values<kLanes>(weight, at, b) * load(grads + b * B::kStep);
+        const Code<Acc> code = load_codes<Acc>(codes + b * B::kStep);
+        for (int r = 0; r < kRows; ++r) {
+          acc[r].vector[b] +=
+              code == splat_code<Acc>(line_code(line + r)) ? weighted : Vec<Acc>{};
         }
       }
     });
@@ -339,34 +378,53 @@ class Backward {
     }
   }
 
-  // Collects a block of grad_row_ from everything that reaches it along its row.
-  template <int kRows>
-  METAPOOL_INLINE void collect(int64_t line, int r, int64_t at) {
-    B acc = B::zero();
-    const auto add = [&](const Acc* weight, const B& pooled) {
+  // Collects grad_row_ from everything that reaches it along its row, one pooling after the other.
+  void collect(int64_t line, int r) {
+    const auto add = [&](const auto& gradient_at) {
+      shape_.for_each_block([&](int64_t at) {
+        B acc = B::load(grad_row_ + at);
+        gradient_at(at, acc);
+        acc.store(grad_row_ + at);
+      });
+    };
+    const auto add_weighted = [&](const Acc* weight, int64_t at, const B& grads, B& acc) {
       for (int b = 0; b < B::kVectors; ++b) {
-        acc.vector[b] += lane_values<kLanes>(weight, at, b) * pooled.vector[b];
+        acc.vector[b] += lane_values<kLanes>(weight, at, b) * grads.vector[b];
       }
     };
-    for (const int k : plan_.skips) add(weights_.weight(k), B::load(gradients_at(line + r) + at));
+    const Acc* const grads = gradients_at(line + r);
+    shape_.for_each_block([&](int64_t at) {
+      B acc = B::zero();
+      if (plan_.skip >= 0) {
+        add_weighted(weights_.weight(plan_.skip), at, B::load(grads + at), acc);
+      }
+      acc.store(grad_row_ + at);
+    });
     for (int a = 0; a < plan_.avg.count; ++a) {
       const PoolItem& item = plan_.avg.data[a];
-      const Acc* const sums =
-          plan_.count_include_pad ? sums_[item.height * kRows + r] : scaled_[a * kRows + r];
-      add(plan_.count_include_pad ? weights_.average(item) : weights_.weight(item.index),
-          row_windows<kLanes>(sums + at, item.radius_w, Sum{}));
+      const Acc* const row =
+          plan_.count_include_pad ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
+      const Acc* const weight =
+          plan_.count_include_pad ? weights_.average(item) : weights_.weight(item.index);
+      with_radius(item.radius_w, [&](auto radius) {
+        add([&](int64_t at, B& acc) {
+          add_weighted(weight, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
+        });
+      });
     }
-    for (int width = 0, d = 0; width < plan_.max_widths.count; ++width) {
-      const int8_t* const codes = winners_.columns(width, line + r) + at;
-      const Acc* const routed = routed_[width * kRows + r] + at;
-      if (width == 0) add_where(acc, codes, 0, B::load(routed));
-      while (d < plan_.max_widths.data[width]) {
-        ++d;
-        add_where(acc, codes + d * kLanes, -d, B::load(routed + d * kLanes));
-        add_where(acc, codes - d * kLanes, d, B::load(routed - d * kLanes));
-      }
+    for (int width = 0, reached = -1; width < plan_.max_widths.count; ++width) {
+      const int8_t* const codes = winners_.columns(width, line + r);
+      const Acc* const routed = routed_[2 * width + r];
+      add([&](int64_t at, B& acc) {
+        if (width == 0) add_where(acc, codes + at, 0, B::load(routed + at));
+        for (int d = reached < 0 ? 1 : reached + 1; d <= plan_.max_widths.data[width]; ++d) {
+          const int64_t shift = d * kLanes;
+          add_where(acc, codes + at + shift, -d, B::load(routed + at + shift));
+          add_where(acc, codes + at - shift, d, B::load(routed + at - shift));
+        }
+      });
+      reached = plan_.max_widths.data[width];
     }
-    acc.store(grad_row_ + at);
   }
 
   // For maximum `m` of output row i, the codes of the winners' lines.
@@ -381,7 +439,8 @@ class Backward {
   Weights<Acc, kLanes> weights_;
   Winners<Acc, kLanes, true, kValue> winners_;
   const bool exact_;  // blocks hold no columns but those of outputs
-  RowRing<Acc> values_, grads_, sums_, scaled_, routed_;
+  RowRing<Acc> values_, grads_, scaled_, routed_;
+  ColumnRows<Acc> sums_;
   RowRing<int8_t> winner_lines_;
   Acc *zeros_, *x_row_, *grad_row_, *outputs_, *staging_, *parts_;
   double* weight_sums_;  // [K][16]

@@ -2,8 +2,10 @@
 // and order of summation depend on the problem alone, never on the threads.
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <new>
 #include <stdexcept>
+#include <tuple>
 
 #include "plan.h"
 
@@ -16,8 +18,9 @@ using cpu::kPackedLanes;
 using cpu::Plan;
 using cpu::PoolItem;
 
-// Below this width a row leaves most vector lanes empty, and planes are packed side by side.
-constexpr int64_t kNarrowWidth = 24;
+// Below this width a row leaves most vector lanes empty, and planes are packed side by side
+// however few they are; beyond the other, packed rows no longer fit the second cache.
+constexpr int64_t kNarrowWidth = 24, kWideWidth = 256;
 // Fewer tasks than this and the planes are cut into strips of rows.
 constexpr int64_t kWantedTasks = 16;
 // Elements of work below which another thread costs more than it brings.
@@ -75,7 +78,7 @@ void check(const Problem& problem) {
 // A plan and the arrays that it points into.
 struct OwnedPlan {
   Plan plan{};
-  std::vector<int> skips, nones, avg_heights, avg_widths, max_heights, max_widths;
+  std::vector<int> pools, max_widths;
   std::vector<PoolItem> avg, max;
 
   OwnedPlan(const Problem& problem, const MapView& x, int64_t rows);
@@ -107,26 +110,20 @@ OwnedPlan::OwnedPlan(const Problem& problem, const MapView& x, int64_t rows) {
   cut(x, rows);
 }
 
-// The distinct values of a radius, ascending, and in each item the position of its own.
-std::vector<int> rank(std::vector<PoolItem>& items, int PoolItem::* radius,
-                      int PoolItem::* position) {
-  std::vector<int> distinct;
-  for (const PoolItem& item : items) distinct.push_back(item.*radius);
-  std::sort(distinct.begin(), distinct.end());
-  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-  for (PoolItem& item : items) {
-    item.*position = static_cast<int>(
-        std::lower_bound(distinct.begin(), distinct.end(), item.*radius) - distinct.begin());
-  }
-  return distinct;
-}
-
 void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
-  for (int k = 0; k < static_cast<int>(codes.size()); ++k) {
-    const Window window = decode_candidate(codes[k]);
-    const PoolItem item{window.radius_h, window.radius_w, k, 0, 0};
-    if (window.kind == Kind::kNone) nones.push_back(k);
-    if (window.kind == Kind::kSkip) skips.push_back(k);
+  std::map<std::tuple<Kind, int, int>, int> known;  // windows and the index of their pooling
+  plan.skip = plan.none = -1;
+  for (const int64_t code : codes) {
+    Window window = decode_candidate(code);
+    if (window.kind == Kind::kNone || window.kind == Kind::kSkip) window = {window.kind, 0, 0};
+    const int index = static_cast<int>(known.size());
+    const auto [found, is_new] =
+        known.try_emplace({window.kind, window.radius_h, window.radius_w}, index);
+    pools.push_back(found->second);
+    if (!is_new) continue;
+    const PoolItem item{window.radius_h, window.radius_w, index};
+    if (window.kind == Kind::kNone) plan.none = index;
+    if (window.kind == Kind::kSkip) plan.skip = index;
     if (window.kind == Kind::kAvg) avg.push_back(item);
     if (window.kind == Kind::kMax) max.push_back(item);
     if (window.kind == Kind::kAvg || window.kind == Kind::kMax) {
@@ -135,29 +132,27 @@ void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
     }
   }
   for (std::vector<PoolItem>* items : {&avg, &max}) {
-    std::stable_sort(items->begin(), items->end(), [](const PoolItem& a, const PoolItem& b) {
+    std::sort(items->begin(), items->end(), [](const PoolItem& a, const PoolItem& b) {
       return a.radius_w != b.radius_w ? a.radius_w < b.radius_w : a.radius_h < b.radius_h;
     });
   }
-  avg_heights = rank(avg, &PoolItem::radius_h, &PoolItem::height);
-  avg_widths = rank(avg, &PoolItem::radius_w, &PoolItem::width);
-  max_heights = rank(max, &PoolItem::radius_h, &PoolItem::height);
-  max_widths = rank(max, &PoolItem::radius_w, &PoolItem::width);
-  plan.num_candidates = static_cast<int>(codes.size());
-  plan.skips = span(skips);
-  plan.nones = span(nones);
+  for (const PoolItem& item : max) {
+    if (max_widths.empty() || max_widths.back() != item.radius_w)
+      max_widths.push_back(item.radius_w);
+  }
+  plan.num_pools = static_cast<int>(known.size());
+  plan.pools = span(pools);
   plan.avg = span(avg);
   plan.max = span(max);
-  plan.avg_heights = span(avg_heights);
-  plan.avg_widths = span(avg_widths);
-  plan.max_heights = span(max_heights);
   plan.max_widths = span(max_widths);
 }
 
 void OwnedPlan::cut(const MapView& x, int64_t rows) {
   const int64_t planes = plan.n * plan.c;
+  const bool narrow = plan.w < kNarrowWidth;
+  const bool many = planes >= kPackedLanes / 2 && plan.w <= kWideWidth;
   const bool channels_adjacent = x.stride_c == 1 && plan.c > 1 && x.stride_w != 1;
-  plan.lanes = planes > 1 && (channels_adjacent || plan.w < kNarrowWidth) ? kPackedLanes : 1;
+  plan.lanes = planes > 1 && (narrow || many || channels_adjacent) ? kPackedLanes : 1;
   plan.groups = (planes + plan.lanes - 1) / plan.lanes;
   // A strip computes the rows of its halo again, so it is kept several times as high.
   const int64_t smallest_strip = std::max<int64_t>(8, 8 * plan.radius_h);
@@ -195,7 +190,7 @@ void for_task_ranges(const Plan& plan, int64_t workspace_bytes, const ParallelFo
 // Adds the tasks' shares up, in double and in a fixed order, into the gradient of the weights.
 template <typename Acc>
 void reduce_shares(const Plan& plan, const Acc* shares, const BackwardArgs& args) {
-  const int64_t k_count = plan.num_candidates;
+  const int64_t k_count = plan.num_pools;
   const int64_t rows_n = args.grad_weights_per_n ? plan.n : 1;
   const int64_t rows_c = args.grad_weights_per_c ? plan.c : 1;
   Acc* const grad_weights = static_cast<Acc*>(args.grad_weights);
@@ -213,7 +208,9 @@ void reduce_shares(const Plan& plan, const Acc* shares, const BackwardArgs& args
         }
       }
     }
-    std::copy(sums.begin(), sums.end(), grad_weights + row * k_count);
+    for (int k = 0; k < plan.pools.count; ++k) {
+      grad_weights[row * plan.pools.count + k] = static_cast<Acc>(sums[plan.pools.data[k]]);
+    }
   }
 }
 
@@ -222,7 +219,7 @@ void run_backward(const Plan& plan, const cpu::Kernels& kernels, const BackwardA
                   const ParallelFor& parallel_for) {
   const bool wants_weights = args.grad_weights != nullptr;
   std::vector<Acc> shares(
-      wants_weights ? plan.groups * plan.strips * plan.lanes * plan.num_candidates : 0);
+      wants_weights ? plan.groups * plan.strips * plan.lanes * plan.num_pools : 0);
   for_task_ranges(plan, kernels.backward_bytes(plan, args), parallel_for,
                   [&](int64_t begin, int64_t end, char* workspace) {
                     kernels.backward(plan, args, begin, end, workspace,

@@ -132,12 +132,4 @@ METAPOOL_INLINE void with_elements(DType dtype, const void* data, Body body) {
   }
 }
 
-template <typename Acc, typename Body>
-METAPOOL_INLINE void with_mutable_elements(DType dtype, void* data, Body body) {
-  with_elements<Acc>(dtype, data, [&](const auto* elements) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
-    body(const_cast<T*>(elements));
-  });
-}
-
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -1,6 +1,6 @@
-// Forward: streams over the rows of x once. One or two rows of the output at a time, the windows
-// are combined down the columns into a few rows that stay in the first cache; then along the row,
-// and weighted and added up in registers.
+// Forward: streams over the lines of x once. One or two rows of the output at a time, and a tile of
+// their columns at a time, so that everything stays in the first cache: the windows are combined
+// down the columns, then along the row, and are weighted and added up in registers.
 #pragma once
 
 #include "weights.h"
@@ -12,162 +12,219 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <typename Acc, int kLanes, bool kValue>
 class Forward {
   using B = Block<Acc, kLanes>;
+  using Lines = MapLines<Acc, kLanes>;
 
   static constexpr Acc kLowest = -static_cast<Acc>(__builtin_inf());
+  // Columns of a tile: with the lines of x, its rows fill a first cache of 32 KB.
+  static constexpr int64_t kTile = kLanes == 1 ? 256 : 16;
+
+  // Poolings of one kind: their windows down the columns, in a row for each radius and output row.
+  struct Columns {
+    ColumnRows<Acc> rows;
+
+    void allocate(Arena& arena, Span<PoolItem> items, int64_t size, Acc padding) {
+      for (const PoolItem& item : items) {
+        rows.radius = item.radius_h > rows.radius ? item.radius_h : rows.radius;
+        for (Acc*& row : rows.out[item.radius_h]) {
+          if (row == nullptr) row = arena.take_row<Acc>(size, padding);
+        }
+      }
+    }
+  };
 
  public:
   Forward(const Plan& plan, const ForwardArgs& args, Arena& arena)
       : plan_(plan),
         args_(args),
-        shape_(plan),
+        shape_(plan.w, plan.radius_w),
+        tile_shape_(plan.w < kTile + kTile / 2 ? plan.w : kTile + plan.radius_w, plan.radius_w),
         weights_(plan, shape_, arena),
         winners_(plan, shape_, arena) {
-    values_.allocate(arena, 2 * plan.radius_h + 2, shape_.size, Acc(0));
-    nans_.allocate(arena, 2 * plan.radius_h + 2, 1, false);
-    sums_.allocate(arena, 2 * plan.avg_heights.count, shape_.size, Acc(0));
-    maxima_.allocate(arena, 2 * (kValue ? plan.max.count : plan.max_heights.count), shape_.size,
-                     kValue ? Acc(0) : kLowest);
+    const int64_t lines = 2 * plan.radius_h + 2;
+    values_.allocate(arena, lines, shape_.size, Acc(0));
+    nans_.allocate(arena, lines, 1, false);
+    sums_.allocate(arena, plan.avg, tile_shape_.size, 0);
+    if (kValue) {
+      picked_.allocate(arena, 2 * plan.max.count, shape_.size, Acc(0));
+    } else {
+      maxima_.allocate(arena, plan.max, tile_shape_.size, kLowest);
+    }
     zeros_ = arena.take_row<Acc>(shape_.size, 0);
-    x_row_ = kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan(""))) : nullptr;
-    out_row_ = arena.take_row<Acc>(shape_.size, 0);
+    x_row_ = kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan("")))
+                    : nullptr;
+    out_row_ = arena.take_row<Acc>(2 * shape_.size, 0);
     staging_ = arena.take<Acc>(shape_.size);
   }
 
-  void run(const Task& task) {
-    const Planes<kLanes> x(args_.x, plan_, task), values(args_.values, plan_, task),
-        out(args_.out, plan_, task);
+  void run(const Task& task, const Task& next) {
+    const Lines x(args_.x, plan_, plan_.h, plan_.w, 1, task, next);
+    const Lines values(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
+    const Lines out(args_.out, plan_, plan_.h_out, plan_.w_out, plan_.stride_w, task, next);
     weights_.load(args_.weights, task);
     int64_t next_line = 0;
-    const auto load_until = [&](int64_t first, int64_t last) {
-      for (next_line = next_line > first ? next_line : first; next_line <= last; ++next_line) {
-        load_line(x, values, next_line);
-      }
-    };
     for (int64_t i = task.row_begin; i < task.row_end;) {
       const int64_t center = i * plan_.stride_h;
       const int rows = plan_.stride_h == 1 && i + 1 < task.row_end ? 2 : 1;
-      load_until(first_valid(center, plan_.radius_h),
-                 last_valid(center + rows - 1, plan_.radius_h, plan_.h));
-      rows == 2 ? compute<2>(center, out, i) : compute<1>(center, out, i);
+      const int64_t first = first_valid(center, plan_.radius_h);
+      const int64_t last = last_valid(center + rows - 1, plan_.radius_h, plan_.h);
+      for (next_line = next_line > first ? next_line : first; next_line <= last; ++next_line) {
+        load_line(x, values, next_line);
+      }
+      rows == 2 ? compute<2>(center) : compute<1>(center);
+      for (int r = 0; r < rows; ++r) {
+        out.store(shape_, i + r, out_row_ + r * shape_.size, staging_);
+      }
       i += rows;
     }
   }
 
  private:
-  void load_line(const Planes<kLanes>& x, const Planes<kLanes>& values, int64_t line) {
+  void load_line(const Lines& x, const Lines& values, int64_t line) {
     Acc* const row = values_[line];
-    load_row(shape_, values, plan_.dtype, args_.values.data, line, plan_.w, 1, row, staging_);
+    values.load(shape_, line, row, staging_);
     if constexpr (kValue) {
-      load_row(shape_, x, plan_.dtype, args_.x.data, line, plan_.w, 1, x_row_, staging_);
+      x.load(shape_, line, x_row_, staging_);
       winners_.load_line(line, x_row_, row);
     } else if (plan_.max.count > 0) {
       *nans_[line] = has_nan(shape_, row);
     }
   }
 
-  // Computes kRows rows from output row i on and stores them.
+  // Computes kRows rows of the output around input row `center` in out_row_.
   template <int kRows>
-  void compute(int64_t center, const Planes<kLanes>& out, int64_t i) {
-    if (plan_.avg.count > 0) sum_columns<kRows>(center);
+  void compute(int64_t center) {
+    const Acc* inside[2 * kMaxRadius + 2];   // with zeros beyond the map
+    const Acc* clamped[2 * kMaxRadius + 2];  // with the map's edge beyond the map
     bool nan = false;
-    if (plan_.max.count > 0) {
-      if constexpr (kValue) {
-        winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) {
+    const int radius = plan_.radius_h;
+    for (int d = -radius; d < radius + kRows; ++d) {
+      const int64_t line = center + d, valid = clamp_line(line, plan_.h);
+      clamped[radius + d] = values_[valid];
+      inside[radius + d] = line == valid ? values_[valid] : zeros_;
+      nan |= *nans_[valid];
+    }
+    if constexpr (kValue) {
+      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) {
+        for (int b = 0; b < B::kVectors; ++b) {
+          store(picked_[2 * m + r] + at + b * B::kStep, winners[b].value);
+        }
+      });
+    }
+    const bool tiled = tile_shape_.w < plan_.w;
+    const int64_t step = tiled ? kTile : plan_.w;
+    for (int64_t begin = 0; begin < plan_.w; begin += step) {
+      const int64_t end = begin + step < plan_.w ? begin + step : plan_.w;
+      // Windows reach beyond the tile; where they reach beyond the map, there is padding.
+      const int64_t from = first_valid(begin, plan_.radius_w);
+      const int64_t to = last_valid(end - 1, plan_.radius_w, plan_.w) + 1;
+      const int64_t at_line = shape_.cell(from), at_row = tile_shape_.cell(from - begin);
+      if (plan_.avg.count > 0) {
+        column_windows<kRows, kLanes>(inside + radius, at_line, sums_.rows, at_row, to - from,
+                                      Sum{});
+        pad_tile(sums_.rows, begin, end, from, to, Acc(0));
+      }
+      if (!kValue && plan_.max.count > 0) {
+        if (nan) {
+          column_windows<kRows, kLanes>(clamped + radius, at_line, maxima_.rows, at_row, to - from,
+                                        Maximum<true>{});
+        } else {
+          column_windows<kRows, kLanes>(clamped + radius, at_line, maxima_.rows, at_row, to - from,
+                                        Maximum<false>{});
+        }
+        pad_tile(maxima_.rows, begin, end, from, to, kLowest);
+      }
+      nan ? mix<kRows, true>(center, begin, end) : mix<kRows, false>(center, begin, end);
+    }
+  }
+
+  // Fills what a tile's windows see beyond the map.
+  void pad_tile(const ColumnRows<Acc>& rows, int64_t begin, int64_t end, int64_t from, int64_t to,
+                Acc padding) {
+    const bool tiled = tile_shape_.w < plan_.w;
+    const int64_t covered = from + (to - from + B::kPixels - 1) / B::kPixels * B::kPixels;
+    const int64_t right = tiled && end + plan_.radius_w > covered ? end + plan_.radius_w : covered;
+    for (int d = 0; d <= rows.radius; ++d) {
+      for (Acc* const row : rows.out[d]) {
+        if (row == nullptr) continue;
+        if (tiled && begin == 0) fill_pixels(row, tile_shape_, -plan_.radius_w, 0, padding);
+        if (to == plan_.w) fill_pixels(row, tile_shape_, to - begin, right - begin, padding);
+      }
+    }
+  }
+
+  // Adds up columns [begin, end) of out_row_, one pooling after the other.
+  template <int kRows, bool kNan>
+  void mix(int64_t center, int64_t begin, int64_t end) {
+    const int64_t first = shape_.cell(begin), in_tile = tile_shape_.cell(0);
+    const auto add = [&](const Acc* weight, const auto& pooled_at) {
+      for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) {
+        for (int r = 0; r < kRows; ++r) {
+          Acc* const out = out_row_ + r * shape_.size + first + offset;
+          B acc = B::load(out);
+          const B pooled = pooled_at(r, offset);
           for (int b = 0; b < B::kVectors; ++b) {
-            store(maxima_[m * kRows + r] + at + b * B::kStep, winners[b].value);
+            acc.vector[b] += lane_values<kLanes>(weight, offset, b) * pooled.vector[b];
           }
+          acc.store(out);
+        }
+      });
+    };
+    start<kRows>(center, begin, end);
+    for (const PoolItem& item : plan_.avg) {
+      Acc* const* const rows = sums_.rows.out[item.radius_h];
+      with_radius(item.radius_w, [&](auto radius) {
+        add(weights_.average(item), [&](int r, int64_t offset) {
+          B pooled = row_windows<kLanes>(rows[r] + in_tile + offset, radius, Sum{});
+          weights_.divide(item, center + r, first + offset, pooled);
+          return pooled;
+        });
+      });
+    }
+    for (int m = 0; m < plan_.max.count; ++m) {
+      const PoolItem& item = plan_.max.data[m];
+      const Acc* const weight = weights_.weight(item.index);
+      if constexpr (kValue) {
+        add(weight, [&](int r, int64_t offset) {
+          return B::load(picked_[2 * m + r] + first + offset);
         });
       } else {
-        nan = find_maxima<kRows>(center);
+        Acc* const* const rows = maxima_.rows.out[item.radius_h];
+        with_radius(item.radius_w, [&](auto radius) {
+          add(weight, [&](int r, int64_t offset) {
+            return row_windows<kLanes>(rows[r] + in_tile + offset, radius, Maximum<kNan>{});
+          });
+        });
       }
     }
-    for (int r = 0; r < kRows; ++r) {
-      nan ? mix<kRows, true>(center, r) : mix<kRows, false>(center, r);
-      store_row(shape_, out, plan_.dtype, out_row_, plan_.w_out, plan_.stride_w, args_.out.data,
-                i + r, staging_);
-    }
   }
 
+  // Begins with what needs no windows.
   template <int kRows>
-  void sum_columns(int64_t center) {
-    const Acc* lines[2 * kMaxRadius + 2];
-    const int radius = plan_.radius_h;
-    for (int d = -radius; d <= radius + kRows - 1; ++d) {
-      const int64_t line = center + d;
-      lines[radius + d] = line >= 0 && line < plan_.h ? values_[line] : zeros_;
-    }
-    Acc* out[2 * (kMaxRadius + 1)];
-    for (int row = 0; row < kRows * plan_.avg_heights.count; ++row) out[row] = sums_[row];
-    column_windows<kRows>(shape_, lines + radius, plan_.avg_heights, out, Sum{});
-    // What blocks wrote beyond the last column are sums of padding: zeros.
-  }
-
-  // Returns whether there is NaN among the rows.
-  template <int kRows>
-  bool find_maxima(int64_t center) {
-    const Acc* lines[2 * kMaxRadius + 2];
-    const int radius = plan_.radius_h;
-    bool nan = false;
-    for (int d = -radius; d <= radius + kRows - 1; ++d) {
-      const int64_t line = clamp_line(center + d, plan_.h);
-      lines[radius + d] = values_[line];
-      nan |= *nans_[line];
-    }
-    Acc* out[2 * (kMaxRadius + 1)];
-    const int rows = kRows * plan_.max_heights.count;
-    for (int row = 0; row < rows; ++row) out[row] = maxima_[row];
-    if (nan) {
-      column_windows<kRows>(shape_, lines + radius, plan_.max_heights, out, Maximum<true>{});
-    } else {
-      column_windows<kRows>(shape_, lines + radius, plan_.max_heights, out, Maximum<false>{});
-    }
-    for (int row = 0; row < rows; ++row) {
-      fill_overrun(maxima_[row], shape_, kLowest);
-    }
-    return nan;
-  }
-
-  // Adds everything up in out_row_.
-  template <int kRows, bool kNan>
-  void mix(int64_t center, int r) {
-    const Acc* const values = values_[center + r];
-    shape_.for_each_block([&](int64_t at) {
-      B acc;
-      for (int b = 0; b < B::kVectors; ++b) {
-        acc.vector[b] = lane_values<kLanes>(weights_.start(), at, b);
-      }
-      const auto add = [&](const Acc* weight, const B& pooled) {
+  void start(int64_t center, int64_t begin, int64_t end) {
+    const int64_t first = shape_.cell(begin);
+    for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) {
+      for (int r = 0; r < kRows; ++r) {
+        const Acc* const values = values_[center + r] + first + offset;
+        B acc;
         for (int b = 0; b < B::kVectors; ++b) {
-          acc.vector[b] += lane_values<kLanes>(weight, at, b) * pooled.vector[b];
+          acc.vector[b] = lane_values<kLanes>(weights_.start(), offset, b);
+          if (plan_.skip < 0) continue;
+          acc.vector[b] += lane_values<kLanes>(weights_.weight(plan_.skip), offset, b) *
+                           load(values + b * B::kStep);
         }
-      };
-      for (const int k : plan_.skips) add(weights_.weight(k), B::load(values + at));
-      for (const PoolItem& item : plan_.avg) {
-        B pooled = row_windows<kLanes>(sums_[item.height * kRows + r] + at, item.radius_w, Sum{});
-        weights_.divide(item, center + r, at, pooled);
-        add(weights_.average(item), pooled);
+        acc.store(out_row_ + r * shape_.size + first + offset);
       }
-      for (int m = 0; m < plan_.max.count; ++m) {
-        const PoolItem& item = plan_.max.data[m];
-        if constexpr (kValue) {
-          add(weights_.weight(item.index), B::load(maxima_[m * kRows + r] + at));
-        } else {
-          add(weights_.weight(item.index),
-              row_windows<kLanes>(maxima_[item.height * kRows + r] + at, item.radius_w,
-                                  Maximum<kNan>{}));
-        }
-      }
-      acc.store(out_row_ + at);
     });
   }
 
   const Plan& plan_;
   const ForwardArgs& args_;
-  const RowShape<Acc, kLanes> shape_;
+  const RowShape<Acc, kLanes> shape_, tile_shape_;
   Weights<Acc, kLanes> weights_;
   Winners<Acc, kLanes, false, kValue> winners_;
-  RowRing<Acc> values_, sums_, maxima_;
+  RowRing<Acc> values_, picked_;
   RowRing<bool> nans_;
+  Columns sums_, maxima_;
   Acc *zeros_, *x_row_, *out_row_, *staging_;
 };
 

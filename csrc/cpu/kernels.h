@@ -43,7 +43,9 @@ inline void forward(const Plan& plan, const ForwardArgs& args, int64_t begin, in
   with_variant(plan, [&](auto variant) {
     Arena arena(workspace);
     typename decltype(variant)::ForwardKernel kernel(plan, args, arena);
-    for (int64_t i = begin; i < end; ++i) kernel.run(task_at(plan, plan.h_out, i));
+    for (int64_t i = begin; i < end; ++i) {
+      kernel.run(task_at(plan, plan.h_out, i), task_at(plan, plan.h_out, i + 1 < end ? i + 1 : i));
+    }
   });
 }
 
@@ -63,8 +65,8 @@ inline void backward(const Plan& plan, const BackwardArgs& args, int64_t begin, 
     typename decltype(variant)::BackwardKernel kernel(plan, args, arena);
     for (int64_t i = begin; i < end; ++i) {
       Acc* const share = static_cast<Acc*>(shares);
-      kernel.run(task_at(plan, plan.h, i),
-                 share == nullptr ? nullptr : share + i * plan.lanes * plan.num_candidates);
+      kernel.run(task_at(plan, plan.h, i), task_at(plan, plan.h, i + 1 < end ? i + 1 : i),
+                 share == nullptr ? nullptr : share + i * plan.lanes * plan.num_pools);
     }
   });
 }

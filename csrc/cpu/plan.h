@@ -19,10 +19,10 @@ struct Span {
   METAPOOL_INLINE const T* end() const { return data + count; }
 };
 
+// One of the distinct windows of a kind. Candidates that name the same one share it.
 struct PoolItem {
   int radius_h, radius_w;
-  int index;          // the candidate's position among the weights
-  int height, width;  // the positions of its radii among the distinct ones of its kind
+  int index;  // among all distinct poolings, skip_connect and none included
 };
 
 // Planes (one channel of one image each) that a kernel handles side by side; 1 puts the vector
@@ -33,10 +33,11 @@ struct Plan {
   int64_t n, c, h, w, h_out, w_out, stride_h, stride_w;
   bool count_include_pad;
   DType dtype;
-  int num_candidates;
-  Span<int> skips, nones;
-  Span<PoolItem> avg, max;  // by radius_w, then radius_h
-  Span<int> avg_heights, avg_widths, max_heights, max_widths;  // distinct radii, ascending
+  Span<int> pools;            // for each candidate the index of its pooling
+  int num_pools;              // distinct ones
+  int skip, none;             // their indices, -1 where they are not among the candidates
+  Span<PoolItem> avg, max;    // by radius_w, then radius_h
+  Span<int> max_widths;       // the distinct radius_w of `max`, ascending
   int radius_h, radius_w;  // the largest
   bool separate_values;    // the maxima are picked by another map than the one that is pooled
 
@@ -71,7 +72,7 @@ struct Kernels {
   int64_t (*forward_bytes)(const Plan&, const ForwardArgs&);
   void (*forward)(const Plan&, const ForwardArgs&, int64_t begin, int64_t end, char* workspace);
   int64_t (*backward_bytes)(const Plan&, const BackwardArgs&);
-  // shares: [tasks][lanes][K] in the accumulation type, each task's part of the gradient of the
+  // shares: [tasks][lanes][num_pools] in the accumulation type, each task's part of the gradient of the
   // weights; null where that is not wanted.
   void (*backward)(const Plan&, const BackwardArgs&, int64_t begin, int64_t end, char* workspace,
                    void* shares);

@@ -33,31 +33,39 @@ struct Block {
   }
 };
 
-// Where the columns of a row lie in its buffer.
+// Calls body(offset) for each block of so many pixels.
+template <typename Acc, int kLanes, typename Body>
+METAPOOL_INLINE void for_each_block(int64_t pixels, Body body) {
+  constexpr int kSlots = kLanes == 1 ? 1 : kLanes / kVectorLanes<Acc>;
+  for (int64_t pixel = 0; pixel < pixels; pixel += Block<Acc, kLanes>::kPixels) {
+    for (int slot = 0; slot < kSlots; ++slot) body(pixel * kLanes + slot * kVectorLanes<Acc>);
+  }
+}
+
+// Where the columns of a row, or of a part of it, lie in its buffer. The numbers are such that
+// blocks may begin at any column and run beyond the last one: what they write there is never used.
 template <typename Acc, int kLanes>
 struct RowShape {
   static constexpr int kPixels = Block<Acc, kLanes>::kPixels;
 
-  int64_t w;         // columns
-  int64_t padded_w;  // columns that blocks cover: those from w on are computed and never used
-  int64_t left;      // pixels before the first column
-  int64_t size;      // elements in all
+  int64_t w;     // columns
+  int64_t left;  // pixels before the first column
+  int64_t size;  // elements in all
 
-  explicit RowShape(const Plan& plan)
-      : w(plan.w),
-        padded_w((plan.w + kPixels - 1) / kPixels * kPixels),
-        left((plan.radius_w * kLanes + 15) / 16 * 16 / kLanes),
-        size((left + padded_w + plan.radius_w) * kLanes) {}
+  RowShape(int64_t columns, int radius)
+      : w(columns),
+        left((radius * kLanes + kPackedLanes - 1) / kPackedLanes * kPackedLanes / kLanes),
+        size((left + columns + radius + 2 * kPixels) * kLanes) {}
 
+  // The columns that blocks from the first column on cover.
+  METAPOOL_INLINE int64_t padded_w() const { return (w + kPixels - 1) / kPixels * kPixels; }
   METAPOOL_INLINE int64_t cell(int64_t column) const { return (left + column) * kLanes; }
 
   // Calls body(offset) for each block of the row's columns.
   template <typename Body>
   METAPOOL_INLINE void for_each_block(Body body) const {
-    constexpr int kSlots = kLanes == 1 ? 1 : kLanes / kVectorLanes<Acc>;
-    for (int64_t column = 0; column < w; column += kPixels) {
-      for (int slot = 0; slot < kSlots; ++slot) body(cell(column) + slot * kVectorLanes<Acc>);
-    }
+    const int64_t first = cell(0);
+    METAPOOL_ISA::for_each_block<Acc, kLanes>(w, [&](int64_t offset) { body(first + offset); });
   }
 };
 
@@ -76,7 +84,7 @@ METAPOOL_INLINE void fill_row(T* row, int64_t size, T value) {
 // Blocks write beyond the last column: makes padding of it again.
 template <int kLanes, typename Acc, typename T>
 METAPOOL_INLINE void fill_overrun(T* row, const RowShape<Acc, kLanes>& shape, T value) {
-  fill_pixels(row, shape, shape.w, shape.padded_w, value);
+  fill_pixels(row, shape, shape.w, shape.padded_w(), value);
 }
 
 // The planes of a task in one map.
@@ -90,10 +98,14 @@ struct Planes {
   template <typename View>
   Planes(const View& view, const Plan& plan, const Task& task)
       : lanes(task.lanes), adjacent(1), stride_h(view.stride_h), stride_w(view.stride_w) {
+    int64_t n = task.plane / plan.c, c = task.plane % plan.c;
     for (int lane = 0; lane < lanes; ++lane) {
-      const int64_t plane = task.plane + lane;
-      offset[lane] = plane / plan.c * view.stride_n + plane % plan.c * view.stride_c;
+      offset[lane] = n * view.stride_n + c * view.stride_c;
       if (adjacent == lane && offset[lane] == offset[0] + lane) ++adjacent;
+      if (++c == plan.c) {
+        c = 0;
+        ++n;
+      }
     }
   }
 
@@ -248,27 +260,75 @@ void store_columns(const Planes<kLanes>& planes, T* map, int64_t columns, const 
   }
 }
 
-// Lines of a map into rows and back. `step` is the distance of neighbouring columns of the map in
-// the row, in pixels; what lies between is left as it is.
-template <int kLanes, typename Acc>
-void load_row(const RowShape<Acc, kLanes>& shape, const Planes<kLanes>& planes, DType dtype,
-              const void* data, int64_t line, int64_t columns, int64_t step, Acc* row,
-              void* staging) {
-  with_elements<Acc>(dtype, data, [&](const auto* elements) {
-    load_columns(planes, elements + line * planes.stride_h, columns, row + shape.cell(0),
-                 step * kLanes, staging);
-  });
+constexpr int element_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-template <int kLanes, typename Acc>
-void store_row(const RowShape<Acc, kLanes>& shape, const Planes<kLanes>& planes, DType dtype,
-               const Acc* row, int64_t columns, int64_t step, void* data, int64_t line,
-               void* staging) {
-  with_mutable_elements<Acc>(dtype, data, [&](auto* elements) {
-    store_columns(planes, elements + line * planes.stride_h, columns, row + shape.cell(0),
-                  step * kLanes, staging);
-  });
-}
+// The lines of a map that a task moves into rows and back. `step` is the distance of neighbouring
+// columns of the map in the row, in pixels; what lies between is left as it is. Lines are asked for
+// some time before it is their turn, in this task and in the next: what hardware prefetches is not
+// enough for sixteen planes at a time.
+template <typename Acc, int kLanes>
+class MapLines {
+ public:
+  template <typename View>
+  MapLines(const View& view, const Plan& plan, int64_t lines, int64_t columns, int64_t step,
+           const Task& task, const Task& next)
+      : data_(view.data),
+        dtype_(plan.dtype),
+        lines_(lines),
+        columns_(columns),
+        step_(step),
+        ahead_(kAheadLines + kAheadPixels / columns),
+        planes_(view, plan, task),
+        next_planes_(view, plan, next) {}
+
+  void load(const RowShape<Acc, kLanes>& shape, int64_t line, Acc* row, void* staging) const {
+    with_elements<Acc>(dtype_, data_, [&](const auto* elements) {
+      load_columns(planes_, elements + line * planes_.stride_h, columns_, row + shape.cell(0),
+                   step_ * kLanes, staging);
+    });
+    prefetch<false>(line + ahead_);
+  }
+
+  void store(const RowShape<Acc, kLanes>& shape, int64_t line, const Acc* row,
+             void* staging) const {
+    with_elements<Acc>(dtype_, data_, [&](const auto* elements) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
+      store_columns(planes_, const_cast<T*>(elements) + line * planes_.stride_h, columns_,
+                    row + shape.cell(0), step_ * kLanes, staging);
+    });
+    prefetch<true>(line + ahead_);
+  }
+
+ private:
+  static constexpr int64_t kCacheLine = 64, kAheadLines = 2, kAheadPixels = 64;
+
+  template <bool kWrite>
+  METAPOOL_INLINE void prefetch(int64_t line) const {
+    if (kLanes == 1 || line >= 2 * lines_) return;
+    const Planes<kLanes>& planes = line < lines_ ? planes_ : next_planes_;
+    line -= line < lines_ ? 0 : lines_;
+    const int64_t bytes = element_bytes(dtype_);
+    const bool adjacent = planes.adjacent == planes.lanes;
+    const int64_t pixel = planes.stride_w * bytes;
+    // Lanes that share a cache line are asked for once.
+    const int64_t end = (columns_ - 1) * pixel + (adjacent ? planes.lanes : 1) * bytes;
+    const int64_t step = pixel < kCacheLine ? kCacheLine : pixel;
+    for (int lane = 0; lane < (adjacent ? 1 : planes.lanes); ++lane) {
+      const char* const from = static_cast<const char*>(data_) +
+                               (planes.offset[lane] + line * planes.stride_h) * bytes;
+      for (int64_t byte = 0; byte < end; byte += step) {
+        __builtin_prefetch(from + byte, kWrite, 2);
+      }
+    }
+  }
+
+  const void* data_;
+  DType dtype_;
+  int64_t lines_, columns_, step_, ahead_;
+  Planes<kLanes> planes_, next_planes_;
+};
 
 // Whether any column of a row is NaN.
 template <int kLanes, typename Acc>

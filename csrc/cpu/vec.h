@@ -55,9 +55,15 @@ METAPOOL_INLINE Vec<Acc> splat(Acc value) {
 
 template <typename Acc>
 METAPOOL_INLINE bool any(Mask<Acc> mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#else
   int64_t found = 0;
   for (int lane = 0; lane < kVectorLanes<Acc>; ++lane) found |= mask[lane];
   return found != 0;
+#endif
 }
 
 struct Sum {

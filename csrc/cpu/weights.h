@@ -13,31 +13,37 @@ class Weights {
  public:
   Weights(const Plan& plan, const RowShape<Acc, kLanes>& shape, Arena& arena)
       : plan_(plan), size_(shape.size) {
-    weights_ = arena.take_row<Acc>(plan.num_candidates * kPackedLanes, 0);
-    averages_ = arena.take_row<Acc>(plan.num_candidates * kPackedLanes, 0);
+    weights_ = arena.take_row<Acc>(plan.num_pools * kPackedLanes, 0);
+    averages_ = arena.take_row<Acc>(plan.num_pools * kPackedLanes, 0);
     start_ = arena.take_row<Acc>(kPackedLanes, 0);
     if (plan.count_include_pad) return;
-    column_scales_ = arena.take_row<Acc>(plan.avg_widths.count * shape.size, 0);
+    column_scales_ = arena.take_row<Acc>((kMaxRadius + 1) * shape.size, 0);
     if (arena.counts_only()) return;
-    for (int width = 0; width < plan.avg_widths.count; ++width) {
+    for (const PoolItem& item : plan.avg) {
       for (int64_t column = 0; column < plan.w; ++column) {
-        const int64_t count = divisor(column, plan.avg_widths.data[width], plan.w, false);
-        fill_pixels(column_scales_ + width * size_, shape, column, column + 1,
+        const int64_t count = divisor(column, item.radius_w, plan.w, false);
+        fill_pixels(column_scales_ + item.radius_w * size_, shape, column, column + 1,
                     Acc(1) / static_cast<Acc>(count));
       }
     }
   }
 
   void load(const WeightView& view, const Task& task) {
+    if (shared_) return;  // by all planes, and here already
+    shared_ = view.stride_n == 0 && view.stride_c == 0;
+    fill_row(weights_, plan_.num_pools * kPackedLanes, Acc(0));
     for (int lane = 0; lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
       const Acc* const from = static_cast<const Acc*>(view.data) +
                               plane / plan_.c * view.stride_n + plane % plan_.c * view.stride_c;
-      for (int64_t k = 0; k < plan_.num_candidates; ++k) {
-        weights_[k * kPackedLanes + lane] = from[k * view.stride_k];
+      for (int64_t k = 0; k < plan_.pools.count; ++k) {
+        weights_[plan_.pools.data[k] * kPackedLanes + lane] += from[k * view.stride_k];
       }
-      start_[lane] = 0;
-      for (const int k : plan_.nones) start_[lane] += weights_[k * kPackedLanes + lane] * Acc(0);
+    }
+    if (plan_.none >= 0) {
+      for (int lane = 0; lane < kPackedLanes; ++lane) {
+        start_[lane] = weight(plan_.none)[lane] * Acc(0);
+      }
     }
     for (const PoolItem& item : plan_.avg) {
       const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
@@ -64,7 +70,7 @@ class Weights {
 
   // The same for the columns of the windows alone.
   METAPOOL_INLINE void divide_columns(const PoolItem& item, int64_t at, B& sums) const {
-    const B scale = B::load(column_scales_ + item.width * size_ + at);
+    const B scale = B::load(column_scales_ + item.radius_w * size_ + at);
     for (int b = 0; b < B::kVectors; ++b) sums.vector[b] *= scale.vector[b];
   }
 
@@ -72,6 +78,7 @@ class Weights {
   const Plan& plan_;
   int64_t size_;
   Acc *weights_, *averages_, *start_, *column_scales_ = nullptr;
+  bool shared_ = false;
 };
 
 // The numbers of a [16] array that belong to vector `b` of the block at `offset`.

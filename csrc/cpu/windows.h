@@ -7,99 +7,117 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
-// For kRows neighbouring rows (one or two), windows of the given ascending radii down the columns.
-// lines[d] is the line at distance d from the first row; out[slot * kRows + r] receives row r for
-// radii[slot]. With two rows, what both windows cover is combined once.
+template <int kValue>
+using Int = std::integral_constant<int, kValue>;
+
+// Calls body(radius), with a constant for the radii that networks use and a number for the others:
+// code for all of them would take minutes to compile.
+template <typename Body>
+METAPOOL_INLINE void with_radius(int radius, Body body) {
+  switch (radius) {
+    case 0:
+      return body(Int<0>{});
+    case 1:
+      return body(Int<1>{});
+    case 2:
+      return body(Int<2>{});
+    case 3:
+      return body(Int<3>{});
+    default:
+      return body(radius);
+  }
+}
+
+// Calls body(d) for d from 1 to the radius, unrolled where it is a constant.
+template <typename Body>
+METAPOOL_INLINE void for_each_distance(int radius, Body body) {
+  for (int d = 1; d <= radius; ++d) body(d);
+}
+template <int kRadius, typename Body>
+METAPOOL_INLINE void for_each_distance(Int<kRadius>, Body body) {
+  if constexpr (kRadius >= 1) body(1);
+  if constexpr (kRadius >= 2) body(2);
+  if constexpr (kRadius >= 3) body(3);
+  static_assert(kRadius <= 3);
+}
+
+// Where windows down the columns go: out[d][r] is for radius d and row r, null where not wanted.
+template <typename Acc>
+struct ColumnRows {
+  Acc* out[kMaxRadius + 1][2] = {};
+  int radius = 0;  // the largest that is wanted
+};
+
+// For kRows neighbouring rows (one or two), windows down the columns, `pixels` of them from the
+// pixel that lines and rows point to. lines[d] is the line at distance d from the first row. What
+// the windows of both rows cover is combined once.
 template <int kRows, int kLanes, typename Acc, typename Op>
-METAPOOL_INLINE void column_windows(const RowShape<Acc, kLanes>& shape, const Acc* const* lines,
-                                    Span<int> radii, Acc* const* out, Op op) {
+void column_windows(const Acc* const* lines, int64_t at_line, const ColumnRows<Acc>& rows,
+                    int64_t at_row, int64_t pixels, Op op) {
   using B = Block<Acc, kLanes>;
-  shape.for_each_block([&](int64_t at) {
-    const auto line = [&](int d) { return B::load(lines[d] + at); };
-    B first = line(0), shared{};
-    for (int slot = 0, d = 0; slot < radii.count; ++slot) {
-      while (d < radii.data[slot]) {
-        ++d;
+  with_radius(rows.radius, [&](auto radius) {
+    for_each_block<Acc, kLanes>(pixels, [&](int64_t offset) {
+      const auto line = [&](int d) { return B::load(lines[d] + at_line + offset); };
+      const int64_t at = at_row + offset;
+      B first = line(0);
+      if (rows.out[0][0] != nullptr) {
+        first.store(rows.out[0][0] + at);
+        if constexpr (kRows == 2) line(1).store(rows.out[0][1] + at);
+      }
+      for_each_distance(radius, [&](int d) {
         const B below = line(d), above = line(-d);
+        B shared;
         for (int b = 0; b < B::kVectors; ++b) {
           shared.vector[b] = op(first.vector[b], below.vector[b]);
           first.vector[b] = op(shared.vector[b], above.vector[b]);
         }
-      }
-      first.store(out[slot * kRows] + at);
-      if constexpr (kRows == 2) {
-        B second = line(d + 1);
-        if (d > 0) {
+        if (rows.out[d][0] == nullptr) return;
+        first.store(rows.out[d][0] + at);
+        if constexpr (kRows == 2) {
+          const B next = line(d + 1);
           for (int b = 0; b < B::kVectors; ++b) {
-            second.vector[b] = op(shared.vector[b], second.vector[b]);
+            shared.vector[b] = op(shared.vector[b], next.vector[b]);
           }
+          shared.store(rows.out[d][1] + at);
         }
-        second.store(out[slot * kRows + 1] + at);
-      }
-    }
+      });
+    });
   });
 }
 
-// The windows of a block of pixels along a packed row: four outputs out of 4 + 2 * kRadius pixels.
-// What all four cover is combined once and extended by what is left on either side.
-template <int kRadius, int kLanes, typename Acc, typename Op>
-METAPOOL_INLINE Block<Acc, kLanes> packed_row_windows(const Acc* row, Op op) {
-  const auto pixel = [&](int p) { return load(row + (p - kRadius) * kLanes); };
-  Block<Acc, kLanes> out;
-  if constexpr (kRadius == 0) {
-    for (int b = 0; b < 4; ++b) out.vector[b] = pixel(b);
-  } else if constexpr (kRadius == 1) {
-    const Vec<Acc> left = op(pixel(1), pixel(2)), right = op(pixel(3), pixel(4));
-    out.vector[0] = op(left, pixel(0));
-    out.vector[1] = op(left, pixel(3));
-    out.vector[2] = op(right, pixel(2));
-    out.vector[3] = op(right, pixel(5));
-  } else {
-    constexpr int kEnd = 2 * kRadius;  // the last pixel that all four windows hold; 3 is the first
-    Vec<Acc> core = op(pixel(3), pixel(4));
-    for (int p = 5; p <= kEnd; ++p) core = op(core, pixel(p));
-    const Vec<Acc> left = op(pixel(1), pixel(2)), right = op(pixel(kEnd + 1), pixel(kEnd + 2));
-    out.vector[0] = op(op(left, pixel(0)), core);
-    out.vector[1] = op(op(left, core), pixel(kEnd + 1));
-    out.vector[2] = op(op(pixel(2), core), right);
-    out.vector[3] = op(op(right, pixel(kEnd + 3)), core);
-  }
-  return out;
-}
-
-// The windows of a block along a row; `row` points to the block's first pixel.
-template <int kLanes, typename Acc, typename Op>
-METAPOOL_INLINE Block<Acc, kLanes> row_windows(const Acc* row, int radius, Op op) {
+// The windows of a block along a row whose first pixel `row` points to. Along a packed row the
+// four windows of a block share what all of them hold, and extend it by what is left on either
+// side.
+template <int kLanes, typename Radius, typename Acc, typename Op>
+METAPOOL_INLINE Block<Acc, kLanes> row_windows(const Acc* row, Radius radius, Op op) {
   using B = Block<Acc, kLanes>;
-  if constexpr (kLanes == 1) {
-    B out = B::load(row);
-    for (int d = 1; d <= radius; ++d) {
-      const B left = B::load(row - d), right = B::load(row + d);
+  const auto pixel = [&](int p) { return load(row + p * kLanes); };
+  B out = B::load(row);
+  if constexpr (kLanes == 1 || std::is_same_v<Radius, int>) {
+    for_each_distance(radius, [&](int d) {
+      const B left = B::load(row - d * kLanes), right = B::load(row + d * kLanes);
       for (int b = 0; b < B::kVectors; ++b) {
         out.vector[b] = op(op(out.vector[b], left.vector[b]), right.vector[b]);
       }
-    }
-    return out;
-  } else {
-    switch (radius) {
-      case 0:
-        return packed_row_windows<0, kLanes>(row, op);
-      case 1:
-        return packed_row_windows<1, kLanes>(row, op);
-      case 2:
-        return packed_row_windows<2, kLanes>(row, op);
-      case 3:
-        return packed_row_windows<3, kLanes>(row, op);
-      case 4:
-        return packed_row_windows<4, kLanes>(row, op);
-      case 5:
-        return packed_row_windows<5, kLanes>(row, op);
-      case 6:
-        return packed_row_windows<6, kLanes>(row, op);
-      default:
-        return packed_row_windows<7, kLanes>(row, op);
-    }
+    });
+  } else if constexpr (radius == 1) {
+    const Vec<Acc> left = op(pixel(0), pixel(1)), right = op(pixel(2), pixel(3));
+    out.vector[0] = op(left, pixel(-1));
+    out.vector[1] = op(left, pixel(2));
+    out.vector[2] = op(right, pixel(1));
+    out.vector[3] = op(right, pixel(4));
+  } else if constexpr (radius > 1) {
+    constexpr int kRadius = Radius::value;
+    Vec<Acc> core = op(pixel(3 - kRadius), pixel(4 - kRadius));
+    for (int p = 5 - kRadius; p <= kRadius; ++p) core = op(core, pixel(p));
+    const Vec<Acc> left = op(pixel(1 - kRadius), pixel(2 - kRadius));
+    const Vec<Acc> right = op(pixel(kRadius + 1), pixel(kRadius + 2));
+    out.vector[0] = op(op(left, pixel(-kRadius)), core);
+    out.vector[1] = op(op(left, core), pixel(kRadius + 1));
+    out.vector[2] = op(op(pixel(2 - kRadius), core), right);
+    out.vector[3] = op(op(right, pixel(kRadius + 3)), core);
   }
+  return out;
 }
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -6,7 +6,7 @@
 // where the narrower window's winner wins.
 #pragma once
 
-#include "rows.h"
+#include "windows.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
@@ -97,37 +97,47 @@ class Winners {
 
   template <bool kNan>
   void find_in_row(int64_t line, const Acc* x, const Acc* values) {
-    shape_.for_each_block([&](int64_t at) {
-      const auto element = [&](int b, int d) {
-        const int64_t offset = at + b * B::kStep + d * kLanes;
-        Winner<Acc> winner{load(x + offset), splat_code<Acc>(d), {}};
-        if constexpr (kValue) winner.value = load(values + offset);
-        return winner;
-      };
-      const auto inside = [&](int b, int d) {
-        if constexpr (kNan) return load(inside_ + at + b * B::kStep + d * kLanes) != 0;
-        return Mask<Acc>{};
-      };
-      Winner<Acc> winners[B::kVectors];
-      for (int b = 0; b < B::kVectors; ++b) winners[b] = element(b, 0);
-      for (int width = 0, d = 0; width < plan_.max_widths.count; ++width) {
-        while (d < plan_.max_widths.data[width]) {
-          ++d;
+    int width_of[kMaxRadius + 1];
+    for (int& width : width_of) width = -1;
+    for (int width = 0; width < plan_.max_widths.count; ++width) {
+      width_of[plan_.max_widths.data[width]] = width;
+    }
+    const int largest = plan_.max_widths.data[plan_.max_widths.count - 1];
+    with_radius(largest, [&](auto radius) {
+      shape_.for_each_block([&](int64_t at) {
+        const auto element = [&](int b, int d) {
+          const int64_t offset = at + b * B::kStep + d * kLanes;
+          Winner<Acc> winner{load(x + offset), splat_code<Acc>(d), {}};
+          if constexpr (kValue) winner.value = load(values + offset);
+          return winner;
+        };
+        const auto inside = [&](int b, int d) {
+          if constexpr (kNan) return load(inside_ + at + b * B::kStep + d * kLanes) != 0;
+          return Mask<Acc>{};
+        };
+        Winner<Acc> winners[B::kVectors];
+        for (int b = 0; b < B::kVectors; ++b) winners[b] = element(b, 0);
+        const auto keep = [&](int width) {
+          if (width < 0) return;
+          for (int b = 0; b < B::kVectors; ++b) {
+            const int64_t offset = at + b * B::kStep;
+            store(keys_[at_width(width, line)] + offset, winners[b].key);
+            if constexpr (kValue) store(values_[at_width(width, line)] + offset, winners[b].value);
+            if constexpr (kCode) {
+              store_codes<Acc>(columns_[at_width(width, line)] + offset, winners[b].code);
+              winners[b].code = splat_code<Acc>(0);
+            }
+          }
+        };
+        keep(width_of[0]);
+        for_each_distance(radius, [&](int d) {
           for (int b = 0; b < B::kVectors; ++b) {
             extend_before<kNan, kCode, kValue>(winners[b], element(b, -d), inside(b, -d));
             extend_after<kNan, kCode, kValue>(winners[b], element(b, d), inside(b, d));
           }
-        }
-        for (int b = 0; b < B::kVectors; ++b) {
-          const int64_t offset = at + b * B::kStep;
-          store(keys_[at_width(width, line)] + offset, winners[b].key);
-          if constexpr (kValue) store(values_[at_width(width, line)] + offset, winners[b].value);
-          if constexpr (kCode) {
-            store_codes<Acc>(columns_[at_width(width, line)] + offset, winners[b].code);
-            winners[b].code = splat_code<Acc>(0);
-          }
-        }
-      }
+          keep(width_of[d]);
+        });
+      });
     });
     if constexpr (kCode) {
       for (int width = 0; width < plan_.max_widths.count; ++width) {
@@ -138,57 +148,61 @@ class Winners {
 
   template <bool kNan, int kRows, typename Body>
   METAPOOL_INLINE void find_in_columns(int64_t center, Body& body) {
-    for (int m = 0; m < plan_.max.count;) {
-      const int width = plan_.max.data[m].width;
-      int end = m;
-      while (end < plan_.max.count && plan_.max.data[end].width == width) ++end;
+    for (int m = 0, width = 0; width < plan_.max_widths.count; ++width) {
+      int item_of[kMaxRadius + 1];
+      for (int& item : item_of) item = -1;
+      int largest = 0;
+      for (; m < plan_.max.count; ++m) {
+        const PoolItem& item = plan_.max.data[m];
+        if (item.radius_w != plan_.max_widths.data[width]) break;
+        item_of[item.radius_h] = m;
+        largest = item.radius_h;
+      }
       const Acc* keys[2 * kMaxRadius + 2];
       const Acc* values[2 * kMaxRadius + 2];
       int codes[2 * kMaxRadius + 2];
-      const int radius = plan_.max.data[end - 1].radius_h;
-      for (int d = -radius; d <= radius + kRows - 1; ++d) {
+      for (int d = -largest; d < largest + kRows; ++d) {
         // Beyond the map stands its edge: it is in the same window anyhow.
         const int64_t line = clamp_line(center + d, plan_.h);
-        keys[radius + d] = keys_[at_width(width, line)];
-        if constexpr (kValue) values[radius + d] = values_[at_width(width, line)];
-        codes[radius + d] = line_code(line);
+        keys[largest + d] = keys_[at_width(width, line)];
+        if constexpr (kValue) values[largest + d] = values_[at_width(width, line)];
+        codes[largest + d] = line_code(line);
       }
-      shape_.for_each_block([&](int64_t at) {
-        const auto element = [&](int b, int d) {
-          const int64_t offset = at + b * B::kStep;
-          Winner<Acc> winner{
-              load(keys[radius + d] + offset), splat_code<Acc>(codes[radius + d]), {}};
-          if constexpr (kValue) winner.value = load(values[radius + d] + offset);
-          return winner;
-        };
-        Winner<Acc> first[B::kVectors], shared[B::kVectors];
-        for (int b = 0; b < B::kVectors; ++b) first[b] = element(b, 0);
-        int d = 0;
-        for (int i = m; i < end; ++i) {
-          const PoolItem& item = plan_.max.data[i];
-          while (d < item.radius_h) {
-            ++d;
+      with_radius(largest, [&](auto radius) {
+        shape_.for_each_block([&](int64_t at) {
+          const auto element = [&](int b, int d) {
+            const int64_t offset = at + b * B::kStep;
+            Winner<Acc> winner{
+                load(keys[radius + d] + offset), splat_code<Acc>(codes[radius + d]), {}};
+            if constexpr (kValue) winner.value = load(values[radius + d] + offset);
+            return winner;
+          };
+          Winner<Acc> first[B::kVectors], second[B::kVectors];
+          for (int b = 0; b < B::kVectors; ++b) first[b] = element(b, 0);
+          if (item_of[0] >= 0) {
+            body(item_of[0], 0, at, first);
+            if constexpr (kRows == 2) {
+              for (int b = 0; b < B::kVectors; ++b) second[b] = element(b, 1);
+              body(item_of[0], 1, at, second);
+            }
+          }
+          for_each_distance(radius, [&](int d) {
             for (int b = 0; b < B::kVectors; ++b) {
               extend_after<kNan, kCode, kValue>(first[b], element(b, d));
-              shared[b] = first[b];
+              second[b] = first[b];
               extend_before<kNan, kCode, kValue>(first[b], element(b, -d));
             }
-          }
-          body(i, 0, at, first);
-          if constexpr (kRows == 2) {
-            Winner<Acc> second[B::kVectors];
-            for (int b = 0; b < B::kVectors; ++b) {
-              second[b] = element(b, d + 1);
-              if (d > 0) {
-                second[b] = shared[b];
+            if (item_of[d] < 0) return;
+            body(item_of[d], 0, at, first);
+            if constexpr (kRows == 2) {
+              for (int b = 0; b < B::kVectors; ++b) {
                 extend_after<kNan, kCode, kValue>(second[b], element(b, d + 1));
               }
+              body(item_of[d], 1, at, second);
             }
-            body(i, 1, at, second);
-          }
-        }
+          });
+        });
       });
-      m = end;
     }
   }
 
