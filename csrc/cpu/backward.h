@@ -136,12 +136,16 @@ class Backward {
       if (counted[r]) add_products(center, r, grads_[i + r]);
     }
     if (plan_.max.count > 0) {
-      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) {
+      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) METAPOOL_LAMBDA {
         store_winners(winner_lines(i + r, m) + at, at, winners);
         if (!counted[r]) return;
         B pooled;
         for (int b = 0; b < B::kVectors; ++b) {
-          pooled.vector[b] = kValue ? winners[b].value : winners[b].key;
+          if constexpr (kValue) {
+            pooled.vector[b] = winners[b].value;
+          } else {
+            pooled.vector[b] = winners[b].key;
+          }
         }
         Products(*this, plan_.max.data[m].index, r).add(at, pooled, grads_[i + r]);
       });
@@ -186,19 +190,19 @@ class Backward {
 
   // Adds the products of a row of grad_out with all pooled rows but the maxima.
   void add_products(int64_t center, int r, const Acc* grads) {
-    const auto add = [&](int k, const auto& pooled_at) {
+    const auto add = [&](int k, const auto& pooled_at) METAPOOL_LAMBDA {
       Products products(*this, k, r);
-      shape_.for_each_block([&](int64_t at) { products.add(at, pooled_at(at), grads); });
+      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA { products.add(at, pooled_at(at), grads); });
     };
-    if (plan_.none >= 0) add(plan_.none, [&](int64_t) { return B::zero(); });
+    if (plan_.none >= 0) add(plan_.none, [&](int64_t) METAPOOL_LAMBDA { return B::zero(); });
     if (plan_.skip >= 0) {
       const Acc* const values = values_[center + r];
-      add(plan_.skip, [&](int64_t at) { return B::load(values + at); });
+      add(plan_.skip, [&](int64_t at) METAPOOL_LAMBDA { return B::load(values + at); });
     }
     for (const PoolItem& item : plan_.avg) {
       const Acc* const row = sums_.out[item.radius_h][r];
-      with_radius(item.radius_w, [&](auto radius) {
-        add(item.index, [&](int64_t at) {
+      with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+        add(item.index, [&](int64_t at) METAPOOL_LAMBDA {
           B pooled = row_windows<kLanes>(row + at, radius, Sum{});
           weights_.divide(item, center + r, at, pooled);
           return pooled;
@@ -305,9 +309,9 @@ class Backward {
     for (int a = 0; a < plan_.avg.count; ++a) {
       const PoolItem& item = plan_.avg.data[a];
       for (int r = 0; r < kRows; ++r) {
-        shape_.for_each_block([&](int64_t at) {
+        shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
           B sums = B::zero();
-          for_each_output(line + r, 1, item.radius_h, [&](int64_t i) {
+          for_each_output(line + r, 1, item.radius_h, [&](int64_t i) METAPOOL_LAMBDA {
             const Acc rows = static_cast<Acc>(
                 divisor(i * plan_.stride_h, item.radius_h, plan_.h, false));
             const B grads = B::load(grads_[i] + at);
@@ -338,7 +342,7 @@ class Backward {
       }
       for (bool first = true;
            m >= 0 && plan_.max.data[m].radius_w == plan_.max_widths.data[width]; --m) {
-        shape_.for_each_block([&](int64_t at) {
+        shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
           B acc[kRows];
           for (int r = 0; r < kRows; ++r) {
             acc[r] = first ? B::zero() : B::load(routed[r] + at);
@@ -356,7 +360,7 @@ class Backward {
   METAPOOL_INLINE void route_item(int64_t line, int m, int64_t at, B (&acc)[kRows]) {
     const PoolItem& item = plan_.max.data[m];
     const Acc* const weight = weights_.weight(item.index);
-    for_each_output(line, kRows, item.radius_h, [&](int64_t i) {
+    for_each_output(line, kRows, item.radius_h, [&](int64_t i) METAPOOL_LAMBDA {
       const Acc* const grads = grads_[i] + at;
       const int8_t* const codes = winner_lines(i, m) + at;
       for (int b = 0; b < B::kVectors; ++b) {
@@ -380,20 +384,20 @@ class Backward {
 
   // Collects grad_row_ from everything that reaches it along its row, one pooling after the other.
   void collect(int64_t line, int r) {
-    const auto add = [&](const auto& gradient_at) {
-      shape_.for_each_block([&](int64_t at) {
+    const auto add = [&](const auto& gradient_at) METAPOOL_LAMBDA {
+      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
         B acc = B::load(grad_row_ + at);
         gradient_at(at, acc);
         acc.store(grad_row_ + at);
       });
     };
-    const auto add_weighted = [&](const Acc* weight, int64_t at, const B& grads, B& acc) {
+    const auto add_weighted = [&](const Acc* weight, int64_t at, const B& grads, B& acc) METAPOOL_LAMBDA {
       for (int b = 0; b < B::kVectors; ++b) {
         acc.vector[b] += lane_values<kLanes>(weight, at, b) * grads.vector[b];
       }
     };
     const Acc* const grads = gradients_at(line + r);
-    shape_.for_each_block([&](int64_t at) {
+    shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
       B acc = B::zero();
       if (plan_.skip >= 0) {
         add_weighted(weights_.weight(plan_.skip), at, B::load(grads + at), acc);
@@ -406,8 +410,8 @@ class Backward {
           plan_.count_include_pad ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
       const Acc* const weight =
           plan_.count_include_pad ? weights_.average(item) : weights_.weight(item.index);
-      with_radius(item.radius_w, [&](auto radius) {
-        add([&](int64_t at, B& acc) {
+      with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+        add([&](int64_t at, B& acc) METAPOOL_LAMBDA {
           add_weighted(weight, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
         });
       });
@@ -415,7 +419,7 @@ class Backward {
     for (int width = 0, reached = -1; width < plan_.max_widths.count; ++width) {
       const int8_t* const codes = winners_.columns(width, line + r);
       const Acc* const routed = routed_[2 * width + r];
-      add([&](int64_t at, B& acc) {
+      add([&](int64_t at, B& acc) METAPOOL_LAMBDA {
         if (width == 0) add_where(acc, codes + at, 0, B::load(routed + at));
         for (int d = reached < 0 ? 1 : reached + 1; d <= plan_.max_widths.data[width]; ++d) {
           const int64_t shift = d * kLanes;

@@ -104,7 +104,7 @@ class Forward {
       nan |= *nans_[valid];
     }
     if constexpr (kValue) {
-      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) {
+      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) METAPOOL_LAMBDA {
         for (int b = 0; b < B::kVectors; ++b) {
           store(picked_[2 * m + r] + at + b * B::kStep, winners[b].value);
         }
@@ -156,8 +156,8 @@ class Forward {
   template <int kRows, bool kNan>
   void mix(int64_t center, int64_t begin, int64_t end) {
     const int64_t first = shape_.cell(begin), in_tile = tile_shape_.cell(0);
-    const auto add = [&](const Acc* weight, const auto& pooled_at) {
-      for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) {
+    const auto add = [&](const Acc* weight, const auto& pooled_at) METAPOOL_LAMBDA {
+      for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) METAPOOL_LAMBDA {
         for (int r = 0; r < kRows; ++r) {
           Acc* const out = out_row_ + r * shape_.size + first + offset;
           B acc = B::load(out);
@@ -172,8 +172,8 @@ class Forward {
     start<kRows>(center, begin, end);
     for (const PoolItem& item : plan_.avg) {
       Acc* const* const rows = sums_.rows.out[item.radius_h];
-      with_radius(item.radius_w, [&](auto radius) {
-        add(weights_.average(item), [&](int r, int64_t offset) {
+      with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+        add(weights_.average(item), [&](int r, int64_t offset) METAPOOL_LAMBDA {
           B pooled = row_windows<kLanes>(rows[r] + in_tile + offset, radius, Sum{});
           weights_.divide(item, center + r, first + offset, pooled);
           return pooled;
@@ -184,13 +184,13 @@ class Forward {
       const PoolItem& item = plan_.max.data[m];
       const Acc* const weight = weights_.weight(item.index);
       if constexpr (kValue) {
-        add(weight, [&](int r, int64_t offset) {
+        add(weight, [&](int r, int64_t offset) METAPOOL_LAMBDA {
           return B::load(picked_[2 * m + r] + first + offset);
         });
       } else {
         Acc* const* const rows = maxima_.rows.out[item.radius_h];
-        with_radius(item.radius_w, [&](auto radius) {
-          add(weight, [&](int r, int64_t offset) {
+        with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+          add(weight, [&](int r, int64_t offset) METAPOOL_LAMBDA {
             return row_windows<kLanes>(rows[r] + in_tile + offset, radius, Maximum<kNan>{});
           });
         });
@@ -202,7 +202,7 @@ class Forward {
   template <int kRows>
   void start(int64_t center, int64_t begin, int64_t end) {
     const int64_t first = shape_.cell(begin);
-    for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) {
+    for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) METAPOOL_LAMBDA {
       for (int r = 0; r < kRows; ++r) {
         const Acc* const values = values_[center + r] + first + offset;
         B acc;

@@ -65,7 +65,7 @@ struct RowShape {
   template <typename Body>
   METAPOOL_INLINE void for_each_block(Body body) const {
     const int64_t first = cell(0);
-    METAPOOL_ISA::for_each_block<Acc, kLanes>(w, [&](int64_t offset) { body(first + offset); });
+    METAPOOL_ISA::for_each_block<Acc, kLanes>(w, [&](int64_t offset) METAPOOL_LAMBDA { body(first + offset); });
   }
 };
 
@@ -146,10 +146,10 @@ struct Quad {
 template <bool kIntoRow, int kLanes, typename T>
 METAPOOL_INLINE void copy_elements(const Planes<kLanes>& planes, T* map, int64_t columns, T* row,
                                    int64_t pitch) {
-  const auto in_map = [&](int64_t column, int lane) {
+  const auto in_map = [&](int64_t column, int lane) METAPOOL_LAMBDA {
     return map + planes.offset[lane] + column * planes.stride_w;
   };
-  const auto in_row = [&](int64_t column, int lane) { return row + column * pitch + lane; };
+  const auto in_row = [&](int64_t column, int lane) METAPOOL_LAMBDA { return row + column * pitch + lane; };
   for (int lane = 0; lane < planes.lanes;) {
     if (planes.adjacent_quad(lane)) {
       for (int64_t column = 0; column < columns; ++column) {
@@ -284,7 +284,7 @@ class MapLines {
         next_planes_(view, plan, next) {}
 
   void load(const RowShape<Acc, kLanes>& shape, int64_t line, Acc* row, void* staging) const {
-    with_elements<Acc>(dtype_, data_, [&](const auto* elements) {
+    with_elements<Acc>(dtype_, data_, [&](const auto* elements) METAPOOL_LAMBDA {
       load_columns(planes_, elements + line * planes_.stride_h, columns_, row + shape.cell(0),
                    step_ * kLanes, staging);
     });
@@ -293,7 +293,7 @@ class MapLines {
 
   void store(const RowShape<Acc, kLanes>& shape, int64_t line, const Acc* row,
              void* staging) const {
-    with_elements<Acc>(dtype_, data_, [&](const auto* elements) {
+    with_elements<Acc>(dtype_, data_, [&](const auto* elements) METAPOOL_LAMBDA {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
       store_columns(planes_, const_cast<T*>(elements) + line * planes_.stride_h, columns_,
                     row + shape.cell(0), step_ * kLanes, staging);

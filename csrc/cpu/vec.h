@@ -12,6 +12,10 @@
 
 #include "plan.h"
 
+// Bodies of loops are handed on as lambdas: left to the compiler, the larger ones become calls,
+// and every vector in flight goes through memory.
+#define METAPOOL_LAMBDA __attribute__((always_inline))
+
 namespace metapool::cpu::METAPOOL_ISA {
 
 #if defined(__AVX512F__)

@@ -55,16 +55,16 @@ template <int kRows, int kLanes, typename Acc, typename Op>
 void column_windows(const Acc* const* lines, int64_t at_line, const ColumnRows<Acc>& rows,
                     int64_t at_row, int64_t pixels, Op op) {
   using B = Block<Acc, kLanes>;
-  with_radius(rows.radius, [&](auto radius) {
-    for_each_block<Acc, kLanes>(pixels, [&](int64_t offset) {
-      const auto line = [&](int d) { return B::load(lines[d] + at_line + offset); };
+  with_radius(rows.radius, [&](auto radius) METAPOOL_LAMBDA {
+    for_each_block<Acc, kLanes>(pixels, [&](int64_t offset) METAPOOL_LAMBDA {
+      const auto line = [&](int d) METAPOOL_LAMBDA { return B::load(lines[d] + at_line + offset); };
       const int64_t at = at_row + offset;
       B first = line(0);
       if (rows.out[0][0] != nullptr) {
         first.store(rows.out[0][0] + at);
         if constexpr (kRows == 2) line(1).store(rows.out[0][1] + at);
       }
-      for_each_distance(radius, [&](int d) {
+      for_each_distance(radius, [&](int d) METAPOOL_LAMBDA {
         const B below = line(d), above = line(-d);
         B shared;
         for (int b = 0; b < B::kVectors; ++b) {
@@ -91,10 +91,10 @@ void column_windows(const Acc* const* lines, int64_t at_line, const ColumnRows<A
 template <int kLanes, typename Radius, typename Acc, typename Op>
 METAPOOL_INLINE Block<Acc, kLanes> row_windows(const Acc* row, Radius radius, Op op) {
   using B = Block<Acc, kLanes>;
-  const auto pixel = [&](int p) { return load(row + p * kLanes); };
+  const auto pixel = [&](int p) METAPOOL_LAMBDA { return load(row + p * kLanes); };
   B out = B::load(row);
   if constexpr (kLanes == 1 || std::is_same_v<Radius, int>) {
-    for_each_distance(radius, [&](int d) {
+    for_each_distance(radius, [&](int d) METAPOOL_LAMBDA {
       const B left = B::load(row - d * kLanes), right = B::load(row + d * kLanes);
       for (int b = 0; b < B::kVectors; ++b) {
         out.vector[b] = op(op(out.vector[b], left.vector[b]), right.vector[b]);

@@ -18,15 +18,17 @@ METAPOOL_INLINE int line_code(int64_t line) { return static_cast<int>(line & 63)
 
 // The winner among the elements combined so far, for a vector of windows: its key, its code, and
 // the element of another map that goes with it.
-template <typename Acc>
+template <typename Acc, bool kCode, bool kValue>
 struct Winner {
+  struct Nothing {};
   Vec<Acc> key;
-  Code<Acc> code;
-  Vec<Acc> value;
+  std::conditional_t<kCode, Code<Acc>, Nothing> code;
+  std::conditional_t<kValue, Vec<Acc>, Nothing> value;
 };
 
 template <bool kCode, bool kValue, typename Acc>
-METAPOOL_INLINE void replace_where(Mask<Acc> taken, Winner<Acc>& winner, const Winner<Acc>& other) {
+METAPOOL_INLINE void replace_where(Mask<Acc> taken, Winner<Acc, kCode, kValue>& winner,
+                                   const Winner<Acc, kCode, kValue>& other) {
   winner.key = taken ? other.key : winner.key;
   if constexpr (kCode) winner.code = taken ? other.code : winner.code;
   if constexpr (kValue) winner.value = taken ? other.value : winner.value;
@@ -35,26 +37,29 @@ METAPOOL_INLINE void replace_where(Mask<Acc> taken, Winner<Acc>& winner, const W
 // Extends windows by an element that comes after (before) all others in row-major order. Without
 // kNan a NaN element is padding: it never wins.
 template <bool kNan, bool kCode, bool kValue, typename Acc>
-METAPOOL_INLINE void extend_after(Winner<Acc>& winner, const Winner<Acc>& next,
+METAPOOL_INLINE void extend_after(Winner<Acc, kCode, kValue>& winner,
+                                  const Winner<Acc, kCode, kValue>& next,
                                   Mask<Acc> inside = ~Mask<Acc>{}) {
   Mask<Acc> taken = next.key > winner.key;
   if constexpr (kNan) taken = (taken | (next.key != next.key)) & inside;
-  replace_where<kCode, kValue>(taken, winner, next);
+  replace_where(taken, winner, next);
 }
 
 template <bool kNan, bool kCode, bool kValue, typename Acc>
-METAPOOL_INLINE void extend_before(Winner<Acc>& winner, const Winner<Acc>& previous,
+METAPOOL_INLINE void extend_before(Winner<Acc, kCode, kValue>& winner,
+                                   const Winner<Acc, kCode, kValue>& previous,
                                    Mask<Acc> inside = ~Mask<Acc>{}) {
   Mask<Acc> taken = previous.key >= winner.key;
   if constexpr (kNan) {
     taken = ~((winner.key > previous.key) | (winner.key != winner.key)) & inside;
   }
-  replace_where<kCode, kValue>(taken, winner, previous);
+  replace_where(taken, winner, previous);
 }
 
 template <typename Acc, int kLanes, bool kCode, bool kValue>
 class Winners {
   using B = Block<Acc, kLanes>;
+  using W = Winner<Acc, kCode, kValue>;
 
  public:
   Winners(const Plan& plan, const RowShape<Acc, kLanes>& shape, Arena& arena)
@@ -103,21 +108,22 @@ class Winners {
       width_of[plan_.max_widths.data[width]] = width;
     }
     const int largest = plan_.max_widths.data[plan_.max_widths.count - 1];
-    with_radius(largest, [&](auto radius) {
-      shape_.for_each_block([&](int64_t at) {
-        const auto element = [&](int b, int d) {
+    with_radius(largest, [&](auto radius) METAPOOL_LAMBDA {
+      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+        const auto element = [&](int b, int d) METAPOOL_LAMBDA {
           const int64_t offset = at + b * B::kStep + d * kLanes;
-          Winner<Acc> winner{load(x + offset), splat_code<Acc>(d), {}};
+          W winner{load(x + offset), {}, {}};
+          if constexpr (kCode) winner.code = splat_code<Acc>(d);
           if constexpr (kValue) winner.value = load(values + offset);
           return winner;
         };
-        const auto inside = [&](int b, int d) {
+        const auto inside = [&](int b, int d) METAPOOL_LAMBDA {
           if constexpr (kNan) return load(inside_ + at + b * B::kStep + d * kLanes) != 0;
           return Mask<Acc>{};
         };
-        Winner<Acc> winners[B::kVectors];
+        W winners[B::kVectors];
         for (int b = 0; b < B::kVectors; ++b) winners[b] = element(b, 0);
-        const auto keep = [&](int width) {
+        const auto keep = [&](int width) METAPOOL_LAMBDA {
           if (width < 0) return;
           for (int b = 0; b < B::kVectors; ++b) {
             const int64_t offset = at + b * B::kStep;
@@ -130,10 +136,10 @@ class Winners {
           }
         };
         keep(width_of[0]);
-        for_each_distance(radius, [&](int d) {
+        for_each_distance(radius, [&](int d) METAPOOL_LAMBDA {
           for (int b = 0; b < B::kVectors; ++b) {
-            extend_before<kNan, kCode, kValue>(winners[b], element(b, -d), inside(b, -d));
-            extend_after<kNan, kCode, kValue>(winners[b], element(b, d), inside(b, d));
+            extend_before<kNan>(winners[b], element(b, -d), inside(b, -d));
+            extend_after<kNan>(winners[b], element(b, d), inside(b, d));
           }
           keep(width_of[d]);
         });
@@ -168,16 +174,16 @@ class Winners {
         if constexpr (kValue) values[largest + d] = values_[at_width(width, line)];
         codes[largest + d] = line_code(line);
       }
-      with_radius(largest, [&](auto radius) {
-        shape_.for_each_block([&](int64_t at) {
-          const auto element = [&](int b, int d) {
+      with_radius(largest, [&](auto radius) METAPOOL_LAMBDA {
+        shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+          const auto element = [&](int b, int d) METAPOOL_LAMBDA {
             const int64_t offset = at + b * B::kStep;
-            Winner<Acc> winner{
-                load(keys[radius + d] + offset), splat_code<Acc>(codes[radius + d]), {}};
+            W winner{load(keys[radius + d] + offset), {}, {}};
+            if constexpr (kCode) winner.code = splat_code<Acc>(codes[radius + d]);
             if constexpr (kValue) winner.value = load(values[radius + d] + offset);
             return winner;
           };
-          Winner<Acc> first[B::kVectors], second[B::kVectors];
+          W first[B::kVectors], second[B::kVectors];
           for (int b = 0; b < B::kVectors; ++b) first[b] = element(b, 0);
           if (item_of[0] >= 0) {
             body(item_of[0], 0, at, first);
@@ -186,17 +192,17 @@ class Winners {
               body(item_of[0], 1, at, second);
             }
           }
-          for_each_distance(radius, [&](int d) {
+          for_each_distance(radius, [&](int d) METAPOOL_LAMBDA {
             for (int b = 0; b < B::kVectors; ++b) {
-              extend_after<kNan, kCode, kValue>(first[b], element(b, d));
+              extend_after<kNan>(first[b], element(b, d));
               second[b] = first[b];
-              extend_before<kNan, kCode, kValue>(first[b], element(b, -d));
+              extend_before<kNan>(first[b], element(b, -d));
             }
             if (item_of[d] < 0) return;
             body(item_of[d], 0, at, first);
             if constexpr (kRows == 2) {
               for (int b = 0; b < B::kVectors; ++b) {
-                extend_after<kNan, kCode, kValue>(second[b], element(b, d + 1));
+                extend_after<kNan>(second[b], element(b, d + 1));
               }
               body(item_of[d], 1, at, second);
             }
