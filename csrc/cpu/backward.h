@@ -26,10 +26,10 @@ class Backward {
   Backward(const Plan& plan, const BackwardArgs& args, Arena& arena)
       : plan_(plan),
         args_(args),
-        shape_(plan.w, plan.radius_w),
+        shape_(plan),
         weights_(plan, shape_, arena),
         winners_(plan, shape_, arena),
-        exact_(plan.stride_w == 1 && shape_.padded_w() == plan.w) {
+        exact_(plan.stride_w == 1 && shape_.padded_w == plan.w) {
     const Acc nan = static_cast<Acc>(__builtin_nan(""));
     const int64_t rows = 2 * plan.radius_h + 2, size = shape_.size;
     values_.allocate(arena, rows, size, nan);
@@ -184,8 +184,7 @@ class Backward {
 
   template <int kRows>
   void sum_columns(const Acc* const* lines) {
-    const int64_t first = shape_.cell(0);
-    column_windows<kRows, kLanes>(lines + plan_.radius_h, first, sums_, first, plan_.w, Sum{});
+    column_windows<kRows>(shape_, lines + plan_.radius_h, sums_, Sum{});
   }
 
   // Adds the products of a row of grad_out with all pooled rows but the maxima.
@@ -201,7 +200,7 @@ class Backward {
     }
     for (const PoolItem& item : plan_.avg) {
       const Acc* const row = sums_.out[item.radius_h][r];
-      with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+      with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         add(item.index, [&](int64_t at) METAPOOL_LAMBDA {
           B pooled = row_windows<kLanes>(row + at, radius, Sum{});
           weights_.divide(item, center + r, at, pooled);
@@ -363,12 +362,19 @@ class Backward {
     for_each_output(line, kRows, item.radius_h, [&](int64_t i) METAPOOL_LAMBDA {
       const Acc* const grads = grads_[i] + at;
       const int8_t* const codes = winner_lines(i, m) + at;
+      bool reaches[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t distance = i * plan_.stride_h - (line + r);
+        reaches[r] = distance >= -item.radius_h && distance <= item.radius_h;
+      }
       for (int b = 0; b < B::kVectors; ++b) {
         const Vec<Acc> weighted = lane_values<kLanes>(weight, at, b) * load(grads + b * B::kStep);
         const Code<Acc> code = load_codes<Acc>(codes + b * B::kStep);
         for (int r = 0; r < kRows; ++r) {
-          acc[r].vector[b] +=
-              code == splat_code<Acc>(line_code(line + r)) ? weighted : Vec<Acc>{};
+          if (reaches[r]) {
+            acc[r].vector[b] +=
+                code == splat_code<Acc>(line_code(line + r)) ? weighted : Vec<Acc>{};
+          }
         }
       }
     });
@@ -410,7 +416,7 @@ class Backward {
           plan_.count_include_pad ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
       const Acc* const weight =
           plan_.count_include_pad ? weights_.average(item) : weights_.weight(item.index);
-      with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+      with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         add([&](int64_t at, B& acc) METAPOOL_LAMBDA {
           add_weighted(weight, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
         });

@@ -1,6 +1,5 @@
-// Forward: streams over the lines of x once. One or two rows of the output at a time, and a tile of
-// their columns at a time, so that everything stays in the first cache: the windows are combined
-// down the columns, then along the row, and are weighted and added up in registers.
+// Forward: streams over the lines of x once. One or two rows of the output at a time, the windows
+// are combined down the columns into a few rows; then along the row, weighted and added up.
 #pragma once
 
 #include "weights.h"
@@ -15,9 +14,6 @@ class Forward {
   using Lines = MapLines<Acc, kLanes>;
 
   static constexpr Acc kLowest = -static_cast<Acc>(__builtin_inf());
-  // Columns of a tile: with the lines of x, its rows fill a first cache of 32 KB.
-  static constexpr int64_t kTile = kLanes == 1 ? 256 : 16;
-
   // Poolings of one kind: their windows down the columns, in a row for each radius and output row.
   struct Columns {
     ColumnRows<Acc> rows;
@@ -36,18 +32,17 @@ class Forward {
   Forward(const Plan& plan, const ForwardArgs& args, Arena& arena)
       : plan_(plan),
         args_(args),
-        shape_(plan.w, plan.radius_w),
-        tile_shape_(plan.w < kTile + kTile / 2 ? plan.w : kTile + plan.radius_w, plan.radius_w),
+        shape_(plan),
         weights_(plan, shape_, arena),
         winners_(plan, shape_, arena) {
     const int64_t lines = 2 * plan.radius_h + 2;
     values_.allocate(arena, lines, shape_.size, Acc(0));
     nans_.allocate(arena, lines, 1, false);
-    sums_.allocate(arena, plan.avg, tile_shape_.size, 0);
+    sums_.allocate(arena, plan.avg, shape_.size, 0);
     if (kValue) {
       picked_.allocate(arena, 2 * plan.max.count, shape_.size, Acc(0));
     } else {
-      maxima_.allocate(arena, plan.max, tile_shape_.size, kLowest);
+      maxima_.allocate(arena, plan.max, shape_.size, kLowest);
     }
     zeros_ = arena.take_row<Acc>(shape_.size, 0);
     x_row_ = kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan("")))
@@ -110,72 +105,48 @@ class Forward {
         }
       });
     }
-    const bool tiled = tile_shape_.w < plan_.w;
-    const int64_t step = tiled ? kTile : plan_.w;
-    for (int64_t begin = 0; begin < plan_.w; begin += step) {
-      const int64_t end = begin + step < plan_.w ? begin + step : plan_.w;
-      // Windows reach beyond the tile; where they reach beyond the map, there is padding.
-      const int64_t from = first_valid(begin, plan_.radius_w);
-      const int64_t to = last_valid(end - 1, plan_.radius_w, plan_.w) + 1;
-      const int64_t at_line = shape_.cell(from), at_row = tile_shape_.cell(from - begin);
-      if (plan_.avg.count > 0) {
-        column_windows<kRows, kLanes>(inside + radius, at_line, sums_.rows, at_row, to - from,
-                                      Sum{});
-        pad_tile(sums_.rows, begin, end, from, to, Acc(0));
+    if (plan_.avg.count > 0) {
+      // What blocks write beyond the last column are sums of padding: zeros.
+      column_windows<kRows>(shape_, inside + radius, sums_.rows, Sum{});
+    }
+    if (!kValue && plan_.max.count > 0) {
+      if (nan) {
+        column_windows<kRows>(shape_, clamped + radius, maxima_.rows, Maximum<true>{});
+      } else {
+        column_windows<kRows>(shape_, clamped + radius, maxima_.rows, Maximum<false>{});
       }
-      if (!kValue && plan_.max.count > 0) {
-        if (nan) {
-          column_windows<kRows, kLanes>(clamped + radius, at_line, maxima_.rows, at_row, to - from,
-                                        Maximum<true>{});
-        } else {
-          column_windows<kRows, kLanes>(clamped + radius, at_line, maxima_.rows, at_row, to - from,
-                                        Maximum<false>{});
+      for (int d = 0; d <= maxima_.rows.radius; ++d) {
+        for (Acc* const row : maxima_.rows.out[d]) {
+          if (row != nullptr) fill_overrun(row, shape_, kLowest);
         }
-        pad_tile(maxima_.rows, begin, end, from, to, kLowest);
-      }
-      nan ? mix<kRows, true>(center, begin, end) : mix<kRows, false>(center, begin, end);
-    }
-  }
-
-  // Fills what a tile's windows see beyond the map.
-  void pad_tile(const ColumnRows<Acc>& rows, int64_t begin, int64_t end, int64_t from, int64_t to,
-                Acc padding) {
-    const bool tiled = tile_shape_.w < plan_.w;
-    const int64_t covered = from + (to - from + B::kPixels - 1) / B::kPixels * B::kPixels;
-    const int64_t right = tiled && end + plan_.radius_w > covered ? end + plan_.radius_w : covered;
-    for (int d = 0; d <= rows.radius; ++d) {
-      for (Acc* const row : rows.out[d]) {
-        if (row == nullptr) continue;
-        if (tiled && begin == 0) fill_pixels(row, tile_shape_, -plan_.radius_w, 0, padding);
-        if (to == plan_.w) fill_pixels(row, tile_shape_, to - begin, right - begin, padding);
       }
     }
+    nan ? mix<kRows, true>(center) : mix<kRows, false>(center);
   }
 
-  // Adds up columns [begin, end) of out_row_, one pooling after the other.
+  // Adds up out_row_, one pooling after the other.
   template <int kRows, bool kNan>
-  void mix(int64_t center, int64_t begin, int64_t end) {
-    const int64_t first = shape_.cell(begin), in_tile = tile_shape_.cell(0);
+  void mix(int64_t center) {
     const auto add = [&](const Acc* weight, const auto& pooled_at) METAPOOL_LAMBDA {
-      for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) METAPOOL_LAMBDA {
+      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
         for (int r = 0; r < kRows; ++r) {
-          Acc* const out = out_row_ + r * shape_.size + first + offset;
+          Acc* const out = out_row_ + r * shape_.size + at;
           B acc = B::load(out);
-          const B pooled = pooled_at(r, offset);
+          const B pooled = pooled_at(r, at);
           for (int b = 0; b < B::kVectors; ++b) {
-            acc.vector[b] += lane_values<kLanes>(weight, offset, b) * pooled.vector[b];
+            acc.vector[b] += lane_values<kLanes>(weight, at, b) * pooled.vector[b];
           }
           acc.store(out);
         }
       });
     };
-    start<kRows>(center, begin, end);
+    start<kRows>(center);
     for (const PoolItem& item : plan_.avg) {
       Acc* const* const rows = sums_.rows.out[item.radius_h];
-      with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
-        add(weights_.average(item), [&](int r, int64_t offset) METAPOOL_LAMBDA {
-          B pooled = row_windows<kLanes>(rows[r] + in_tile + offset, radius, Sum{});
-          weights_.divide(item, center + r, first + offset, pooled);
+      with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+        add(weights_.average(item), [&](int r, int64_t at) METAPOOL_LAMBDA {
+          B pooled = row_windows<kLanes>(rows[r] + at, radius, Sum{});
+          weights_.divide(item, center + r, at, pooled);
           return pooled;
         });
       });
@@ -184,14 +155,14 @@ class Forward {
       const PoolItem& item = plan_.max.data[m];
       const Acc* const weight = weights_.weight(item.index);
       if constexpr (kValue) {
-        add(weight, [&](int r, int64_t offset) METAPOOL_LAMBDA {
-          return B::load(picked_[2 * m + r] + first + offset);
+        add(weight, [&](int r, int64_t at) METAPOOL_LAMBDA {
+          return B::load(picked_[2 * m + r] + at);
         });
       } else {
         Acc* const* const rows = maxima_.rows.out[item.radius_h];
-        with_radius(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
-          add(weight, [&](int r, int64_t offset) METAPOOL_LAMBDA {
-            return row_windows<kLanes>(rows[r] + in_tile + offset, radius, Maximum<kNan>{});
+        with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+          add(weight, [&](int r, int64_t at) METAPOOL_LAMBDA {
+            return row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{});
           });
         });
       }
@@ -200,26 +171,25 @@ class Forward {
 
   // Begins with what needs no windows.
   template <int kRows>
-  void start(int64_t center, int64_t begin, int64_t end) {
-    const int64_t first = shape_.cell(begin);
-    for_each_block<Acc, kLanes>(end - begin, [&](int64_t offset) METAPOOL_LAMBDA {
+  void start(int64_t center) {
+    shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
       for (int r = 0; r < kRows; ++r) {
-        const Acc* const values = values_[center + r] + first + offset;
+        const Acc* const values = values_[center + r] + at;
         B acc;
         for (int b = 0; b < B::kVectors; ++b) {
-          acc.vector[b] = lane_values<kLanes>(weights_.start(), offset, b);
+          acc.vector[b] = lane_values<kLanes>(weights_.start(), at, b);
           if (plan_.skip < 0) continue;
-          acc.vector[b] += lane_values<kLanes>(weights_.weight(plan_.skip), offset, b) *
+          acc.vector[b] += lane_values<kLanes>(weights_.weight(plan_.skip), at, b) *
                            load(values + b * B::kStep);
         }
-        acc.store(out_row_ + r * shape_.size + first + offset);
+        acc.store(out_row_ + r * shape_.size + at);
       }
     });
   }
 
   const Plan& plan_;
   const ForwardArgs& args_;
-  const RowShape<Acc, kLanes> shape_, tile_shape_;
+  const RowShape<Acc, kLanes> shape_;
   Weights<Acc, kLanes> weights_;
   Winners<Acc, kLanes, false, kValue> winners_;
   RowRing<Acc> values_, picked_;

@@ -33,39 +33,31 @@ struct Block {
   }
 };
 
-// Calls body(offset) for each block of so many pixels.
-template <typename Acc, int kLanes, typename Body>
-METAPOOL_INLINE void for_each_block(int64_t pixels, Body body) {
-  constexpr int kSlots = kLanes == 1 ? 1 : kLanes / kVectorLanes<Acc>;
-  for (int64_t pixel = 0; pixel < pixels; pixel += Block<Acc, kLanes>::kPixels) {
-    for (int slot = 0; slot < kSlots; ++slot) body(pixel * kLanes + slot * kVectorLanes<Acc>);
-  }
-}
-
-// Where the columns of a row, or of a part of it, lie in its buffer. The numbers are such that
-// blocks may begin at any column and run beyond the last one: what they write there is never used.
+// Where the columns of a row lie in its buffer.
 template <typename Acc, int kLanes>
 struct RowShape {
   static constexpr int kPixels = Block<Acc, kLanes>::kPixels;
 
-  int64_t w;     // columns
-  int64_t left;  // pixels before the first column
-  int64_t size;  // elements in all
+  int64_t w;         // columns
+  int64_t padded_w;  // columns that blocks cover: those from w on are computed and never used
+  int64_t left;      // pixels before the first column
+  int64_t size;      // elements in all
 
-  RowShape(int64_t columns, int radius)
-      : w(columns),
-        left((radius * kLanes + kPackedLanes - 1) / kPackedLanes * kPackedLanes / kLanes),
-        size((left + columns + radius + 2 * kPixels) * kLanes) {}
+  explicit RowShape(const Plan& plan)
+      : w(plan.w),
+        padded_w((plan.w + kPixels - 1) / kPixels * kPixels),
+        left((plan.radius_w * kLanes + kPackedLanes - 1) / kPackedLanes * kPackedLanes / kLanes),
+        size((left + padded_w + plan.radius_w) * kLanes) {}
 
-  // The columns that blocks from the first column on cover.
-  METAPOOL_INLINE int64_t padded_w() const { return (w + kPixels - 1) / kPixels * kPixels; }
   METAPOOL_INLINE int64_t cell(int64_t column) const { return (left + column) * kLanes; }
 
   // Calls body(offset) for each block of the row's columns.
   template <typename Body>
   METAPOOL_INLINE void for_each_block(Body body) const {
-    const int64_t first = cell(0);
-    METAPOOL_ISA::for_each_block<Acc, kLanes>(w, [&](int64_t offset) METAPOOL_LAMBDA { body(first + offset); });
+    constexpr int kSlots = kLanes == 1 ? 1 : kLanes / kVectorLanes<Acc>;
+    for (int64_t column = 0; column < w; column += kPixels) {
+      for (int slot = 0; slot < kSlots; ++slot) body(cell(column) + slot * kVectorLanes<Acc>);
+    }
   }
 };
 
@@ -84,7 +76,7 @@ METAPOOL_INLINE void fill_row(T* row, int64_t size, T value) {
 // Blocks write beyond the last column: makes padding of it again.
 template <int kLanes, typename Acc, typename T>
 METAPOOL_INLINE void fill_overrun(T* row, const RowShape<Acc, kLanes>& shape, T value) {
-  fill_pixels(row, shape, shape.w, shape.padded_w(), value);
+  fill_pixels(row, shape, shape.w, shape.padded_w, value);
 }
 
 // The planes of a task in one map.
@@ -279,7 +271,7 @@ class MapLines {
         lines_(lines),
         columns_(columns),
         step_(step),
-        ahead_(kAheadLines + kAheadPixels / columns),
+        ahead_(lines < kAhead(columns) ? lines : kAhead(columns)),
         planes_(view, plan, task),
         next_planes_(view, plan, next) {}
 
@@ -302,7 +294,9 @@ class MapLines {
   }
 
  private:
-  static constexpr int64_t kCacheLine = 64, kAheadLines = 2, kAheadPixels = 64;
+  static constexpr int64_t kCacheLine = 64;
+
+  static constexpr int64_t kAhead(int64_t columns) { return 2 + 64 / columns; }
 
   template <bool kWrite>
   METAPOOL_INLINE void prefetch(int64_t line) const {

@@ -11,9 +11,10 @@ template <int kValue>
 using Int = std::integral_constant<int, kValue>;
 
 // Calls body(radius), with a constant for the radii that networks use and a number for the others:
-// code for all of them would take minutes to compile.
-template <typename Body>
+// code for all of them would take minutes to compile. So would twice as much for float64.
+template <typename Acc, typename Body>
 METAPOOL_INLINE void with_radius(int radius, Body body) {
+  if constexpr (sizeof(Acc) == sizeof(double)) return body(radius);
   switch (radius) {
     case 0:
       return body(Int<0>{});
@@ -48,17 +49,15 @@ struct ColumnRows {
   int radius = 0;  // the largest that is wanted
 };
 
-// For kRows neighbouring rows (one or two), windows down the columns, `pixels` of them from the
-// pixel that lines and rows point to. lines[d] is the line at distance d from the first row. What
-// the windows of both rows cover is combined once.
+// For kRows neighbouring rows (one or two), windows down the columns. lines[d] is the line at
+// distance d from the first row. What the windows of both rows cover is combined once.
 template <int kRows, int kLanes, typename Acc, typename Op>
-void column_windows(const Acc* const* lines, int64_t at_line, const ColumnRows<Acc>& rows,
-                    int64_t at_row, int64_t pixels, Op op) {
+void column_windows(const RowShape<Acc, kLanes>& shape, const Acc* const* lines,
+                    const ColumnRows<Acc>& rows, Op op) {
   using B = Block<Acc, kLanes>;
-  with_radius(rows.radius, [&](auto radius) METAPOOL_LAMBDA {
-    for_each_block<Acc, kLanes>(pixels, [&](int64_t offset) METAPOOL_LAMBDA {
-      const auto line = [&](int d) METAPOOL_LAMBDA { return B::load(lines[d] + at_line + offset); };
-      const int64_t at = at_row + offset;
+  with_radius<Acc>(rows.radius, [&](auto radius) METAPOOL_LAMBDA {
+    shape.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+      const auto line = [&](int d) METAPOOL_LAMBDA { return B::load(lines[d] + at); };
       B first = line(0);
       if (rows.out[0][0] != nullptr) {
         first.store(rows.out[0][0] + at);
