@@ -193,10 +193,12 @@ class Backward {
       Products products(*this, k, r);
       shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA { products.add(at, pooled_at(at), grads); });
     };
-    if (plan_.none >= 0) add(plan_.none, [&](int64_t) METAPOOL_LAMBDA { return B::zero(); });
-    if (plan_.skip >= 0) {
+    if (plan_.none.index >= 0) {
+      add(plan_.none.index, [&](int64_t) METAPOOL_LAMBDA { return B::zero(); });
+    }
+    if (plan_.skip.index >= 0) {
       const Acc* const values = values_[center + r];
-      add(plan_.skip, [&](int64_t at) METAPOOL_LAMBDA { return B::load(values + at); });
+      add(plan_.skip.index, [&](int64_t at) METAPOOL_LAMBDA { return B::load(values + at); });
     }
     for (const PoolItem& item : plan_.avg) {
       const Acc* const row = sums_.out[item.radius_h][r];
@@ -244,8 +246,8 @@ class Backward {
   // Moves the products on into the sums.
   void flush() {
     pending_pixels_ = 0;
-    if (plan_.none >= 0) flush_one(plan_.none, 1);
-    if (plan_.skip >= 0) flush_one(plan_.skip, 1);
+    if (plan_.none.index >= 0) flush_one(plan_.none.index, 1);
+    if (plan_.skip.index >= 0) flush_one(plan_.skip.index, 1);
     for (const PoolItem& item : plan_.max) flush_one(item.index, 1);
     for (const PoolItem& item : plan_.avg) {
       const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
@@ -358,24 +360,13 @@ class Backward {
   template <int kRows>
   METAPOOL_INLINE void route_item(int64_t line, int m, int64_t at, B (&acc)[kRows]) {
     const PoolItem& item = plan_.max.data[m];
-    const Acc* const weight = weights_.weight(item.index);
     for_each_output(line, kRows, item.radius_h, [&](int64_t i) METAPOOL_LAMBDA {
-      const Acc* const grads = grads_[i] + at;
+      const B grads = weights_.times(item, at, B::load(grads_[i] + at));
       const int8_t* const codes = winner_lines(i, m) + at;
-      bool reaches[kRows];
       for (int r = 0; r < kRows; ++r) {
         const int64_t distance = i * plan_.stride_h - (line + r);
-        reaches[r] = distance >= -item.radius_h && distance <= item.radius_h;
-      }
-      for (int b = 0; b < B::kVectors; ++b) {
-        const Vec<Acc> weighted = lane_values<kLanes>(weight, at, b) * load(grads + b * B::kStep);
-        const Code<Acc> code = load_codes<Acc>(codes + b * B::kStep);
-        for (int r = 0; r < kRows; ++r) {
-          if (reaches[r]) {
-            acc[r].vector[b] +=
-                code == splat_code<Acc>(line_code(line + r)) ? weighted : Vec<Acc>{};
-          }
-        }
+        if (distance < -item.radius_h || distance > item.radius_h) continue;
+        add_where(acc[r], codes, line_code(line + r), grads);
       }
     });
   }
@@ -397,28 +388,19 @@ class Backward {
         acc.store(grad_row_ + at);
       });
     };
-    const auto add_weighted = [&](const Acc* weight, int64_t at, const B& grads, B& acc) METAPOOL_LAMBDA {
-      for (int b = 0; b < B::kVectors; ++b) {
-        acc.vector[b] += lane_values<kLanes>(weight, at, b) * grads.vector[b];
-      }
-    };
     const Acc* const grads = gradients_at(line + r);
     shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
       B acc = B::zero();
-      if (plan_.skip >= 0) {
-        add_weighted(weights_.weight(plan_.skip), at, B::load(grads + at), acc);
-      }
+      weights_.add(plan_.skip, at, B::load(grads + at), acc);
       acc.store(grad_row_ + at);
     });
     for (int a = 0; a < plan_.avg.count; ++a) {
       const PoolItem& item = plan_.avg.data[a];
       const Acc* const row =
           plan_.count_include_pad ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
-      const Acc* const weight =
-          plan_.count_include_pad ? weights_.average(item) : weights_.weight(item.index);
       with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         add([&](int64_t at, B& acc) METAPOOL_LAMBDA {
-          add_weighted(weight, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
+          weights_.add_average(item, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
         });
       });
     }

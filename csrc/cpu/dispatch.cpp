@@ -78,7 +78,7 @@ void check(const Problem& problem) {
 // A plan and the arrays that it points into.
 struct OwnedPlan {
   Plan plan{};
-  std::vector<int> pools, max_widths;
+  std::vector<int> pools, order, max_widths;
   std::vector<PoolItem> avg, max;
 
   OwnedPlan(const Problem& problem, const MapView& x, int64_t rows);
@@ -111,40 +111,37 @@ OwnedPlan::OwnedPlan(const Problem& problem, const MapView& x, int64_t rows) {
 }
 
 void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
-  std::map<std::tuple<Kind, int, int>, int> known;  // windows and the index of their pooling
-  plan.skip = plan.none = -1;
-  for (const int64_t code : codes) {
-    Window window = decode_candidate(code);
-    if (window.kind == Kind::kNone || window.kind == Kind::kSkip) window = {window.kind, 0, 0};
-    const int index = static_cast<int>(known.size());
-    const auto [found, is_new] =
-        known.try_emplace({window.kind, window.radius_h, window.radius_w}, index);
-    pools.push_back(found->second);
-    if (!is_new) continue;
-    const PoolItem item{window.radius_h, window.radius_w, index};
-    if (window.kind == Kind::kNone) plan.none = index;
-    if (window.kind == Kind::kSkip) plan.skip = index;
-    if (window.kind == Kind::kAvg) avg.push_back(item);
-    if (window.kind == Kind::kMax) max.push_back(item);
-    if (window.kind == Kind::kAvg || window.kind == Kind::kMax) {
-      plan.radius_h = std::max(plan.radius_h, window.radius_h);
-      plan.radius_w = std::max(plan.radius_w, window.radius_w);
-    }
+  std::map<std::tuple<Kind, int, int>, std::vector<int>> members;  // of each distinct window
+  for (int k = 0; k < static_cast<int>(codes.size()); ++k) {
+    const Window window = decode_candidate(codes[k]);
+    const bool pools = window.kind == Kind::kAvg || window.kind == Kind::kMax;
+    members[{window.kind, pools ? window.radius_w : 0, pools ? window.radius_h : 0}].push_back(k);
   }
-  for (std::vector<PoolItem>* items : {&avg, &max}) {
-    std::sort(items->begin(), items->end(), [](const PoolItem& a, const PoolItem& b) {
-      return a.radius_w != b.radius_w ? a.radius_w < b.radius_w : a.radius_h < b.radius_h;
-    });
+  pools.resize(codes.size());
+  for (const auto& [window, ks] : members) {
+    const auto [kind, radius_w, radius_h] = window;
+    PoolItem item{radius_h, radius_w, plan.num_pools++, static_cast<int>(order.size()), 0};
+    for (const int k : ks) {
+      pools[k] = item.index;
+      order.push_back(k);
+    }
+    item.end = static_cast<int>(order.size());
+    if (kind == Kind::kNone) plan.none = item;
+    if (kind == Kind::kSkip) plan.skip = item;
+    if (kind == Kind::kAvg) avg.push_back(item);
+    if (kind == Kind::kMax) max.push_back(item);
+    plan.radius_h = std::max(plan.radius_h, radius_h);
+    plan.radius_w = std::max(plan.radius_w, radius_w);
   }
   for (const PoolItem& item : max) {
     if (max_widths.empty() || max_widths.back() != item.radius_w)
       max_widths.push_back(item.radius_w);
   }
-  plan.num_pools = static_cast<int>(known.size());
+  plan.max_widths = span(max_widths);
   plan.pools = span(pools);
+  plan.order = span(order);
   plan.avg = span(avg);
   plan.max = span(max);
-  plan.max_widths = span(max_widths);
 }
 
 void OwnedPlan::cut(const MapView& x, int64_t rows) {

@@ -127,64 +127,48 @@ class Forward {
   // Adds up out_row_, one pooling after the other.
   template <int kRows, bool kNan>
   void mix(int64_t center) {
-    const auto add = [&](const Acc* weight, const auto& pooled_at) METAPOOL_LAMBDA {
+    const auto for_each_output = [&](const auto& add_pooled) METAPOOL_LAMBDA {
       shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
         for (int r = 0; r < kRows; ++r) {
-          Acc* const out = out_row_ + r * shape_.size + at;
-          B acc = B::load(out);
-          const B pooled = pooled_at(r, at);
-          for (int b = 0; b < B::kVectors; ++b) {
-            acc.vector[b] += lane_values<kLanes>(weight, at, b) * pooled.vector[b];
-          }
-          acc.store(out);
+          B acc = B::load(out_row_ + r * shape_.size + at);
+          add_pooled(r, at, acc);
+          acc.store(out_row_ + r * shape_.size + at);
         }
       });
     };
-    start<kRows>(center);
+    shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+      for (int r = 0; r < kRows; ++r) {
+        B acc = weights_.start(at);
+        weights_.add(plan_.skip, at, B::load(values_[center + r] + at), acc);
+        acc.store(out_row_ + r * shape_.size + at);
+      }
+    });
     for (const PoolItem& item : plan_.avg) {
       Acc* const* const rows = sums_.rows.out[item.radius_h];
       with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
-        add(weights_.average(item), [&](int r, int64_t at) METAPOOL_LAMBDA {
-          B pooled = row_windows<kLanes>(rows[r] + at, radius, Sum{});
-          weights_.divide(item, center + r, at, pooled);
-          return pooled;
+        for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
+          B sums = row_windows<kLanes>(rows[r] + at, radius, Sum{});
+          weights_.divide(item, center + r, at, sums);
+          weights_.add_average(item, at, sums, acc);
         });
       });
     }
     for (int m = 0; m < plan_.max.count; ++m) {
       const PoolItem& item = plan_.max.data[m];
-      const Acc* const weight = weights_.weight(item.index);
       if constexpr (kValue) {
-        add(weight, [&](int r, int64_t at) METAPOOL_LAMBDA {
-          return B::load(picked_[2 * m + r] + at);
+        for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
+          weights_.add(item, at, B::load(picked_[2 * m + r] + at), acc);
         });
       } else {
         Acc* const* const rows = maxima_.rows.out[item.radius_h];
         with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
-          add(weight, [&](int r, int64_t at) METAPOOL_LAMBDA {
-            return row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{});
+          for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
+            weights_.add(item, at, row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{}),
+                         acc);
           });
         });
       }
     }
-  }
-
-  // Begins with what needs no windows.
-  template <int kRows>
-  void start(int64_t center) {
-    shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
-      for (int r = 0; r < kRows; ++r) {
-        const Acc* const values = values_[center + r] + at;
-        B acc;
-        for (int b = 0; b < B::kVectors; ++b) {
-          acc.vector[b] = lane_values<kLanes>(weights_.start(), at, b);
-          if (plan_.skip < 0) continue;
-          acc.vector[b] += lane_values<kLanes>(weights_.weight(plan_.skip), at, b) *
-                           load(values + b * B::kStep);
-        }
-        acc.store(out_row_ + r * shape_.size + at);
-      }
-    });
   }
 
   const Plan& plan_;

@@ -19,10 +19,11 @@ struct Span {
   METAPOOL_INLINE const T* end() const { return data + count; }
 };
 
-// One of the distinct windows of a kind. Candidates that name the same one share it.
+// One of the distinct poolings. Candidates that name the same one share it; each has its weight.
 struct PoolItem {
-  int radius_h, radius_w;
-  int index;  // among all distinct poolings, skip_connect and none included
+  int radius_h = 0, radius_w = 0;
+  int index = -1;          // among all distinct poolings; -1 where it is not among the candidates
+  int begin = 0, end = 0;  // the positions of its candidates in Plan::order
 };
 
 // Planes (one channel of one image each) that a kernel handles side by side; 1 puts the vector
@@ -33,11 +34,12 @@ struct Plan {
   int64_t n, c, h, w, h_out, w_out, stride_h, stride_w;
   bool count_include_pad;
   DType dtype;
-  Span<int> pools;            // for each candidate the index of its pooling
-  int num_pools;              // distinct ones
-  int skip, none;             // their indices, -1 where they are not among the candidates
-  Span<PoolItem> avg, max;    // by radius_w, then radius_h
-  Span<int> max_widths;       // the distinct radius_w of `max`, ascending
+  Span<int> pools;  // for each candidate the index of its pooling
+  Span<int> order;  // all candidates, those of one pooling together
+  int num_pools;    // distinct ones
+  PoolItem skip, none;
+  Span<PoolItem> avg, max;  // by radius_w, then radius_h
+  Span<int> max_widths;     // the distinct radius_w of `max`, ascending
   int radius_h, radius_w;  // the largest
   bool separate_values;    // the maxima are picked by another map than the one that is pooled
 

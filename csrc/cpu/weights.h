@@ -5,6 +5,12 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
+// The numbers of a [16] array that belong to vector `b` of the block at `offset`.
+template <int kLanes, typename Acc>
+METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
+  return load(values + ((offset + b * Block<Acc, kLanes>::kStep) & (kPackedLanes - 1)));
+}
+
 // Arrays of [16]: a number for each lane of a packed row, or one number sixteen times.
 template <typename Acc, int kLanes>
 class Weights {
@@ -13,8 +19,8 @@ class Weights {
  public:
   Weights(const Plan& plan, const RowShape<Acc, kLanes>& shape, Arena& arena)
       : plan_(plan), size_(shape.size) {
-    weights_ = arena.take_row<Acc>(plan.num_pools * kPackedLanes, 0);
-    averages_ = arena.take_row<Acc>(plan.num_pools * kPackedLanes, 0);
+    weights_ = arena.take_row<Acc>(plan.order.count * kPackedLanes, 0);
+    averages_ = arena.take_row<Acc>(plan.order.count * kPackedLanes, 0);
     start_ = arena.take_row<Acc>(kPackedLanes, 0);
     if (plan.count_include_pad) return;
     column_scales_ = arena.take_row<Acc>((kMaxRadius + 1) * shape.size, 0);
@@ -31,34 +37,55 @@ class Weights {
   void load(const WeightView& view, const Task& task) {
     if (shared_) return;  // by all planes, and here already
     shared_ = view.stride_n == 0 && view.stride_c == 0;
-    fill_row(weights_, plan_.num_pools * kPackedLanes, Acc(0));
     for (int lane = 0; lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
       const Acc* const from = static_cast<const Acc*>(view.data) +
                               plane / plan_.c * view.stride_n + plane % plan_.c * view.stride_c;
-      for (int64_t k = 0; k < plan_.pools.count; ++k) {
-        weights_[plan_.pools.data[k] * kPackedLanes + lane] += from[k * view.stride_k];
+      for (int p = 0; p < plan_.order.count; ++p) {
+        weights_[p * kPackedLanes + lane] = from[plan_.order.data[p] * view.stride_k];
       }
-    }
-    if (plan_.none >= 0) {
-      for (int lane = 0; lane < kPackedLanes; ++lane) {
-        start_[lane] = weight(plan_.none)[lane] * Acc(0);
+      start_[lane] = 0;
+      for (int p = plan_.none.begin; p < plan_.none.end; ++p) {
+        start_[lane] += weights_[p * kPackedLanes + lane] * Acc(0);
       }
     }
     for (const PoolItem& item : plan_.avg) {
-      const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
-      for (int lane = 0; lane < kPackedLanes; ++lane) {
-        const int64_t e = item.index * kPackedLanes + lane;
-        averages_[e] = plan_.count_include_pad ? weights_[e] / static_cast<Acc>(area) : weights_[e];
+      const Acc area = static_cast<Acc>((2 * item.radius_h + 1) * (2 * item.radius_w + 1));
+      for (int e = item.begin * kPackedLanes; e < item.end * kPackedLanes; ++e) {
+        averages_[e] = plan_.count_include_pad ? weights_[e] / area : weights_[e];
       }
     }
   }
 
-  const Acc* weight(int k) const { return weights_ + k * kPackedLanes; }
-  // What divided sums are multiplied with: the weight, and where padding counts, over the area.
-  const Acc* average(const PoolItem& item) const { return averages_ + item.index * kPackedLanes; }
+  // acc += the item's weights times `pooled`. The sums of an average come divided where padding
+  // does not count, and are divided by the area here where it does.
+  METAPOOL_INLINE void add(const PoolItem& item, int64_t at, const B& pooled, B& acc) const {
+    add_from(weights_, item, at, pooled, acc);
+  }
+  METAPOOL_INLINE void add_average(const PoolItem& item, int64_t at, const B& sums,
+                                   B& acc) const {
+    add_from(averages_, item, at, sums, acc);
+  }
+
+  // The item's weights times `pooled`.
+  METAPOOL_INLINE B times(const PoolItem& item, int64_t at, const B& pooled) const {
+    B product;
+    for (int b = 0; b < B::kVectors; ++b) {
+      product.vector[b] = pooled.vector[b] * lane_values<kLanes>(
+          weights_ + item.begin * kPackedLanes, at, b);
+    }
+    PoolItem others = item;
+    ++others.begin;
+    add(others, at, pooled, product);
+    return product;
+  }
+
   // Zeros times the weights of "none": NaN where those are not finite.
-  const Acc* start() const { return start_; }
+  METAPOOL_INLINE B start(int64_t at) const {
+    B block;
+    for (int b = 0; b < B::kVectors; ++b) block.vector[b] = lane_values<kLanes>(start_, at, b);
+    return block;
+  }
 
   // Divides sums by the sizes of their windows around input row `center`, where these differ.
   METAPOOL_INLINE void divide(const PoolItem& item, int64_t center, int64_t at, B& sums) const {
@@ -75,16 +102,19 @@ class Weights {
   }
 
  private:
+  METAPOOL_INLINE static void add_from(const Acc* weights, const PoolItem& item, int64_t at,
+                                       const B& pooled, B& acc) {
+    for (int p = item.begin; p < item.end; ++p) {
+      for (int b = 0; b < B::kVectors; ++b) {
+        acc.vector[b] += lane_values<kLanes>(weights + p * kPackedLanes, at, b) * pooled.vector[b];
+      }
+    }
+  }
+
   const Plan& plan_;
   int64_t size_;
   Acc *weights_, *averages_, *start_, *column_scales_ = nullptr;
   bool shared_ = false;
 };
-
-// The numbers of a [16] array that belong to vector `b` of the block at `offset`.
-template <int kLanes, typename Acc>
-METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
-  return load(values + ((offset + b * Block<Acc, kLanes>::kStep) & (kPackedLanes - 1)));
-}
 
 }  // namespace metapool::cpu::METAPOOL_ISA
