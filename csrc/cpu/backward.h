@@ -17,6 +17,7 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <typename Acc, int kLanes, bool kValue>
 class Backward {
   using B = Block<Acc, kLanes>;
+  static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
   using Lines = MapLines<Acc, kLanes>;
 
   // Products are added up in the accumulation type over about so many pixels, then in double.
@@ -202,7 +203,7 @@ class Backward {
     }
     for (const PoolItem& item : plan_.avg) {
       const Acc* const row = sums_.out[item.radius_h][r];
-      with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+      with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         add(item.index, [&](int64_t at) METAPOOL_LAMBDA {
           B pooled = row_windows<kLanes>(row + at, radius, Sum{});
           weights_.divide(item, center + r, at, pooled);
@@ -398,7 +399,7 @@ class Backward {
       const PoolItem& item = plan_.avg.data[a];
       const Acc* const row =
           plan_.count_include_pad ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
-      with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+      with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         add([&](int64_t at, B& acc) METAPOOL_LAMBDA {
           weights_.add_average(item, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
         });

@@ -11,6 +11,7 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <typename Acc, int kLanes, bool kValue>
 class Forward {
   using B = Block<Acc, kLanes>;
+  static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
   using Lines = MapLines<Acc, kLanes>;
 
   static constexpr Acc kLowest = -static_cast<Acc>(__builtin_inf());
@@ -145,7 +146,7 @@ class Forward {
     });
     for (const PoolItem& item : plan_.avg) {
       Acc* const* const rows = sums_.rows.out[item.radius_h];
-      with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+      with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
           B sums = row_windows<kLanes>(rows[r] + at, radius, Sum{});
           weights_.divide(item, center + r, at, sums);
@@ -161,7 +162,7 @@ class Forward {
         });
       } else {
         Acc* const* const rows = maxima_.rows.out[item.radius_h];
-        with_radius<Acc>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
+        with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
           for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
             weights_.add(item, at, row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{}),
                          acc);

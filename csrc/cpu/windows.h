@@ -10,11 +10,11 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <int kValue>
 using Int = std::integral_constant<int, kValue>;
 
-// Calls body(radius), with a constant for the radii that networks use and a number for the others:
-// code for all of them would take minutes to compile. So would twice as much for float64.
-template <typename Acc, typename Body>
+// Calls body(radius): with kUnroll a constant for the radii that networks use, else a number. Code
+// for all radii, or for the rarer kernels too, would take minutes to compile.
+template <bool kUnroll, typename Body>
 METAPOOL_INLINE void with_radius(int radius, Body body) {
-  if constexpr (sizeof(Acc) == sizeof(double)) return body(radius);
+  if constexpr (!kUnroll) return body(radius);
   switch (radius) {
     case 0:
       return body(Int<0>{});
@@ -55,7 +55,8 @@ template <int kRows, int kLanes, typename Acc, typename Op>
 void column_windows(const RowShape<Acc, kLanes>& shape, const Acc* const* lines,
                     const ColumnRows<Acc>& rows, Op op) {
   using B = Block<Acc, kLanes>;
-  with_radius<Acc>(rows.radius, [&](auto radius) METAPOOL_LAMBDA {
+  constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float);
+  with_radius<kUnroll>(rows.radius, [&](auto radius) METAPOOL_LAMBDA {
     shape.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
       const auto line = [&](int d) METAPOOL_LAMBDA { return B::load(lines[d] + at); };
       B first = line(0);

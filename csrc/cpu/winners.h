@@ -59,6 +59,7 @@ METAPOOL_INLINE void extend_before(Winner<Acc, kCode, kValue>& winner,
 template <typename Acc, int kLanes, bool kCode, bool kValue>
 class Winners {
   using B = Block<Acc, kLanes>;
+  static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
   using W = Winner<Acc, kCode, kValue>;
 
  public:
@@ -108,7 +109,7 @@ class Winners {
       width_of[plan_.max_widths.data[width]] = width;
     }
     const int largest = plan_.max_widths.data[plan_.max_widths.count - 1];
-    with_radius<Acc>(largest, [&](auto radius) METAPOOL_LAMBDA {
+    with_radius<kUnroll>(largest, [&](auto radius) METAPOOL_LAMBDA {
       shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
         const auto element = [&](int b, int d) METAPOOL_LAMBDA {
           const int64_t offset = at + b * B::kStep + d * kLanes;
@@ -174,7 +175,7 @@ class Winners {
         if constexpr (kValue) values[largest + d] = values_[at_width(width, line)];
         codes[largest + d] = line_code(line);
       }
-      with_radius<Acc>(largest, [&](auto radius) METAPOOL_LAMBDA {
+      with_radius<kUnroll>(largest, [&](auto radius) METAPOOL_LAMBDA {
         shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
           const auto element = [&](int b, int d) METAPOOL_LAMBDA {
             const int64_t offset = at + b * B::kStep;
