@@ -130,12 +130,12 @@ class Graph:
             "rule link",
             f"  command = {compiler} -shared {shlex.join(extra)} $in -o $out $libraries",
         ]
-        self.flags = [*COMMON_FLAGS, *extra]
+        self.extra = extra
 
     def compile(self, source: str, *flags: str) -> str:
         """Add an object; returns its name."""
         output = source.replace("/", "_") + ".o"
-        joined = shlex.join([*self.flags, *flags])
+        joined = shlex.join([*COMMON_FLAGS, *flags, *self.extra])
         self.lines += [f"build {output}: compile {escape(ROOT / source)}", f"  flags = {joined}"]
         return output
 

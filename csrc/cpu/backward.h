@@ -134,37 +134,39 @@ class Backward {
     }
     if (plan_.avg.count > 0 && (counted[0] || counted[kRows - 1])) sum_values<kRows>(center);
     for (int r = 0; r < kRows; ++r) {
-      if (counted[r]) add_products(center, r, grads_[i + r]);
+      if (counted[r]) add_pooled_rows(center, r, grads_[i + r]);
     }
     if (plan_.max.count > 0) {
-      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) METAPOOL_LAMBDA {
-        store_winners(winner_lines(i + r, m) + at, at, winners);
-        if (!counted[r]) return;
-        B pooled;
-        for (int b = 0; b < B::kVectors; ++b) {
-          if constexpr (kValue) {
-            pooled.vector[b] = winners[b].value;
-          } else {
-            pooled.vector[b] = winners[b].key;
-          }
-        }
-        Products(*this, plan_.max.data[m].index, r).add(at, pooled, grads_[i + r]);
-      });
+      winners_.template find<kRows>(
+          center, [&](int m, int r, int64_t at, const auto* winners) METAPOOL_LAMBDA {
+            constexpr int kGroup = decltype(winners_)::kGroup, kStep = kVectorLanes<Acc>;
+            Vec<Acc> pooled[kGroup];
+            for (int v = 0; v < kGroup; ++v) {
+              store_line(winner_lines(i + r, m) + at + v * kStep, at + v * kStep, winners[v].code);
+              pooled[v] = winners[v].key;
+              if constexpr (kValue) pooled[v] = winners[v].value;
+            }
+            if (counted[r]) {
+              add_products<kGroup, kStep>(plan_.max.data[m].index, r, at, pooled, grads_[i + r]);
+            }
+          });
     }
     for (int r = 0; r < kRows; ++r) pending_pixels_ += counted[r] ? plan_.w : 0;
     if (pending_pixels_ >= kFlushPixels) flush();
   }
 
-  template <typename Winners>
-  METAPOOL_INLINE void store_winners(int8_t* to, int64_t at, const Winners& winners) {
-    for (int b = 0; b < B::kVectors; ++b) {
-      Code<Acc> code = winners[b].code;
-      if (plan_.stride_w != 1) {
-        const Mask<Acc> is_output = load(outputs_ + at + b * B::kStep) != 0;
-        code = is_output ? code : splat_code<Acc>(kNoWinner);
-      }
-      store_codes<Acc>(to + b * B::kStep, code);
+  METAPOOL_INLINE void store_line(int8_t* to, int64_t at, Code<Acc> code) const {
+    if (plan_.stride_w != 1) {
+      const Mask<Acc> is_output = load(outputs_ + at) != 0;
+      code = is_output ? code : splat_code<Acc>(kNoWinner);
     }
+    store_codes<Acc>(to, code);
+  }
+
+  // Zeros where a column is not the centre of an output: what is there may not even be a number.
+  METAPOOL_INLINE Vec<Acc> of_outputs(Vec<Acc> pooled, int64_t at) const {
+    if (exact_) return pooled;
+    return load(outputs_ + at) != 0 ? pooled : Vec<Acc>{};
   }
 
   // Sums values down the columns.
@@ -189,10 +191,11 @@ class Backward {
   }
 
   // Adds the products of a row of grad_out with all pooled rows but the maxima.
-  void add_products(int64_t center, int r, const Acc* grads) {
+  void add_pooled_rows(int64_t center, int r, const Acc* grads) {
     const auto add = [&](int k, const auto& pooled_at) METAPOOL_LAMBDA {
-      Products products(*this, k, r);
-      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA { products.add(at, pooled_at(at), grads); });
+      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+        add_products<B::kVectors, B::kStep>(k, r, at, pooled_at(at).vector, grads);
+      });
     };
     if (plan_.none.index >= 0) {
       add(plan_.none.index, [&](int64_t) METAPOOL_LAMBDA { return B::zero(); });
@@ -213,36 +216,22 @@ class Backward {
     }
   }
 
-  // Sums of products with a row of grad_out, for candidate k. The two rows of a pair are kept
-  // apart, since how they alternate depends on the size of a block.
-  class Products {
-   public:
-    METAPOOL_INLINE Products(const Backward& backward, int k, int r)
-        : parts_(backward.parts(k, r)),
-          outputs_(backward.exact_ ? nullptr : backward.outputs_) {}
-
-    METAPOOL_INLINE void add(int64_t at, B pooled, const Acc* grads) {
-      constexpr int kWanted = kPackedLanes / kVectorLanes<Acc>;
-      constexpr int kDistinct = kLanes > 1 ? 1 : kWanted < B::kVectors ? kWanted : B::kVectors;
-      Acc* const parts = parts_ + (at & (kPackedLanes - 1));
-      if (outputs_ != nullptr) {
-        for (int b = 0; b < B::kVectors; ++b) {
-          const Mask<Acc> is_output = load(outputs_ + at + b * B::kStep) != 0;
-          pooled.vector[b] = is_output ? pooled.vector[b] : Vec<Acc>{};
-        }
-      }
-      Vec<Acc> sums[kDistinct];
-      for (int s = 0; s < kDistinct; ++s) sums[s] = load(parts + s * kVectorLanes<Acc>);
-      for (int b = 0; b < B::kVectors; ++b) {
-        sums[b % kDistinct] += pooled.vector[b] * load(grads + at + b * B::kStep);
-      }
-      for (int s = 0; s < kDistinct; ++s) store(parts + s * kVectorLanes<Acc>, sums[s]);
+  // Adds the products of kCount vectors, kStep elements apart, to the sixteen sums of pooling k and
+  // row r of a pair, always in the order of the columns.
+  template <int kCount, int kStep>
+  METAPOOL_INLINE void add_products(int k, int r, int64_t at, const Vec<Acc>* pooled,
+                                    const Acc* grads) const {
+    constexpr int kApart = kStep % kPackedLanes == 0 ? 1 : kPackedLanes / kVectorLanes<Acc>;
+    constexpr int kSums = kApart < kCount ? kApart : kCount;
+    Acc* const to = parts(k, r) + (at & (kPackedLanes - 1));
+    Vec<Acc> sums[kSums];
+    for (int s = 0; s < kSums; ++s) sums[s] = load(to + s * kVectorLanes<Acc>);
+    for (int v = 0; v < kCount; ++v) {
+      const int64_t offset = at + v * kStep;
+      sums[v % kSums] += of_outputs(pooled[v], offset) * load(grads + offset);
     }
-
-   private:
-    Acc* const parts_;
-    const Acc* const outputs_;  // null where blocks hold no columns but those of outputs
-  };
+    for (int s = 0; s < kSums; ++s) store(to + s * kVectorLanes<Acc>, sums[s]);
+  }
 
   // Moves the products on into the sums.
   void flush() {
@@ -423,7 +412,8 @@ class Backward {
   // For maximum `m` of output row i, the codes of the winners' lines.
   int8_t* winner_lines(int64_t i, int m) const { return winner_lines_[i * plan_.max.count + m]; }
 
-  // Sixteen sums of products for candidate k and row r of a pair.
+  // Sixteen sums of products for pooling k and row r of a pair. The rows are kept apart: the
+  // maxima of both are found together, vector by vector.
   Acc* parts(int k, int r) const { return parts_ + (2 * k + r) * kPackedLanes; }
 
   const Plan& plan_;

@@ -100,11 +100,12 @@ class Forward {
       nan |= *nans_[valid];
     }
     if constexpr (kValue) {
-      winners_.template find<kRows>(center, [&](int m, int r, int64_t at, const auto& winners) METAPOOL_LAMBDA {
-        for (int b = 0; b < B::kVectors; ++b) {
-          store(picked_[2 * m + r] + at + b * B::kStep, winners[b].value);
-        }
-      });
+      winners_.template find<kRows>(
+          center, [&](int m, int r, int64_t at, const auto* winners) METAPOOL_LAMBDA {
+            for (int v = 0; v < winners_.kGroup; ++v) {
+              store(picked_[2 * m + r] + at + v * kVectorLanes<Acc>, winners[v].value);
+            }
+          });
     }
     if (plan_.avg.count > 0) {
       // What blocks write beyond the last column are sums of padding: zeros.

@@ -59,6 +59,14 @@ struct RowShape {
       for (int slot = 0; slot < kSlots; ++slot) body(cell(column) + slot * kVectorLanes<Acc>);
     }
   }
+
+  // The same for each group of neighbouring vectors.
+  template <int kVectors, typename Body>
+  METAPOOL_INLINE void for_each_group(Body body) const {
+    constexpr int kGroup = kVectors * kVectorLanes<Acc>;
+    static_assert(kGroup <= kPixels * kLanes);
+    for (int64_t e = 0; e < w * kLanes; e += kGroup) body(cell(0) + e);
+  }
 };
 
 template <int kLanes, typename Acc, typename T>

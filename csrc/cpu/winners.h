@@ -63,6 +63,10 @@ class Winners {
   using W = Winner<Acc, kCode, kValue>;
 
  public:
+  // Vectors that are worked on together, so that the next choice need not wait for the last one;
+  // as many as there are registers for.
+  static constexpr int kGroup = kVectorBytes == 64 ? 4 : 2;
+
   Winners(const Plan& plan, const RowShape<Acc, kLanes>& shape, Arena& arena)
       : plan_(plan), shape_(shape) {
     const int64_t rows = 2 * plan.radius_h + 2;
@@ -81,8 +85,8 @@ class Winners {
     nan ? find_in_row<true>(line, x, values) : find_in_row<false>(line, x, values);
   }
 
-  // For each item of plan.max and each of kRows neighbouring rows around input row `center`, block
-  // by block, calls body(item, row, offset, winners): the codes are those of lines.
+  // For each item of plan.max and each of kRows neighbouring rows around input row `center`, calls
+  // body(item, row, offset, winners) for each kGroup vectors: the codes are those of lines.
   template <int kRows, typename Body>
   METAPOOL_INLINE void find(int64_t center, Body body) {
     bool nan = false;
@@ -110,37 +114,36 @@ class Winners {
     }
     const int largest = plan_.max_widths.data[plan_.max_widths.count - 1];
     with_radius<kUnroll>(largest, [&](auto radius) METAPOOL_LAMBDA {
-      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
-        const auto element = [&](int b, int d) METAPOOL_LAMBDA {
-          const int64_t offset = at + b * B::kStep + d * kLanes;
-          W winner{load(x + offset), {}, {}};
+      shape_.template for_each_group<kGroup>([&](int64_t group) METAPOOL_LAMBDA {
+        const auto at = [&](int v) METAPOOL_LAMBDA { return group + v * kVectorLanes<Acc>; };
+        const auto element = [&](int v, int d) METAPOOL_LAMBDA {
+          W winner{load(x + at(v) + d * kLanes), {}, {}};
           if constexpr (kCode) winner.code = splat_code<Acc>(d);
-          if constexpr (kValue) winner.value = load(values + offset);
+          if constexpr (kValue) winner.value = load(values + at(v) + d * kLanes);
           return winner;
         };
-        const auto inside = [&](int b, int d) METAPOOL_LAMBDA {
-          if constexpr (kNan) return load(inside_ + at + b * B::kStep + d * kLanes) != 0;
+        const auto inside = [&](int v, int d) METAPOOL_LAMBDA {
+          if constexpr (kNan) return load(inside_ + at(v) + d * kLanes) != 0;
           return Mask<Acc>{};
         };
-        W winners[B::kVectors];
-        for (int b = 0; b < B::kVectors; ++b) winners[b] = element(b, 0);
+        W winners[kGroup];
+        for (int v = 0; v < kGroup; ++v) winners[v] = element(v, 0);
         const auto keep = [&](int width) METAPOOL_LAMBDA {
           if (width < 0) return;
-          for (int b = 0; b < B::kVectors; ++b) {
-            const int64_t offset = at + b * B::kStep;
-            store(keys_[at_width(width, line)] + offset, winners[b].key);
-            if constexpr (kValue) store(values_[at_width(width, line)] + offset, winners[b].value);
+          for (int v = 0; v < kGroup; ++v) {
+            store(keys_[at_width(width, line)] + at(v), winners[v].key);
+            if constexpr (kValue) store(values_[at_width(width, line)] + at(v), winners[v].value);
             if constexpr (kCode) {
-              store_codes<Acc>(columns_[at_width(width, line)] + offset, winners[b].code);
-              winners[b].code = splat_code<Acc>(0);
+              store_codes<Acc>(columns_[at_width(width, line)] + at(v), winners[v].code);
+              winners[v].code = splat_code<Acc>(0);
             }
           }
         };
         keep(width_of[0]);
         for_each_distance(radius, [&](int d) METAPOOL_LAMBDA {
-          for (int b = 0; b < B::kVectors; ++b) {
-            extend_before<kNan>(winners[b], element(b, -d), inside(b, -d));
-            extend_after<kNan>(winners[b], element(b, d), inside(b, d));
+          for (int v = 0; v < kGroup; ++v) {
+            extend_before<kNan>(winners[v], element(v, -d), inside(v, -d));
+            extend_after<kNan>(winners[v], element(v, d), inside(v, d));
           }
           keep(width_of[d]);
         });
@@ -176,36 +179,37 @@ class Winners {
         codes[largest + d] = line_code(line);
       }
       with_radius<kUnroll>(largest, [&](auto radius) METAPOOL_LAMBDA {
-        shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
-          const auto element = [&](int b, int d) METAPOOL_LAMBDA {
-            const int64_t offset = at + b * B::kStep;
-            W winner{load(keys[radius + d] + offset), {}, {}};
+        shape_.template for_each_group<kGroup>([&](int64_t group) METAPOOL_LAMBDA {
+          const auto at = [&](int v) METAPOOL_LAMBDA { return group + v * kVectorLanes<Acc>; };
+          const auto element = [&](int v, int d) METAPOOL_LAMBDA {
+            W winner{load(keys[radius + d] + at(v)), {}, {}};
             if constexpr (kCode) winner.code = splat_code<Acc>(codes[radius + d]);
-            if constexpr (kValue) winner.value = load(values[radius + d] + offset);
+            if constexpr (kValue) winner.value = load(values[radius + d] + at(v));
             return winner;
           };
-          W first[B::kVectors], second[B::kVectors];
-          for (int b = 0; b < B::kVectors; ++b) first[b] = element(b, 0);
+          W first[kGroup], second[kGroup];
+          const auto found = [&](int item, int r, const W* winners) METAPOOL_LAMBDA {
+            body(item, r, group, winners);
+          };
+          for (int v = 0; v < kGroup; ++v) first[v] = element(v, 0);
           if (item_of[0] >= 0) {
-            body(item_of[0], 0, at, first);
+            found(item_of[0], 0, first);
             if constexpr (kRows == 2) {
-              for (int b = 0; b < B::kVectors; ++b) second[b] = element(b, 1);
-              body(item_of[0], 1, at, second);
+              for (int v = 0; v < kGroup; ++v) second[v] = element(v, 1);
+              found(item_of[0], 1, second);
             }
           }
           for_each_distance(radius, [&](int d) METAPOOL_LAMBDA {
-            for (int b = 0; b < B::kVectors; ++b) {
-              extend_after<kNan>(first[b], element(b, d));
-              second[b] = first[b];
-              extend_before<kNan>(first[b], element(b, -d));
+            for (int v = 0; v < kGroup; ++v) {
+              extend_after<kNan>(first[v], element(v, d));
+              second[v] = first[v];
+              extend_before<kNan>(first[v], element(v, -d));
             }
             if (item_of[d] < 0) return;
-            body(item_of[d], 0, at, first);
+            found(item_of[d], 0, first);
             if constexpr (kRows == 2) {
-              for (int b = 0; b < B::kVectors; ++b) {
-                extend_after<kNan>(second[b], element(b, d + 1));
-              }
-              body(item_of[d], 1, at, second);
+              for (int v = 0; v < kGroup; ++v) extend_after<kNan>(second[v], element(v, d + 1));
+              found(item_of[d], 1, second);
             }
           });
         });
