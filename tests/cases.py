@@ -39,7 +39,17 @@ SHAPES: dict[str, tuple[Size, str]] = {
 """Sizes (N, C, H, W) by name, each with the reason why it is here."""
 
 SWEEP = tuple(range(1, 71))
-"""Widths (and channels, for channels_last) across all boundaries of vectors and their tails."""
+"""Numbers of columns or planes across all boundaries of vectors, blocks and groups of planes."""
+
+SWEEPS: dict[str, tuple[Callable[[int], Size], str]] = {
+    "width_of_one": (lambda n: (1, 1, 5, n), "one plane: vectors lie along its rows at any width"),
+    "width_of_two": (lambda n: (1, 2, 4, n), "side by side up to 23 columns, along rows from 24 on"),
+    "width_of_many": (lambda n: (1, 23, 3, n), "planes side by side: 16, then a quad and three"),
+    "channels": (lambda n: (1, n, 4, 3), "any number of planes side by side, 3 columns: no quads"),
+    "channels_twice": (lambda n: (2, n, 2, 6), "groups of planes that go over from image to image"),
+}
+"""Sizes that grow with a number of SWEEP, each with what the CPU kernels do with it. Channels of
+channels_last lie side by side wherever there are two: its widths are those of packed rows."""
 
 MOBILENET_V2_MAPS: tuple[tuple[int, int, int], ...] = (
     (96, 56, 56),
@@ -277,3 +287,18 @@ def _data_grid() -> Iterator[Case]:
 
 DATA_GRID = tuple(dict.fromkeys(_data_grid()))
 """Every kind of data over dtypes, kinds of candidates and both native layouts."""
+
+
+def _sweep_cases() -> Iterator[Case]:
+    yield from (Case(dtype=dtype) for dtype in DTYPES)
+    yield Case(data="relu6")
+    yield Case(data="nan", dtype=torch.bfloat16)
+    for dtype in (torch.float32, torch.float16):
+        yield Case(dtype=dtype, candidates=CANDIDATES["strips"], alpha="nck")
+    yield Case(candidates=CANDIDATES["unsorted"], count_include_pad=False)
+    yield Case(candidates=CANDIDATES["largest"])
+    yield Case(candidates=CANDIDATES["rectangular"], stride=2)
+
+
+SWEEP_CASES = tuple(_sweep_cases())
+"""What is asked of each size of SWEEPS: unrolled radii, larger ones, those with NaN, strides."""

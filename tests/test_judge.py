@@ -150,6 +150,23 @@ def test_a_wrong_gradient_fails(fault: str, dtype: torch.dtype) -> None:
         judge.verdict(results, case, x, alpha, grad_out)
 
 
+@pytest.mark.parametrize("name", judge.ALL)
+@pytest.mark.parametrize("candidates", [("avg_pool_3x3",), DEFAULT_CANDIDATES], ids=len)
+def test_forty_units_are_too_many_in_float64(candidates: tuple[str, ...], name: str) -> None:
+    """The allowance follows from the windows of the case, not from the largest there may be."""
+    case = Case(dtype=torch.float64, candidates=candidates, normalize=None)
+    x, alpha, grad_out = case.tensors()
+    results = judge.run(judge.truth, case, x, alpha, grad_out)
+    unit = torch.finfo(torch.float64).eps * judge.magnitudes(
+        case, x, alpha, grad_out, judge.ALL
+    )[name]
+    results[name].view(-1)[0] += 2 * unit
+    judge.verdict(results, case, x, alpha, grad_out)
+    results[name].view(-1)[0] += 38 * unit
+    with pytest.raises(AssertionError, match=f"{name}: {WRONG_VALUE}"):
+        judge.verdict(results, case, x, alpha, grad_out)
+
+
 def test_eager_pytorch_passes_its_own_judge() -> None:
     for candidates in (DEFAULT_CANDIDATES, cases.CANDIDATES["strips"]):
         judge.judge(judge.eager, Case(candidates=candidates), ("out",))

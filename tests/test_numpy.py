@@ -58,7 +58,7 @@ def test_output_and_gradients_are_right(case: Case) -> None:
     sizes = judge.magnitudes(_raw(case), x, weights, grad_out, judge.ALL)
     for name, got in results.items():
         wide = judge.accumulation(case.dtype)
-        judge.compare(name, got, right[name], plain[name], sizes[name], wide)
+        judge.compare(name, got, right[name], plain[name], sizes[name], judge.terms(case), wide)
 
 
 @pytest.mark.parametrize("data", cases.DATA)
