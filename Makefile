@@ -4,11 +4,37 @@ PYTHON ?= python3
 RUN := $(VENV)/bin
 CPP_SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp python_bindings/*.cpp)
 DIGITS := --config configs/digits.yaml
+# What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
+KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py sweep.py)
+KERNEL_PYTEST := -m pytest -k "not reference"
+ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
+SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py sweep.py)
+SANITIZED := build/sanitized
 
-.PHONY: test search bench bench-quick lint format install clean
+.PHONY: test test-isas test-sanitized search bench bench-quick lint format install clean
 
 test: install  ## the whole test suite
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests
+
+test-isas: install  ## the kernels' tests under each instruction set that this machine has
+	test -n "$(ISAS)"
+	set -e; for isa in $(ISAS); do echo "-- $$isa"; METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
+		$(RUN)/python $(KERNEL_PYTEST) $(KERNEL_TESTS); done
+
+# A copy of the tree is built, so that the libraries in this one stay as they are. The arrays that
+# a kernel takes out of its workspace lie in one allocation: only what leaves that, or a tensor, or
+# is misaligned shows here.
+test-sanitized: install  ## the same with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
+	mkdir -p $(SANITIZED)
+	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \
+		setup.py pyproject.toml README.md LICENSE | tar x -C $(SANITIZED)
+	cd $(SANITIZED) && CXX=$(CURDIR)/tests/sanitized-c++ $(abspath $(RUN))/python setup.py \
+		build_ext --inplace
+	set -e; cd $(SANITIZED); for isa in $(ISAS); do echo "-- $$isa"; \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
+		$(abspath $(RUN))/python $(KERNEL_PYTEST) -x $(SANITIZED_TESTS); done
 
 search: install  ## search, adapt and evaluate on scikit-learn's digits
 	$(RUN)/metapool search $(DIGITS) --overwrite

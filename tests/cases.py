@@ -43,7 +43,7 @@ SWEEP = tuple(range(1, 71))
 
 SWEEPS: dict[str, tuple[Callable[[int], Size], str]] = {
     "width_of_one": (lambda n: (1, 1, 5, n), "one plane: vectors lie along its rows at any width"),
-    "width_of_two": (lambda n: (1, 2, 4, n), "side by side up to 23 columns, along rows from 24 on"),
+    "width_of_two": (lambda n: (1, 2, 4, n), "side by side below 24 columns, then along rows"),
     "width_of_many": (lambda n: (1, 23, 3, n), "planes side by side: 16, then a quad and three"),
     "channels": (lambda n: (1, n, 4, 3), "any number of planes side by side, 3 columns: no quads"),
     "channels_twice": (lambda n: (2, n, 2, 6), "groups of planes that go over from image to image"),
