@@ -34,7 +34,7 @@ test-sanitized: install  ## the same with AddressSanitizer and UndefinedBehavior
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
-		$(abspath $(RUN))/python $(KERNEL_PYTEST) -x $(SANITIZED_TESTS); done
+		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS); done
 
 search: install  ## search, adapt and evaluate on scikit-learn's digits
 	$(RUN)/metapool search $(DIGITS) --overwrite
