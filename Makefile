@@ -10,8 +10,13 @@ KERNEL_PYTEST := -m pytest -k "not reference"
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
 SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py sweep.py)
 SANITIZED := build/sanitized
+# -O1 keeps the build within minutes, and so does leaving out what does no more than repeat
+# AddressSanitizer (null pointers, object sizes): every kernel is one large function.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+	-fno-sanitize=null,object-size,vptr,pointer-overflow \
+	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
-.PHONY: test test-isas test-sanitized search bench bench-quick lint format install clean
+.PHONY: test test-isas test-sanitized search bench bench-report lint format install clean
 
 test: install  ## the whole test suite
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests
@@ -28,8 +33,8 @@ test-sanitized: install  ## the same with AddressSanitizer and UndefinedBehavior
 	mkdir -p $(SANITIZED)
 	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \
 		setup.py pyproject.toml README.md LICENSE | tar x -C $(SANITIZED)
-	cd $(SANITIZED) && CXX=$(CURDIR)/tests/sanitized-c++ $(abspath $(RUN))/python setup.py \
-		build_ext --inplace
+	cd $(SANITIZED) && CXX=g++ METAPOOL_CXXFLAGS="$(SANITIZERS)" $(abspath $(RUN))/python \
+		setup.py build_ext --inplace
 	set -e; cd $(SANITIZED); for isa in $(ISAS); do echo "-- $$isa"; \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -43,6 +48,10 @@ search: install  ## search, adapt and evaluate on scikit-learn's digits
 
 bench: install  ## our op against its peers; QUICK=--quick for under a minute
 	$(RUN)/python -m pytest benches --benchmark-only $(QUICK)
+
+bench-report: install  ## the full report under benches/results; QUICK=--quick for under 90 s
+	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,bench]"
+	$(RUN)/python -m benches.report $(QUICK)
 
 lint: $(VENV)/.installed  ## ruff, mypy and clang-format
 	$(RUN)/ruff check .

@@ -1,58 +1,73 @@
-"""``--quick``, and a table of ratios after the benchmarks: to the copy and to the peers."""
+"""``--quick``, the cases, and the report's table of ratios after the benchmarks."""
 
-import platform
 from collections import defaultdict
-from statistics import median
 from typing import Any
 
 import pytest
-import torch
 
-from benches.peers import COPY, EAGER, OURS
+from benches import tables
+from benches.cases import Case, benchmark_cases
+from benches.conditions import conditions
+from benches.figures import rows
+from benches.measure import Result
+from benches.peers import COPY, peers_for
+from benches.timing import Times, keep_memory
+
+_ALLOCATOR = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Register ``--quick``."""
+    """Register our options."""
     parser.addoption("--quick", action="store_true", help="small batches: under a minute in all")
+    parser.addoption(
+        "--system-malloc", action="store_true", help="leave the memory allocator as it is"
+    )
 
 
-@pytest.fixture(scope="session")
-def quick(request: pytest.FixtureRequest) -> bool:
-    """Whether the small version was asked for."""
-    return bool(request.config.getoption("--quick"))
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the allocator once, before anything is measured."""
+    left = config.getoption("--system-malloc")
+    config.stash[_ALLOCATOR] = "as it is" if left else keep_memory()
 
 
-def _ratios(times: dict[str, float]) -> list[str]:
-    peers = [name for name in times if name not in (*OURS, COPY)]
-    best = min(peers, key=times.__getitem__)
-    rows = [f"  {'':<22}{'median ms':>10}{'copies':>10}{'x eager':>10}{'x best peer':>13}"]
-    for name, time in times.items():
-        rows.append(
-            f"  {name:<22}{time * 1e3:>10.2f}{time / times[COPY]:>10.1f}"
-            f"{times[EAGER] / time:>10.1f}{times[best] / time:>13.1f}"
-        )
-    rows.append(f"  the best peer is {best}")
-    return rows
+def _cases(config: pytest.Config) -> dict[str, Case]:
+    return {str(case): case for case in benchmark_cases(bool(config.getoption("--quick")))}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every case with every peer that suits it, both by name."""
+    if "peer" in metafunc.fixturenames:
+        pairs = [
+            (name, peer)
+            for name, case in _cases(metafunc.config).items()
+            for peer in peers_for(case)
+        ]
+        metafunc.parametrize("case_name, peer", pairs)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, case_name: str) -> Case:
+    """The case of that name."""
+    return _cases(request.config)[case_name]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print, for each group, every time over the copy's and the peers' times over it."""
+    """Print the conditions, and ours over the copy's and the peers' times."""
     session = getattr(config, "_benchmarksession", None)
-    groups: dict[str, dict[str, float]] = defaultdict(dict)
+    times: dict[str, dict[str, Times]] = defaultdict(dict)
     for benchmark in getattr(session, "benchmarks", ()):
-        if benchmark.has_error or "peer" not in benchmark.params:
-            continue
-        groups[benchmark.group][benchmark.params["peer"]] = median(benchmark.stats.data)
-    if not groups:
+        if not benchmark.has_error and "peer" in benchmark.params:
+            name, peer = benchmark.params["case_name"], benchmark.params["peer"]
+            times[name][peer] = Times.of(benchmark.stats.data)
+    results = [
+        Result(case, times[name], {})
+        for name, case in _cases(config).items()
+        if COPY in times.get(name, ())
+    ]
+    if not results:
         return
-    terminalreporter.section("ratios")
-    terminalreporter.write_line(
-        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; "
-        "'x eager' says how many times faster than eager in the contiguous layout"
-    )
-    for group, times in groups.items():
-        if EAGER in times and COPY in times:
-            terminalreporter.write_line(group)
-            for row in _ratios(times):
-                terminalreporter.write_line(row)
+    terminalreporter.section("ratios; make bench-report measures in turn, and more")
+    for about, text in conditions(config.stash[_ALLOCATOR]).items():
+        terminalreporter.write_line(f"{about}: {text}")
+    for line in tables.ours_table(rows(results)):
+        terminalreporter.write_line(line)

@@ -1,0 +1,86 @@
+"""A whole training step: MobileNetV2 with an enhancer after each depthwise convolution."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benches.cases import EAGER_NETWORK, NO_CANDIDATES, OUR_NETWORK
+from benches.peers import COUNT_INCLUDE_PAD, STRIDE
+from benches.timing import Effort, Times, interleave
+from metapool_kernels import DEFAULT_CANDIDATES, SpatialEnhancer, reference
+from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.search.backbone import Backbone, find_backbone_sites
+from metapool_kernels.search.surgery import insert_enhancers
+
+AFTER = r"blocks\.[1-6]\.\d+\.bn2"
+ENHANCERS = 16
+
+
+class _EagerMix(nn.Module):
+    """The pooling of an enhancer in plain PyTorch."""
+
+    def __init__(self, alpha: nn.Parameter) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.candidates = parse_candidates(DEFAULT_CANDIDATES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.alpha.softmax(-1)
+        return reference.mix(x, weights, self.candidates, STRIDE, COUNT_INCLUDE_PAD)
+
+
+def _build(kind: str, image: tuple[int, int, int]) -> nn.Module:
+    """The network, with the same weights for every kind."""
+    backbone = Backbone("mobilenetv2_100", {}, True, image)
+    model = backbone.build(seed=0)
+    sites = find_backbone_sites(backbone, model, AFTER)
+    assert len(sites) == ENHANCERS
+    names = ("skip_connect",) if kind == NO_CANDIDATES else DEFAULT_CANDIDATES
+    enhancers = insert_enhancers(model, sites, names)
+    if kind == EAGER_NETWORK:
+        for enhancer in enhancers.values():
+            _make_eager(enhancer)
+    return model.train()
+
+
+def _make_eager(enhancer: SpatialEnhancer) -> None:
+    alpha = enhancer.pool.alpha
+    assert isinstance(alpha, nn.Parameter)
+    enhancer.pool = _EagerMix(alpha)
+
+
+def _step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    """Forward, cross entropy, backward and an update of all weights and alphas."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def run() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return run
+
+
+def measure_network(quick: bool, effort: Effort) -> dict[str, Times]:
+    """The three networks in turn: batch 8 of 224 x 224 images, float32, channels_last."""
+    batch, side = (2, 96) if quick else (8, 224)
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, side, side, generator=rng).to(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (batch,), generator=rng)
+    kinds = (OUR_NETWORK, NO_CANDIDATES, EAGER_NETWORK)
+    models = {kind: _build(kind, (3, side, side)) for kind in kinds}
+    _check(models[OUR_NETWORK], models[EAGER_NETWORK], x)
+    return interleave({kind: _step(model, x, labels) for kind, model in models.items()}, effort)
+
+
+def _check(ours: nn.Module, eager: nn.Module, x: Tensor) -> None:
+    """Withhold all figures if the fused network computes something else than the eager one."""
+    with torch.no_grad():
+        eager.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(ours.eval()(x), eager.eval()(x), atol=1e-3, rtol=1e-3)
+    ours.train()
+    eager.train()
