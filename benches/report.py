@@ -62,7 +62,7 @@ def collect(quick: bool, system_malloc: bool) -> Report:
         else:
             results.append(measure_apart(position, case, quick, system_malloc))
         _tell(results[-1], time.perf_counter() - began)
-    network = measure_network(quick, effort)
+    network = measure_network(quick)
     memory = measure_memory(quick)
     found = aims(results, network, memory)
     table = list(rows(results))

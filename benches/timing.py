@@ -46,7 +46,7 @@ class Times:
 class Effort:
     """How long to measure: until the time is up, but at least and at most so many rounds."""
 
-    seconds: float = 6.0
+    seconds: float = 4.0
     least: int = 3
     most: int = 20
 
