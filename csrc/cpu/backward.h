@@ -73,8 +73,8 @@ class Backward {
       const int rows = line + 1 < task.row_end ? 2 : 1;
       while (next < plan_.h_out && next * plan_.stride_h < line + rows + plan_.radius_h) {
         // Pairs end where the pair of lines needs them to.
-        const bool pair = plan_.stride_h == 1 && next % 2 == plan_.radius_h % 2 &&
-                          next + 1 < plan_.h_out;
+        const bool pair =
+            plan_.stride_h == 1 && next % 2 == plan_.radius_h % 2 && next + 1 < plan_.h_out;
         pair ? load_outputs<2>(x, values, grad_out, next)
              : load_outputs<1>(x, values, grad_out, next);
         next += pair ? 2 : 1;
@@ -105,8 +105,7 @@ class Backward {
 
   bool owns(int64_t center) const { return center >= task_->row_begin && center < task_->row_end; }
 
-  void load_lines(const Lines& x, const Lines& values, int64_t first,
-                  int64_t last) {
+  void load_lines(const Lines& x, const Lines& values, int64_t first, int64_t last) {
     for (next_line_ = next_line_ > first ? next_line_ : first; next_line_ <= last; ++next_line_) {
       Acc* const row = values_[next_line_];
       values.load(shape_, next_line_, row, staging_);
@@ -122,8 +121,7 @@ class Backward {
   // loaded by every task that needs it, but counted for the weights only by the one that owns its
   // centre.
   template <int kRows>
-  void load_outputs(const Lines& x, const Lines& values,
-                    const Lines& grad_out, int64_t i) {
+  void load_outputs(const Lines& x, const Lines& values, const Lines& grad_out, int64_t i) {
     const int64_t center = i * plan_.stride_h;
     load_lines(x, values, first_valid(center, plan_.radius_h),
                last_valid(center + kRows - 1, plan_.radius_h, plan_.h));
@@ -303,8 +301,8 @@ class Backward {
         shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
           B sums = B::zero();
           for_each_output(line + r, 1, item.radius_h, [&](int64_t i) METAPOOL_LAMBDA {
-            const Acc rows = static_cast<Acc>(
-                divisor(i * plan_.stride_h, item.radius_h, plan_.h, false));
+            const Acc rows =
+                static_cast<Acc>(divisor(i * plan_.stride_h, item.radius_h, plan_.h, false));
             const B grads = B::load(grads_[i] + at);
             for (int b = 0; b < B::kVectors; ++b) sums.vector[b] += grads.vector[b] / rows;
           });
@@ -331,8 +329,8 @@ class Backward {
         wider[r] = routed_[2 * (width + 1) + r];
         codes[r] = winners_.columns(width + 1, line + r);
       }
-      for (bool first = true;
-           m >= 0 && plan_.max.data[m].radius_w == plan_.max_widths.data[width]; --m) {
+      for (bool first = true; m >= 0 && plan_.max.data[m].radius_w == plan_.max_widths.data[width];
+           --m) {
         shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
           B acc[kRows];
           for (int r = 0; r < kRows; ++r) {

@@ -194,8 +194,10 @@ void reduce_shares(const Plan& plan, const Acc* shares, const BackwardArgs& args
   std::vector<double> sums(k_count);
   for (int64_t row = 0; row < rows_n * rows_c; ++row) {
     std::fill(sums.begin(), sums.end(), 0.0);
-    const int64_t n_begin = rows_n > 1 ? row / rows_c : 0, n_end = rows_n > 1 ? n_begin + 1 : plan.n;
-    const int64_t c_begin = rows_c > 1 ? row % rows_c : 0, c_end = rows_c > 1 ? c_begin + 1 : plan.c;
+    const int64_t n_begin = rows_n > 1 ? row / rows_c : 0,
+                  n_end = rows_n > 1 ? n_begin + 1 : plan.n;
+    const int64_t c_begin = rows_c > 1 ? row % rows_c : 0,
+                  c_end = rows_c > 1 ? c_begin + 1 : plan.c;
     for (int64_t n = n_begin; n < n_end; ++n) {
       for (int64_t plane = n * plan.c + c_begin; plane < n * plan.c + c_end; ++plane) {
         for (int64_t strip = 0; strip < plan.strips; ++strip) {
@@ -215,8 +217,8 @@ template <typename Acc>
 void run_backward(const Plan& plan, const cpu::Kernels& kernels, const BackwardArgs& args,
                   const ParallelFor& parallel_for) {
   const bool wants_weights = args.grad_weights != nullptr;
-  std::vector<Acc> shares(
-      wants_weights ? plan.groups * plan.strips * plan.lanes * plan.num_pools : 0);
+  std::vector<Acc> shares(wants_weights ? plan.groups * plan.strips * plan.lanes * plan.num_pools
+                                        : 0);
   for_task_ranges(plan, kernels.backward_bytes(plan, args), parallel_for,
                   [&](int64_t begin, int64_t end, char* workspace) {
                     kernels.backward(plan, args, begin, end, workspace,

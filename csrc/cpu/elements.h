@@ -72,8 +72,7 @@ METAPOOL_INLINE Vec<float> widen_vector(const Half* from) {
   return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
 }
 METAPOOL_INLINE void narrow_vector(Vec<float> vector, Half* to) {
-  _mm256_storeu_si256((__m256i*)to,
-                      _mm512_cvtps_ph((__m512)vector, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)vector, _MM_FROUND_TO_NEAREST_INT));
 }
 METAPOOL_INLINE Vec<float> widen_vector(const BFloat16* from) {
   const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));

@@ -46,8 +46,8 @@ class Forward {
       maxima_.allocate(arena, plan.max, shape_.size, kLowest);
     }
     zeros_ = arena.take_row<Acc>(shape_.size, 0);
-    x_row_ = kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan("")))
-                    : nullptr;
+    x_row_ =
+        kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan(""))) : nullptr;
     out_row_ = arena.take_row<Acc>(2 * shape_.size, 0);
     staging_ = arena.take<Acc>(shape_.size);
   }
@@ -165,8 +165,7 @@ class Forward {
         Acc* const* const rows = maxima_.rows.out[item.radius_h];
         with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
           for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
-            weights_.add(item, at, row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{}),
-                         acc);
+            weights_.add(item, at, row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{}), acc);
           });
         });
       }

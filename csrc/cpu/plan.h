@@ -40,8 +40,8 @@ struct Plan {
   PoolItem skip, none;
   Span<PoolItem> avg, max;  // by radius_w, then radius_h
   Span<int> max_widths;     // the distinct radius_w of `max`, ascending
-  int radius_h, radius_w;  // the largest
-  bool separate_values;    // the maxima are picked by another map than the one that is pooled
+  int radius_h, radius_w;   // the largest
+  bool separate_values;     // the maxima are picked by another map than the one that is pooled
 
   int lanes;       // 1 or kPackedLanes
   int64_t groups;  // of `lanes` planes
@@ -74,8 +74,8 @@ struct Kernels {
   int64_t (*forward_bytes)(const Plan&, const ForwardArgs&);
   void (*forward)(const Plan&, const ForwardArgs&, int64_t begin, int64_t end, char* workspace);
   int64_t (*backward_bytes)(const Plan&, const BackwardArgs&);
-  // shares: [tasks][lanes][num_pools] in the accumulation type, each task's part of the gradient of the
-  // weights; null where that is not wanted.
+  // shares: [tasks][lanes][num_pools] in the accumulation type, each task's part of the gradient of
+  // the weights; null where that is not wanted.
   void (*backward)(const Plan&, const BackwardArgs&, int64_t begin, int64_t end, char* workspace,
                    void* shares);
 };

@@ -149,7 +149,8 @@ METAPOOL_INLINE void copy_elements(const Planes<kLanes>& planes, T* map, int64_t
   const auto in_map = [&](int64_t column, int lane) METAPOOL_LAMBDA {
     return map + planes.offset[lane] + column * planes.stride_w;
   };
-  const auto in_row = [&](int64_t column, int lane) METAPOOL_LAMBDA { return row + column * pitch + lane; };
+  const auto in_row = [&](int64_t column, int lane)
+                          METAPOOL_LAMBDA { return row + column * pitch + lane; };
   for (int lane = 0; lane < planes.lanes;) {
     if (planes.adjacent_quad(lane)) {
       for (int64_t column = 0; column < columns; ++column) {
@@ -318,8 +319,8 @@ class MapLines {
     const int64_t end = (columns_ - 1) * pixel + (adjacent ? planes.lanes : 1) * bytes;
     const int64_t step = pixel < kCacheLine ? kCacheLine : pixel;
     for (int lane = 0; lane < (adjacent ? 1 : planes.lanes); ++lane) {
-      const char* const from = static_cast<const char*>(data_) +
-                               (planes.offset[lane] + line * planes.stride_h) * bytes;
+      const char* const from =
+          static_cast<const char*>(data_) + (planes.offset[lane] + line * planes.stride_h) * bytes;
       for (int64_t byte = 0; byte < end; byte += step) {
         __builtin_prefetch(from + byte, kWrite, 2);
       }

@@ -129,7 +129,7 @@ METAPOOL_INLINE void store_codes(int8_t* to, Code<Acc> codes) {
     _mm_storeu_si64(to, _mm512_cvtepi64_epi8((__m512i)codes));
   }
 #else
-  using Narrow = typename VectorOf<int8_t, kVectorLanes<Acc>>::type;
+  using Narrow = typename VectorOf<int8_t, kVectorLanes<Acc> >::type;
   const Narrow narrow = __builtin_convertvector(codes, Narrow);
   __builtin_memcpy(to, &narrow, sizeof(narrow));
 #endif

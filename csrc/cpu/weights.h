@@ -39,8 +39,8 @@ class Weights {
     shared_ = view.stride_n == 0 && view.stride_c == 0;
     for (int lane = 0; lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
-      const Acc* const from = static_cast<const Acc*>(view.data) +
-                              plane / plan_.c * view.stride_n + plane % plan_.c * view.stride_c;
+      const Acc* const from = static_cast<const Acc*>(view.data) + plane / plan_.c * view.stride_n +
+                              plane % plan_.c * view.stride_c;
       for (int p = 0; p < plan_.order.count; ++p) {
         weights_[p * kPackedLanes + lane] = from[plan_.order.data[p] * view.stride_k];
       }
@@ -62,8 +62,7 @@ class Weights {
   METAPOOL_INLINE void add(const PoolItem& item, int64_t at, const B& pooled, B& acc) const {
     add_from(weights_, item, at, pooled, acc);
   }
-  METAPOOL_INLINE void add_average(const PoolItem& item, int64_t at, const B& sums,
-                                   B& acc) const {
+  METAPOOL_INLINE void add_average(const PoolItem& item, int64_t at, const B& sums, B& acc) const {
     add_from(averages_, item, at, sums, acc);
   }
 
@@ -71,8 +70,8 @@ class Weights {
   METAPOOL_INLINE B times(const PoolItem& item, int64_t at, const B& pooled) const {
     B product;
     for (int b = 0; b < B::kVectors; ++b) {
-      product.vector[b] = pooled.vector[b] * lane_values<kLanes>(
-          weights_ + item.begin * kPackedLanes, at, b);
+      product.vector[b] =
+          pooled.vector[b] * lane_values<kLanes>(weights_ + item.begin * kPackedLanes, at, b);
     }
     PoolItem others = item;
     ++others.begin;

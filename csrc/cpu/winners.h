@@ -188,9 +188,8 @@ class Winners {
             return winner;
           };
           W first[kGroup], second[kGroup];
-          const auto found = [&](int item, int r, const W* winners) METAPOOL_LAMBDA {
-            body(item, r, group, winners);
-          };
+          const auto found = [&](int item, int r, const W* winners)
+                                 METAPOOL_LAMBDA { body(item, r, group, winners); };
           for (int v = 0; v < kGroup; ++v) first[v] = element(v, 0);
           if (item_of[0] >= 0) {
             found(item_of[0], 0, first);
