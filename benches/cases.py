@@ -91,6 +91,7 @@ def _full() -> Iterator[Case]:
         yield Case(MIDDLE, mode, isa="avx2")
         for threads in (1, 2):
             yield Case(PLANE, mode, batch=1, threads=threads)
+    yield Case(LARGE, Mode.DOUBLE)
     for mode in (Mode.X_ONLY, Mode.WEIGHTS_ONLY, Mode.DOUBLE):
         yield Case(MIDDLE, mode)
         yield Case(MIDDLE, mode, "avg")

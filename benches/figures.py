@@ -1,19 +1,17 @@
-"""What is read out of the times: ratios, the aims, and how far the machine's limits are."""
+"""What is read out of the times: ratios, and how far the machine's limits are."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from benches.cases import NO_CANDIDATES, OUR_NETWORK, Case, Mode
+from benches.cases import Case, Mode
 from benches.conditions import LANES, clock_ghz
 from benches.measure import Result
 from benches.peers import COPY, EAGER, OURS, is_torch_peer
 from benches.timing import Times
 from metapool_kernels import numpy_api
 
-STEP_AIM = 1.10
-MEMORY_AIM = 0.1
 OPENCV = "OpenCV"
 _MAPS_MOVED = {Mode.FORWARD: 2, Mode.BOTH: 5}
 """With perfect reuse: x read, out written; then x and grad_out read, grad_x written."""
@@ -56,54 +54,6 @@ def _row(result: Result, name: str, best: str | None) -> Row:
 
     copies = mine.median / times[COPY].median
     return Row(result.case, name, mine, copies, over(EAGER), over(best), best, over(OPENCV))
-
-
-@dataclass(frozen=True)
-class Aim:
-    """One promise, what was measured, and whether it holds."""
-
-    what: str
-    bound: str
-    measured: str
-    met: bool
-
-
-def aims(
-    results: list[Result],
-    network: Mapping[str, Times],
-    memory: Mapping[str, Mapping[str, float]],
-) -> list[Aim]:
-    """What the op promises, each against its worst figure of this run."""
-    found = []
-    step = network[OUR_NETWORK].median / network[NO_CANDIDATES].median
-    found.append(
-        Aim(
-            "training step over that without candidates",
-            f"at most {STEP_AIM:.2f}",
-            f"{step:.2f}",
-            step <= STEP_AIM,
-        )
-    )
-    most = max(value for name in OURS for value in memory[name].values())
-    found.append(
-        Aim(
-            "peak memory beyond x, out, their gradients, any K",
-            f"at most {MEMORY_AIM} maps",
-            f"{most:.2f} maps",
-            most <= MEMORY_AIM,
-        )
-    )
-    table = list(rows(results))
-    peers = {"the best peer in PyTorch": "over_best", "OpenCV, forward with mix": "over_opencv"}
-    for peer, field in peers.items():
-        ratios = [(getattr(row, field), row) for row in table if getattr(row, field) is not None]
-        if ratios:
-            least, row = min(ratios, key=lambda pair: pair[0])
-            measured = f"{least:.1f} times ({row.name}: {row.case})"
-            found.append(Aim(f"faster than {peer}, every case", "over 1", measured, least > 1))
-    wrong = sum(name in OURS for result in results for name in result.withheld)
-    found.append(Aim("ours right in every case", "0 withheld", str(wrong), not wrong))
-    return found
 
 
 @dataclass(frozen=True)

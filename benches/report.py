@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benches import plots, tables
+from benches.aims import Aim, aims
 from benches.cases import report_cases
 from benches.conditions import conditions, slug
-from benches.figures import Aim, Roofline, Row, aims, rooflines, rows
+from benches.figures import Roofline, Row, rooflines, rows
 from benches.measure import Result, measure, measure_apart
 from benches.memory import measure_memory
 from benches.network import measure_network

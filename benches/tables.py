@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from benches.aims import Aim
 from benches.cases import NO_CANDIDATES
-from benches.figures import Aim, Roofline, Row
+from benches.figures import Roofline, Row
 from benches.measure import Result
 from benches.peers import PEERS
 from benches.timing import Times

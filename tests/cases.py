@@ -283,6 +283,10 @@ def _data_grid() -> Iterator[Case]:
                     yield Case(dtype=dtype, layout=layout, data=data, candidates=CANDIDATES[names])
             yield Case(data=data, layout=layout, candidates=CANDIDATES["largest"])
             yield Case(data=data, layout=layout, candidates=CANDIDATES["max"], stride=2)
+            # Equal candidates with weights of both signs: their infinities cancel into NaN.
+            yield Case(
+                data=data, layout=layout, candidates=CANDIDATES["duplicates"], normalize=None
+            )
 
 
 DATA_GRID = tuple(dict.fromkeys(_data_grid()))
