@@ -17,8 +17,9 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <typename Acc, int kLanes, bool kValue>
 class Backward {
   using B = Block<Acc, kLanes>;
-  static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
   using Lines = MapLines<Acc, kLanes>;
+
+  static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
 
   // Products are added up in the accumulation type over about so many pixels, then in double.
   static constexpr int64_t kFlushPixels = 64;
@@ -29,7 +30,7 @@ class Backward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
-        winners_(plan, shape_, arena),
+        winners_(plan, shape_, plan.max.count > 0, arena),
         exact_(plan.stride_w == 1 && shape_.padded_w == plan.w) {
     const Acc nan = static_cast<Acc>(__builtin_nan(""));
     const int64_t rows = 2 * plan.radius_h + 2, size = shape_.size;
@@ -57,7 +58,7 @@ class Backward {
     }
   }
 
-  // share: [lanes][K], null where the gradient of the weights is not wanted.
+  // share: [lanes][num_pools], null where the gradient of the weights is not wanted.
   void run(const Task& task, const Task& next_task, Acc* share) {
     const Lines x(args_.x, plan_, plan_.h, plan_.w, 1, task, next_task);
     const Lines values(args_.values, plan_, plan_.h, plan_.w, 1, task, next_task);
@@ -424,7 +425,7 @@ class Backward {
   ColumnRows<Acc> sums_;
   RowRing<int8_t> winner_lines_;
   Acc *zeros_, *x_row_, *grad_row_, *outputs_, *staging_, *parts_;
-  double* weight_sums_;  // [K][16]
+  double* weight_sums_;  // [num_pools][16]
   const Task* task_ = nullptr;
   bool wants_weights_ = false;
   int64_t next_line_ = 0, pending_pixels_ = 0;

@@ -11,10 +11,12 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <typename Acc, int kLanes, bool kValue>
 class Forward {
   using B = Block<Acc, kLanes>;
-  static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
   using Lines = MapLines<Acc, kLanes>;
 
+  static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
+
   static constexpr Acc kLowest = -static_cast<Acc>(__builtin_inf());
+
   // Poolings of one kind: their windows down the columns, in a row for each radius and output row.
   struct Columns {
     ColumnRows<Acc> rows;
@@ -35,7 +37,7 @@ class Forward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
-        winners_(plan, shape_, arena) {
+        winners_(plan, shape_, kValue, arena) {
     const int64_t lines = 2 * plan.radius_h + 2;
     values_.allocate(arena, lines, shape_.size, Acc(0));
     nans_.allocate(arena, lines, 1, false);

@@ -67,8 +67,9 @@ class Winners {
   // as many as there are registers for.
   static constexpr int kGroup = kVectorBytes == 64 ? 4 : 2;
 
-  Winners(const Plan& plan, const RowShape<Acc, kLanes>& shape, Arena& arena)
+  Winners(const Plan& plan, const RowShape<Acc, kLanes>& shape, bool wanted, Arena& arena)
       : plan_(plan), shape_(shape) {
+    if (!wanted) return;
     const int64_t rows = 2 * plan.radius_h + 2;
     keys_.allocate(arena, rows * plan.max_widths.count, shape.size, Acc(0));
     if (kCode) columns_.allocate(arena, rows * plan.max_widths.count, shape.size, kNoWinner);
