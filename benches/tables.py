@@ -31,6 +31,10 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
+def _layout(name: str) -> str:
+    return name.removeprefix("ours").strip() or "NCHW"
+
+
 def ours_table(rows: Iterable[Row]) -> Iterator[str]:
     """Ours against the copy and the peers, case by case."""
     head = ("case", "layout", "ours, ms", "copies", "x eager NCHW", "x best torch peer")
@@ -39,7 +43,7 @@ def ours_table(rows: Iterable[Row]) -> Iterator[str]:
         (
             (
                 str(row.case),
-                row.name.removeprefix("ours").strip() or "NCHW",
+                _layout(row.name),
                 milliseconds(row.times),
                 f"{row.copies:.1f}",
                 _ratio(row.over_eager),
@@ -87,7 +91,7 @@ def roofline_table(rooflines: Iterable[Roofline]) -> Iterator[str]:
         (
             (
                 str(line.case),
-                line.name.removeprefix("ours").strip() or "NCHW",
+                _layout(line.name),
                 str(line.bytes_per_element),
                 f"{line.copy_gb_s:.1f}",
                 f"{line.ours_gb_s:.1f}",

@@ -62,9 +62,10 @@ METAPOOL_INLINE constexpr int64_t divisor(int64_t center, int radius, int64_t si
 // The rule for the maximum, with `left` before `right` in row-major order: the first maximum
 // wins, and where there is NaN, the last NaN. It is associative, so windows may be combined from
 // parts as long as the order of the parts is kept.
+// Works for numbers and, lane by lane, for vectors of them.
 template <typename T>
-METAPOOL_INLINE constexpr bool right_wins(T left, T right) {
-  return static_cast<bool>(static_cast<int>(right > left) | static_cast<int>(right != right));
+METAPOOL_INLINE constexpr auto right_wins(T left, T right) {
+  return (right > left) | (right != right);
 }
 
 }  // namespace metapool

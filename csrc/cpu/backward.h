@@ -37,12 +37,7 @@ class Backward {
     values_.allocate(arena, rows, size, nan);
     grads_.allocate(arena, rows, size, Acc(0));
     winner_lines_.allocate(arena, rows * plan.max.count, size, kNoWinner);
-    for (const PoolItem& item : plan.avg) {
-      sums_.radius = item.radius_h > sums_.radius ? item.radius_h : sums_.radius;
-      for (Acc*& row : sums_.out[item.radius_h]) {
-        if (row == nullptr) row = arena.take_row<Acc>(size, 0);
-      }
-    }
+    sums_.allocate(arena, plan.avg, size, Acc(0));
     if (!plan.count_include_pad) scaled_.allocate(arena, 2 * plan.avg.count, size, Acc(0));
     routed_.allocate(arena, 2 * plan.max_widths.count, size, Acc(0));
     zeros_ = arena.take_row<Acc>(size, 0);
@@ -177,11 +172,7 @@ class Backward {
       lines[plan_.radius_h + d] = line >= 0 && line < plan_.h ? values_[line] : zeros_;
     }
     sum_columns<kRows>(lines);
-    for (int d = 0; d <= sums_.radius; ++d) {
-      for (Acc* const row : sums_.out[d]) {
-        if (row != nullptr) fill_overrun(row, shape_, Acc(0));
-      }
-    }
+    sums_.fill_overruns(shape_, Acc(0));
   }
 
   template <int kRows>

@@ -17,20 +17,6 @@ class Forward {
 
   static constexpr Acc kLowest = -static_cast<Acc>(__builtin_inf());
 
-  // Poolings of one kind: their windows down the columns, in a row for each radius and output row.
-  struct Columns {
-    ColumnRows<Acc> rows;
-
-    void allocate(Arena& arena, Span<PoolItem> items, int64_t size, Acc padding) {
-      for (const PoolItem& item : items) {
-        rows.radius = item.radius_h > rows.radius ? item.radius_h : rows.radius;
-        for (Acc*& row : rows.out[item.radius_h]) {
-          if (row == nullptr) row = arena.take_row<Acc>(size, padding);
-        }
-      }
-    }
-  };
-
  public:
   Forward(const Plan& plan, const ForwardArgs& args, Arena& arena)
       : plan_(plan),
@@ -111,19 +97,15 @@ class Forward {
     }
     if (plan_.avg.count > 0) {
       // What blocks write beyond the last column are sums of padding: zeros.
-      column_windows<kRows>(shape_, inside + radius, sums_.rows, Sum{});
+      column_windows<kRows>(shape_, inside + radius, sums_, Sum{});
     }
     if (!kValue && plan_.max.count > 0) {
       if (nan) {
-        column_windows<kRows>(shape_, clamped + radius, maxima_.rows, Maximum<true>{});
+        column_windows<kRows>(shape_, clamped + radius, maxima_, Maximum<true>{});
       } else {
-        column_windows<kRows>(shape_, clamped + radius, maxima_.rows, Maximum<false>{});
+        column_windows<kRows>(shape_, clamped + radius, maxima_, Maximum<false>{});
       }
-      for (int d = 0; d <= maxima_.rows.radius; ++d) {
-        for (Acc* const row : maxima_.rows.out[d]) {
-          if (row != nullptr) fill_overrun(row, shape_, kLowest);
-        }
-      }
+      maxima_.fill_overruns(shape_, kLowest);
     }
     nan ? mix<kRows, true>(center) : mix<kRows, false>(center);
   }
@@ -148,7 +130,7 @@ class Forward {
       }
     });
     for (const PoolItem& item : plan_.avg) {
-      Acc* const* const rows = sums_.rows.out[item.radius_h];
+      Acc* const* const rows = sums_.out[item.radius_h];
       with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
           B sums = row_windows<kLanes>(rows[r] + at, radius, Sum{});
@@ -164,7 +146,7 @@ class Forward {
           weights_.add(item, at, B::load(picked_[2 * m + r] + at), acc);
         });
       } else {
-        Acc* const* const rows = maxima_.rows.out[item.radius_h];
+        Acc* const* const rows = maxima_.out[item.radius_h];
         with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
           for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
             weights_.add(item, at, row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{}), acc);
@@ -181,7 +163,7 @@ class Forward {
   Winners<Acc, kLanes, false, kValue> winners_;
   RowRing<Acc> values_, picked_;
   RowRing<bool> nans_;
-  Columns sums_, maxima_;
+  ColumnRows<Acc> sums_, maxima_;
   Acc *zeros_, *x_row_, *out_row_, *staging_;
 };
 

@@ -53,11 +53,6 @@ METAPOOL_INLINE void store(Acc* to, Vec<Acc> vector) {
 }
 
 template <typename Acc>
-METAPOOL_INLINE Vec<Acc> splat(Acc value) {
-  return Vec<Acc>{} + value;
-}
-
-template <typename Acc>
 METAPOOL_INLINE bool any(Mask<Acc> mask) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
@@ -77,13 +72,14 @@ struct Sum {
   }
 };
 
-// The maximum of values whose order does not matter, by the rule of right_wins.
+// The maximum where it does not matter which of equal elements it is. Without kNan there are no
+// NaN, and it is one instruction.
 template <bool kNan>
 struct Maximum {
   template <typename V>
   METAPOOL_INLINE V operator()(V left, V right) const {
     if constexpr (kNan) {
-      return ((right > left) | (right != right)) ? right : left;
+      return right_wins(left, right) ? right : left;
     } else {
       return right > left ? right : left;
     }

@@ -42,11 +42,31 @@ METAPOOL_INLINE void for_each_distance(Int<kRadius>, Body body) {
   static_assert(kRadius <= 3);
 }
 
-// Where windows down the columns go: out[d][r] is for radius d and row r, null where not wanted.
+// The rows that windows of one kind down the columns go to: out[d][r] is for radius d and row r,
+// null where not wanted.
 template <typename Acc>
 struct ColumnRows {
   Acc* out[kMaxRadius + 1][2] = {};
   int radius = 0;  // the largest that is wanted
+
+  void allocate(Arena& arena, Span<PoolItem> items, int64_t size, Acc padding) {
+    for (const PoolItem& item : items) {
+      radius = item.radius_h > radius ? item.radius_h : radius;
+      for (Acc*& row : out[item.radius_h]) {
+        if (row == nullptr) row = arena.take_row<Acc>(size, padding);
+      }
+    }
+  }
+
+  // Makes padding again of what blocks wrote beyond the last column.
+  template <int kLanes>
+  void fill_overruns(const RowShape<Acc, kLanes>& shape, Acc padding) const {
+    for (int d = 0; d <= radius; ++d) {
+      for (Acc* const row : out[d]) {
+        if (row != nullptr) fill_overrun(row, shape, padding);
+      }
+    }
+  }
 };
 
 // For kRows neighbouring rows (one or two), windows down the columns. lines[d] is the line at

@@ -41,7 +41,7 @@ METAPOOL_INLINE void extend_after(Winner<Acc, kCode, kValue>& winner,
                                   const Winner<Acc, kCode, kValue>& next,
                                   Mask<Acc> inside = ~Mask<Acc>{}) {
   Mask<Acc> taken = next.key > winner.key;
-  if constexpr (kNan) taken = (taken | (next.key != next.key)) & inside;
+  if constexpr (kNan) taken = right_wins(winner.key, next.key) & inside;
   replace_where(taken, winner, next);
 }
 
@@ -50,9 +50,7 @@ METAPOOL_INLINE void extend_before(Winner<Acc, kCode, kValue>& winner,
                                    const Winner<Acc, kCode, kValue>& previous,
                                    Mask<Acc> inside = ~Mask<Acc>{}) {
   Mask<Acc> taken = previous.key >= winner.key;
-  if constexpr (kNan) {
-    taken = ~((winner.key > previous.key) | (winner.key != winner.key)) & inside;
-  }
+  if constexpr (kNan) taken = ~right_wins(previous.key, winner.key) & inside;
   replace_where(taken, winner, previous);
 }
 
