@@ -44,7 +44,6 @@ class Backward {
     x_row_ = kValue ? arena.take_row<Acc>(size, nan) : nullptr;
     grad_row_ = arena.take_row<Acc>(size, 0);
     outputs_ = arena.take_row<Acc>(size, 0);
-    staging_ = arena.take<Acc>(size);
     parts_ = arena.take_row<Acc>(2 * plan.num_pools * kPackedLanes, 0);
     weight_sums_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
     if (arena.counts_only()) return;
@@ -104,10 +103,10 @@ class Backward {
   void load_lines(const Lines& x, const Lines& values, int64_t first, int64_t last) {
     for (next_line_ = next_line_ > first ? next_line_ : first; next_line_ <= last; ++next_line_) {
       Acc* const row = values_[next_line_];
-      values.load(shape_, next_line_, row, staging_);
+      values.load(next_line_, row + shape_.cell(0));
       if (plan_.max.count == 0) continue;
       if constexpr (kValue) {
-        x.load(shape_, next_line_, x_row_, staging_);
+        x.load(next_line_, x_row_ + shape_.cell(0));
       }
       winners_.load_line(next_line_, kValue ? x_row_ : row, row);
     }
@@ -123,7 +122,7 @@ class Backward {
                last_valid(center + kRows - 1, plan_.radius_h, plan_.h));
     bool counted[kRows];
     for (int r = 0; r < kRows; ++r) {
-      grad_out.load(shape_, i + r, grads_[i + r], staging_);
+      grad_out.load(i + r, grads_[i + r] + shape_.cell(0));
       counted[r] = wants_weights_ && owns(center + r);
     }
     if (plan_.avg.count > 0 && (counted[0] || counted[kRows - 1])) sum_values<kRows>(center);
@@ -264,7 +263,7 @@ class Backward {
     if (plan_.max.count > 0) route_to_lines<kRows>(line);
     for (int r = 0; r < kRows; ++r) {
       collect(line, r);
-      grad_x.store(shape_, line + r, grad_row_, staging_);
+      grad_x.store(line + r, grad_row_ + shape_.cell(0));
     }
   }
 
@@ -415,7 +414,7 @@ class Backward {
   RowRing<Acc> values_, grads_, scaled_, routed_;
   ColumnRows<Acc> sums_;
   RowRing<int8_t> winner_lines_;
-  Acc *zeros_, *x_row_, *grad_row_, *outputs_, *staging_, *parts_;
+  Acc *zeros_, *x_row_, *grad_row_, *outputs_, *parts_;
   double* weight_sums_;  // [num_pools][16]
   const Task* task_ = nullptr;
   bool wants_weights_ = false;

@@ -116,6 +116,65 @@ METAPOOL_INLINE void narrow_vector(Vec<float> vector, BFloat16* to) {
   __builtin_memcpy(to, &result, sizeof(result));
 }
 
+// Four elements: what they are in memory, and how they become the accumulation type and back.
+template <typename T>
+using Four =
+    typename VectorOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>, 4 * sizeof(T)>::type;
+
+template <typename T>
+METAPOOL_INLINE Four<T> load_four(const T* from) {
+  Four<T> four;
+  __builtin_memcpy(&four, from, sizeof(four));
+  return four;
+}
+template <typename T, typename F>
+METAPOOL_INLINE void store_four(T* to, F four) {
+  static_assert(sizeof(four) == 4 * sizeof(T));
+  __builtin_memcpy(static_cast<void*>(to), &four, sizeof(four));
+}
+
+template <typename T, typename Acc>
+METAPOOL_INLINE Four<Acc> widen_four(Four<T> four) {
+  if constexpr (sizeof(T) == sizeof(Acc)) {
+    return four;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return (Four<float>)(__builtin_convertvector(four, Four<uint32_t>) << 16);
+  } else {
+#if defined(__AVX2__)
+    return (Four<float>)_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(four)));
+#else
+    Four<float> wide;
+    for (int i = 0; i < 4; ++i) wide[i] = widen(Half{four[i]});
+    return wide;
+#endif
+  }
+}
+
+template <typename T, typename Acc>
+METAPOOL_INLINE Four<T> narrow_four(Four<Acc> four) {
+  if constexpr (sizeof(T) == sizeof(Acc)) {
+    return four;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const Four<uint32_t> bits = (Four<uint32_t>)four;
+    const Four<uint32_t> rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const Four<uint32_t> nan = bits >> 16 | 0x40u;
+    return __builtin_convertvector(four != four ? nan : rounded, Four<uint16_t>);
+  } else {
+#if defined(__AVX2__)
+    return bit_cast<Four<T>>(
+        _mm_cvtsi128_si64(_mm_cvtps_ph((__m128)four, _MM_FROUND_TO_NEAREST_INT)));
+#else
+    Four<uint16_t> narrowed;
+    for (int i = 0; i < 4; ++i) {
+      Half half;
+      narrow(four[i], half);
+      narrowed[i] = half.bits;
+    }
+    return narrowed;
+#endif
+  }
+}
+
 // Calls body(pointer) with `data` as a pointer to the element type of `dtype`. The accumulation
 // type fixes which types are possible.
 template <typename Acc, typename Body>

@@ -37,7 +37,6 @@ class Forward {
     x_row_ =
         kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan(""))) : nullptr;
     out_row_ = arena.take_row<Acc>(2 * shape_.size, 0);
-    staging_ = arena.take<Acc>(shape_.size);
   }
 
   void run(const Task& task, const Task& next) {
@@ -56,7 +55,7 @@ class Forward {
       }
       rows == 2 ? compute<2>(center) : compute<1>(center);
       for (int r = 0; r < rows; ++r) {
-        out.store(shape_, i + r, out_row_ + r * shape_.size, staging_);
+        out.store(i + r, out_row_ + r * shape_.size + shape_.cell(0));
       }
       i += rows;
     }
@@ -65,9 +64,9 @@ class Forward {
  private:
   void load_line(const Lines& x, const Lines& values, int64_t line) {
     Acc* const row = values_[line];
-    values.load(shape_, line, row, staging_);
+    values.load(line, row + shape_.cell(0));
     if constexpr (kValue) {
-      x.load(shape_, line, x_row_, staging_);
+      x.load(line, x_row_ + shape_.cell(0));
       winners_.load_line(line, x_row_, row);
     } else if (plan_.max.count > 0) {
       *nans_[line] = has_nan(shape_, row);
@@ -164,7 +163,7 @@ class Forward {
   RowRing<Acc> values_, picked_;
   RowRing<bool> nans_;
   ColumnRows<Acc> sums_, maxima_;
-  Acc *zeros_, *x_row_, *out_row_, *staging_;
+  Acc *zeros_, *x_row_, *out_row_;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -4,6 +4,8 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "streamed_backward.h"
+#include "streamed_forward.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
@@ -11,6 +13,7 @@ namespace metapool::cpu::METAPOOL_ISA {
 template <typename Accumulator, int kLanes, bool kValue>
 struct Variant {
   using Acc = Accumulator;
+  static constexpr bool kIsPacked = kLanes > 1, kHasValues = kValue;
   using ForwardKernel = Forward<Acc, kLanes, kValue>;
   using BackwardKernel = Backward<Acc, kLanes, kValue>;
 };
@@ -31,28 +34,58 @@ METAPOOL_INLINE void with_variant(const Plan& plan, Body body) {
   plan.dtype == DType::kFloat64 ? with_lanes<double>(plan, body) : with_lanes<float>(plan, body);
 }
 
+// Whether the kernels for small square windows can do it. Where they meet what they cannot handle,
+// the others do the task again.
+template <typename Variant>
+constexpr bool kHasStreamed =
+    Variant::kIsPacked && !Variant::kHasValues && sizeof(typename Variant::Acc) == sizeof(float);
+
+inline bool suits_streams(const Plan& plan) {
+  return plan.stride_h == 1 && plan.stride_w == 1 && streamed_set(plan.avg) >= 0 &&
+         streamed_set(plan.max) >= 0 && streamed_skip(plan.skip) &&
+         (plan.count_include_pad || plan.avg.count == 0);
+}
+
 inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
   Arena counting(nullptr);
-  with_variant(
-      plan, [&](auto variant) { typename decltype(variant)::ForwardKernel(plan, args, counting); });
+  with_variant(plan, [&](auto variant) {
+    using V = decltype(variant);
+    typename V::ForwardKernel(plan, args, counting);
+    if constexpr (kHasStreamed<V>) {
+      if (suits_streams(plan)) StreamedForward<typename V::Acc>(plan, args, counting);
+    }
+  });
   return counting.used();
 }
 
 inline void forward(const Plan& plan, const ForwardArgs& args, int64_t begin, int64_t end,
                     char* workspace) {
   with_variant(plan, [&](auto variant) {
+    using V = decltype(variant);
+    const auto task = [&](int64_t i) { return task_at(plan, plan.h_out, i < end ? i : end - 1); };
     Arena arena(workspace);
-    typename decltype(variant)::ForwardKernel kernel(plan, args, arena);
-    for (int64_t i = begin; i < end; ++i) {
-      kernel.run(task_at(plan, plan.h_out, i), task_at(plan, plan.h_out, i + 1 < end ? i + 1 : i));
+    typename V::ForwardKernel kernel(plan, args, arena);
+    if constexpr (kHasStreamed<V>) {
+      if (suits_streams(plan)) {
+        StreamedForward<typename V::Acc> streamed(plan, args, arena);
+        for (int64_t i = begin; i < end; ++i) {
+          if (!streamed.run(task(i), task(i + 1))) kernel.run(task(i), task(i + 1));
+        }
+        return;
+      }
     }
+    for (int64_t i = begin; i < end; ++i) kernel.run(task(i), task(i + 1));
   });
 }
 
 inline int64_t backward_bytes(const Plan& plan, const BackwardArgs& args) {
   Arena counting(nullptr);
   with_variant(plan, [&](auto variant) {
-    typename decltype(variant)::BackwardKernel(plan, args, counting);
+    using V = decltype(variant);
+    typename V::BackwardKernel(plan, args, counting);
+    if constexpr (kHasStreamed<V>) {
+      if (suits_streams(plan)) StreamedBackward(plan, args, counting);
+    }
   });
   return counting.used();
 }
@@ -60,14 +93,27 @@ inline int64_t backward_bytes(const Plan& plan, const BackwardArgs& args) {
 inline void backward(const Plan& plan, const BackwardArgs& args, int64_t begin, int64_t end,
                      char* workspace, void* shares) {
   with_variant(plan, [&](auto variant) {
-    using Acc = typename decltype(variant)::Acc;
+    using V = decltype(variant);
+    using Acc = typename V::Acc;
+    const auto task = [&](int64_t i) { return task_at(plan, plan.h, i < end ? i : end - 1); };
+    const auto share = [&](int64_t i) {
+      return shares == nullptr ? nullptr
+                               : static_cast<Acc*>(shares) + i * plan.lanes * plan.num_pools;
+    };
     Arena arena(workspace);
-    typename decltype(variant)::BackwardKernel kernel(plan, args, arena);
-    for (int64_t i = begin; i < end; ++i) {
-      Acc* const share = static_cast<Acc*>(shares);
-      kernel.run(task_at(plan, plan.h, i), task_at(plan, plan.h, i + 1 < end ? i + 1 : i),
-                 share == nullptr ? nullptr : share + i * plan.lanes * plan.num_pools);
+    typename V::BackwardKernel kernel(plan, args, arena);
+    if constexpr (kHasStreamed<V>) {
+      if (suits_streams(plan)) {
+        StreamedBackward streamed(plan, args, arena);
+        for (int64_t i = begin; i < end; ++i) {
+          if (!streamed.run(task(i), task(i + 1), share(i))) {
+            kernel.run(task(i), task(i + 1), share(i));
+          }
+        }
+        return;
+      }
     }
+    for (int64_t i = begin; i < end; ++i) kernel.run(task(i), task(i + 1), share(i));
   });
 }
 

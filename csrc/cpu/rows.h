@@ -102,6 +102,7 @@ struct Planes {
     for (int lane = 0; lane < lanes; ++lane) {
       offset[lane] = n * view.stride_n + c * view.stride_c;
       if (adjacent == lane && offset[lane] == offset[0] + lane) ++adjacent;
+      if (lane > 1) even_ &= offset[lane] - offset[lane - 1] == offset[1] - offset[0];
       if (++c == plan.c) {
         c = 0;
         ++n;
@@ -109,31 +110,30 @@ struct Planes {
     }
   }
 
+  // Whether each plane begins `distance` elements after the one before.
+  METAPOOL_INLINE bool evenly_apart(int64_t distance) const {
+    return offset[lanes - 1] == offset[0] + (lanes - 1) * distance && even_;
+  }
+
   METAPOOL_INLINE bool adjacent_quad(int lane) const {
     return lane + 4 <= lanes && offset[lane + 1] == offset[lane] + 1 &&
            offset[lane + 2] == offset[lane] + 2 && offset[lane + 3] == offset[lane] + 3;
   }
+
+ private:
+  bool even_ = true;  // the planes are equally far apart
 };
 
 // Four elements of each of four lanes, between lane-major in memory and pixel-major in a row.
 template <typename T>
 struct Quad {
-  using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
-  using Four = typename VectorOf<Bits, 4 * sizeof(T)>::type;
+  Four<T> line[4];
 
-  Four line[4];
-
-  METAPOOL_INLINE void load(int i, const T* from) {
-    __builtin_memcpy(&line[i], from, sizeof(Four));
-  }
-  METAPOOL_INLINE void store(int i, T* to) const {
-    __builtin_memcpy(static_cast<void*>(to), &line[i], sizeof(Four));
-  }
   METAPOOL_INLINE void transpose() {
-    const Four a = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
-    const Four b = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
-    const Four c = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
-    const Four d = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
+    const Four<T> a = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
+    const Four<T> b = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
+    const Four<T> c = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
+    const Four<T> d = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
     line[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
     line[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
     line[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
@@ -141,123 +141,81 @@ struct Quad {
   }
 };
 
-// Copies elements between a line of a map and a row of the same type, into the row or into the map.
-// `pitch` is the distance of neighbouring columns in the row, in elements.
-template <bool kIntoRow, int kLanes, typename T>
-METAPOOL_INLINE void copy_elements(const Planes<kLanes>& planes, T* map, int64_t columns, T* row,
-                                   int64_t pitch) {
+// Converts `columns` elements of each lane between a map and a row whose first column is at `row`,
+// into the row or into the map. `pitch` is the distance of neighbouring columns in the row, in
+// elements.
+template <bool kIntoRow, int kLanes, typename T, typename Acc>
+void convert_columns(const Planes<kLanes>& planes, T* map, int64_t columns, Acc* row,
+                     int64_t pitch) {
   const auto in_map = [&](int64_t column, int lane) METAPOOL_LAMBDA {
     return map + planes.offset[lane] + column * planes.stride_w;
   };
   const auto in_row = [&](int64_t column, int lane)
                           METAPOOL_LAMBDA { return row + column * pitch + lane; };
-  for (int lane = 0; lane < planes.lanes;) {
-    if (planes.adjacent_quad(lane)) {
-      for (int64_t column = 0; column < columns; ++column) {
-        Quad<T> quad;
-        quad.load(0, kIntoRow ? in_map(column, lane) : in_row(column, lane));
-        quad.store(0, kIntoRow ? in_row(column, lane) : in_map(column, lane));
-      }
-      lane += 4;
-    } else if (lane + 4 <= planes.lanes && planes.stride_w == 1 && columns >= 4) {
-      for (int64_t next = 0; next < columns; next += 4) {
-        const int64_t column = next + 4 <= columns ? next : columns - 4;  // the last may overlap
-        Quad<T> quad;
-        for (int i = 0; i < 4; ++i) {
-          quad.load(i, kIntoRow ? in_map(column, lane + i) : in_row(column + i, lane));
-        }
-        quad.transpose();
-        for (int i = 0; i < 4; ++i) {
-          quad.store(i, kIntoRow ? in_row(column + i, lane) : in_map(column, lane + i));
-        }
-      }
-      lane += 4;
+  const auto convert_one = [&](int64_t column, int lane) METAPOOL_LAMBDA {
+    if constexpr (kIntoRow) {
+      *in_row(column, lane) = widen(*in_map(column, lane));
     } else {
-      for (int64_t column = 0; column < columns; ++column) {
-        if constexpr (kIntoRow) {
-          *in_row(column, lane) = *in_map(column, lane);
-        } else {
-          *in_map(column, lane) = *in_row(column, lane);
-        }
-      }
-      ++lane;
+      narrow(*in_row(column, lane), *in_map(column, lane));
     }
-  }
-}
+  };
+  const auto convert_vector = [&](int64_t column, int lane) METAPOOL_LAMBDA {
+    if constexpr (kIntoRow) {
+      store(in_row(column, lane), widen_vector(in_map(column, lane)));
+    } else {
+      narrow_vector(load(in_row(column, lane)), in_map(column, lane));
+    }
+  };
 
-// Calls body(in map, in row) for whole vectors where the map allows it, and body_one likewise for
-// single elements; false where it allows neither.
-template <typename Acc, int kLanes, typename MapT, typename Body, typename BodyOne>
-METAPOOL_INLINE bool for_each_run(const Planes<kLanes>& planes, MapT* map, int64_t columns,
-                                  Acc* row, int64_t pitch, Body body, BodyOne body_one) {
-  constexpr int kVector = kVectorLanes<Acc>;
-  MapT* const from = map + planes.offset[0];
   if constexpr (kLanes == 1) {
     int64_t column = 0;
     if (planes.stride_w == 1 && pitch == 1) {
-      for (; column + kVector <= columns; column += kVector) body(from + column, row + column);
-    }
-    for (; column < columns; ++column)
-      body_one(from + column * planes.stride_w, row + column * pitch);
-    return true;
-  } else {
-    if (planes.adjacent != kLanes) return false;
-    for (int64_t column = 0; column < columns; ++column) {
-      for (int slot = 0; slot < kLanes; slot += kVector) {
-        body(from + column * planes.stride_w + slot, row + column * pitch + slot);
+      for (; column + kVectorLanes<Acc> <= columns; column += kVectorLanes<Acc>) {
+        convert_vector(column, 0);
       }
     }
-    return true;
-  }
-}
-
-// Widens a line of a map into a row whose first column is at `row`.
-template <int kLanes, typename T, typename Acc>
-void load_columns(const Planes<kLanes>& planes, const T* map, int64_t columns, Acc* row,
-                  int64_t pitch, void* staging) {
-  const bool done = for_each_run(
-      planes, map, columns, row, pitch,
-      [](const T* from, Acc* to) { store(to, widen_vector(from)); },
-      [](const T* from, Acc* to) { *to = widen(*from); });
-  if constexpr (kLanes == 1) {
-    return;
-  } else if (done) {
-    return;
-  } else if constexpr (sizeof(T) == sizeof(Acc)) {
-    copy_elements<true>(planes, const_cast<T*>(map), columns, row, pitch);
-  } else {
-    T* const staged = static_cast<T*>(staging);
-    copy_elements<true>(planes, const_cast<T*>(map), columns, staged, kLanes);
+    for (; column < columns; ++column) convert_one(column, 0);
+  } else if (planes.adjacent == kLanes) {
     for (int64_t column = 0; column < columns; ++column) {
-      for (int slot = 0; slot < kLanes; slot += kVectorLanes<Acc>) {
-        store(row + column * pitch + slot, widen_vector(staged + column * kLanes + slot));
+      for (int lane = 0; lane < kLanes; lane += kVectorLanes<Acc>) convert_vector(column, lane);
+    }
+  } else {
+    for (int lane = 0; lane < planes.lanes;) {
+      if (planes.adjacent_quad(lane)) {
+        for (int64_t column = 0; column < columns; ++column) {
+          if constexpr (kIntoRow) {
+            store_four(in_row(column, lane), widen_four<T, Acc>(load_four(in_map(column, lane))));
+          } else {
+            store_four(in_map(column, lane), narrow_four<T, Acc>(load_four(in_row(column, lane))));
+          }
+        }
+        lane += 4;
+      } else if (lane + 4 <= planes.lanes && planes.stride_w == 1 && columns >= 4) {
+        for (int64_t next = 0; next < columns; next += 4) {
+          const int64_t column = next + 4 <= columns ? next : columns - 4;  // the last may overlap
+          Quad<T> quad;
+          for (int i = 0; i < 4; ++i) {
+            if constexpr (kIntoRow) {
+              quad.line[i] = load_four(in_map(column, lane + i));
+            } else {
+              quad.line[i] = narrow_four<T, Acc>(load_four(in_row(column + i, lane)));
+            }
+          }
+          quad.transpose();
+          for (int i = 0; i < 4; ++i) {
+            if constexpr (kIntoRow) {
+              store_four(in_row(column + i, lane), widen_four<T, Acc>(quad.line[i]));
+            } else {
+              store_four(in_map(column, lane + i), quad.line[i]);
+            }
+          }
+        }
+        lane += 4;
+      } else {
+        for (int64_t column = 0; column < columns; ++column) convert_one(column, lane);
+        ++lane;
       }
     }
-  }
-}
-
-// Rounds a row whose first column is at `row` into a line of a map.
-template <int kLanes, typename T, typename Acc>
-void store_columns(const Planes<kLanes>& planes, T* map, int64_t columns, const Acc* row,
-                   int64_t pitch, void* staging) {
-  const bool done = for_each_run(
-      planes, map, columns, row, pitch,
-      [](T* to, const Acc* from) { narrow_vector(load(from), to); },
-      [](T* to, const Acc* from) { narrow(*from, *to); });
-  if constexpr (kLanes == 1) {
-    return;
-  } else if (done) {
-    return;
-  } else if constexpr (sizeof(T) == sizeof(Acc)) {
-    copy_elements<false>(planes, map, columns, const_cast<T*>(row), pitch);
-  } else {
-    T* const staged = static_cast<T*>(staging);
-    for (int64_t column = 0; column < columns; ++column) {
-      for (int slot = 0; slot < kLanes; slot += kVectorLanes<Acc>) {
-        narrow_vector(load(row + column * pitch + slot), staged + column * kLanes + slot);
-      }
-    }
-    copy_elements<false>(planes, map, columns, staged, kLanes);
   }
 }
 
@@ -284,22 +242,53 @@ class MapLines {
         planes_(view, plan, task),
         next_planes_(view, plan, next) {}
 
-  void load(const RowShape<Acc, kLanes>& shape, int64_t line, Acc* row, void* staging) const {
-    with_elements<Acc>(dtype_, data_, [&](const auto* elements) METAPOOL_LAMBDA {
-      load_columns(planes_, elements + line * planes_.stride_h, columns_, row + shape.cell(0),
-                   step_ * kLanes, staging);
-    });
+  // Widens a line into a row whose first column is at `row`.
+  void load(int64_t line, Acc* row) const {
+    convert<true>(line, columns_, row, step_ * kLanes);
     prefetch<false>(line + ahead_);
   }
 
-  void store(const RowShape<Acc, kLanes>& shape, int64_t line, const Acc* row,
-             void* staging) const {
-    with_elements<Acc>(dtype_, data_, [&](const auto* elements) METAPOOL_LAMBDA {
-      using T = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
-      store_columns(planes_, const_cast<T*>(elements) + line * planes_.stride_h, columns_,
-                    row + shape.cell(0), step_ * kLanes, staging);
-    });
+  // Rounds a row into a line.
+  void store(int64_t line, const Acc* row) const {
+    convert<false>(line, columns_, const_cast<Acc*>(row), step_ * kLanes);
     prefetch<true>(line + ahead_);
+  }
+
+  // The same for many lines, whose rows follow each other without padding.
+  void load_dense(int64_t line, int64_t count, Acc* rows) const {
+    convert_dense<true>(line, count, rows);
+  }
+  void store_dense(int64_t line, int64_t count, const Acc* rows) const {
+    convert_dense<false>(line, count, const_cast<Acc*>(rows));
+  }
+
+  // The first column of a line where the map itself can serve as a packed row, else null.
+  Acc* as_row(int64_t line) const {
+    if (element_bytes(dtype_) != sizeof(Acc) || planes_.adjacent != kLanes) return nullptr;
+    return static_cast<Acc*>(const_cast<void*>(data_)) + planes_.offset[0] +
+           line * planes_.stride_h;
+  }
+  int64_t pixel_stride() const { return planes_.stride_w; }
+
+  // Asks for a line before it is its turn; those of the next task are counted on from this one's.
+  template <bool kWrite>
+  METAPOOL_INLINE void prefetch(int64_t line) const {
+    if (kLanes == 1 || line >= 2 * lines_) return;
+    const bool here = line < lines_;
+    prefetch_line<kWrite>(here ? planes_ : next_planes_, here ? line : line - lines_);
+  }
+
+  // Asks for part `line` of the next task. Planes that follow each other without a gap are cut as
+  // one: their own lines may be shorter than those of the cache.
+  template <bool kWrite>
+  METAPOOL_INLINE void prefetch_next(int64_t line) const {
+    const Planes<kLanes>& planes = next_planes_;
+    if (lines_run_on() && planes.evenly_apart(lines_ * planes.stride_h)) {
+      const int64_t part = planes.lanes * planes.stride_h;
+      prefetch_bytes<kWrite>(planes.offset[0] + line * part, part, 1);
+    } else {
+      prefetch_line<kWrite>(planes, line);
+    }
   }
 
  private:
@@ -307,23 +296,44 @@ class MapLines {
 
   static constexpr int64_t kAhead(int64_t columns) { return 2 + 64 / columns; }
 
+  // Whether a line begins where the one before it ends.
+  bool lines_run_on() const { return planes_.stride_h == columns_ * planes_.stride_w; }
+
   template <bool kWrite>
-  METAPOOL_INLINE void prefetch(int64_t line) const {
-    if (kLanes == 1 || line >= 2 * lines_) return;
-    const Planes<kLanes>& planes = line < lines_ ? planes_ : next_planes_;
-    line -= line < lines_ ? 0 : lines_;
-    const int64_t bytes = element_bytes(dtype_);
-    const bool adjacent = planes.adjacent == planes.lanes;
-    const int64_t pixel = planes.stride_w * bytes;
-    // Lanes that share a cache line are asked for once.
-    const int64_t end = (columns_ - 1) * pixel + (adjacent ? planes.lanes : 1) * bytes;
-    const int64_t step = pixel < kCacheLine ? kCacheLine : pixel;
+  METAPOOL_INLINE void prefetch_line(const Planes<kLanes>& planes, int64_t line) const {
+    const bool adjacent = planes.adjacent == planes.lanes;  // each pixel's share cache lines
     for (int lane = 0; lane < (adjacent ? 1 : planes.lanes); ++lane) {
-      const char* const from =
-          static_cast<const char*>(data_) + (planes.offset[lane] + line * planes.stride_h) * bytes;
-      for (int64_t byte = 0; byte < end; byte += step) {
-        __builtin_prefetch(from + byte, kWrite, 2);
-      }
+      prefetch_bytes<kWrite>(planes.offset[lane] + line * planes.stride_h,
+                             (columns_ - 1) * planes.stride_w + (adjacent ? planes.lanes : 1),
+                             planes.stride_w);
+    }
+  }
+
+  // `count` elements of the map, of which every `step`th is needed.
+  template <bool kWrite>
+  METAPOOL_INLINE void prefetch_bytes(int64_t offset, int64_t count, int64_t step) const {
+    const int64_t bytes = element_bytes(dtype_);
+    const char* const from = static_cast<const char*>(data_) + offset * bytes;
+    const int64_t line = step * bytes < kCacheLine ? kCacheLine : step * bytes;
+    for (int64_t byte = 0; byte < count * bytes; byte += line) {
+      __builtin_prefetch(from + byte, kWrite, 2);
+    }
+  }
+
+  template <bool kIntoRow>
+  void convert(int64_t line, int64_t columns, Acc* row, int64_t pitch) const {
+    with_elements<Acc>(dtype_, data_, [&](const auto* elements) METAPOOL_LAMBDA {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
+      convert_columns<kIntoRow>(planes_, const_cast<T*>(elements) + line * planes_.stride_h,
+                                columns, row, pitch);
+    });
+  }
+
+  template <bool kIntoRow>
+  void convert_dense(int64_t line, int64_t count, Acc* rows) const {
+    const int64_t run = lines_run_on() ? count : 1;
+    for (int64_t done = 0; done < count; done += run) {
+      convert<kIntoRow>(line + done, run * columns_, rows + done * columns_ * kLanes, kLanes);
     }
   }
 
@@ -333,11 +343,9 @@ class MapLines {
   Planes<kLanes> planes_, next_planes_;
 };
 
-// Whether any column of a row is NaN.
-template <int kLanes, typename Acc>
-bool has_nan(const RowShape<Acc, kLanes>& shape, const Acc* row) {
-  const Acc* const from = row + shape.cell(0);
-  const int64_t size = shape.w * kLanes;
+// Whether any of `size` elements is NaN.
+template <typename Acc>
+bool has_nan(const Acc* from, int64_t size) {
   Mask<Acc> found{};
   int64_t e = 0;
   for (; e + kVectorLanes<Acc> <= size; e += kVectorLanes<Acc>) {
@@ -347,6 +355,12 @@ bool has_nan(const RowShape<Acc, kLanes>& shape, const Acc* row) {
   bool rest = false;
   for (; e < size; ++e) rest |= from[e] != from[e];
   return rest || any<Acc>(found);
+}
+
+// Whether any column of a row is NaN.
+template <int kLanes, typename Acc>
+bool has_nan(const RowShape<Acc, kLanes>& shape, const Acc* row) {
+  return has_nan(row + shape.cell(0), shape.w * kLanes);
 }
 
 // Hands out parts of a task's workspace. With a null base it only counts.

@@ -29,6 +29,9 @@ constexpr int kVectorBytes = 16;
 template <typename T>
 constexpr int kVectorLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
+template <int kValue>
+using Int = std::integral_constant<int, kValue>;
+
 template <typename T, int kBytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kBytes)));
@@ -85,6 +88,37 @@ struct Maximum {
     }
   }
 };
+
+// Which of two floats was chosen, lane by lane, as small as it can be kept.
+#if defined(__AVX512F__)
+using Choice = __mmask16;
+#else
+using Choice = Mask<float>;
+#endif
+
+METAPOOL_INLINE Choice at_least(Vec<float> left, Vec<float> right) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)left, (__m512)right, _CMP_GE_OQ);
+#else
+  return left >= right;
+#endif
+}
+
+METAPOOL_INLINE Vec<float> add_where(Choice choice, Vec<float> acc, Vec<float> values) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_mask_add_ps((__m512)acc, choice, (__m512)acc, (__m512)values);
+#else
+  return choice ? acc + values : acc;
+#endif
+}
+
+METAPOOL_INLINE Vec<float> clear_where(Choice choice, Vec<float> values) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_mask_blend_ps(choice, (__m512)values, _mm512_setzero_ps());
+#else
+  return (Vec<float>)(~choice & (Mask<float>)values);
+#endif
+}
 
 // Small signed numbers, a byte each in memory and as wide as Acc in a vector.
 template <typename Acc>

@@ -37,12 +37,15 @@ class Weights {
   void load(const WeightView& view, const Task& task) {
     if (shared_) return;  // by all planes, and here already
     shared_ = view.stride_n == 0 && view.stride_c == 0;
+    finite_ = true;
     for (int lane = 0; lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
       const Acc* const from = static_cast<const Acc*>(view.data) + plane / plan_.c * view.stride_n +
                               plane % plan_.c * view.stride_c;
       for (int p = 0; p < plan_.order.count; ++p) {
-        weights_[p * kPackedLanes + lane] = from[plan_.order.data[p] * view.stride_k];
+        const Acc weight = from[plan_.order.data[p] * view.stride_k];
+        weights_[p * kPackedLanes + lane] = weight;
+        finite_ &= weight - weight == 0;
       }
       start_[lane] = 0;
       for (int p = plan_.none.begin; p < plan_.none.end; ++p) {
@@ -55,6 +58,15 @@ class Weights {
         averages_[e] = plan_.count_include_pad ? weights_[e] / area : weights_[e];
       }
     }
+  }
+
+  // Whether all weights are.
+  bool finite() const { return finite_; }
+
+  // The [16] of an item with one candidate; averages_of() are those of its sums.
+  const Acc* of(const PoolItem& item) const { return weights_ + item.begin * kPackedLanes; }
+  const Acc* averages_of(const PoolItem& item) const {
+    return averages_ + item.begin * kPackedLanes;
   }
 
   // acc += the item's weights times `pooled`. The sums of an average come divided where padding
@@ -113,7 +125,7 @@ class Weights {
   const Plan& plan_;
   int64_t size_;
   Acc *weights_, *averages_, *start_, *column_scales_ = nullptr;
-  bool shared_ = false;
+  bool shared_ = false, finite_ = true;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

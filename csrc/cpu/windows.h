@@ -7,9 +7,6 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
-template <int kValue>
-using Int = std::integral_constant<int, kValue>;
-
 // Calls body(radius): with kUnroll a constant for the radii that networks use, else a number. Code
 // for all radii, or for the rarer kernels too, would take minutes to compile.
 template <bool kUnroll, typename Body>
@@ -36,9 +33,9 @@ METAPOOL_INLINE void for_each_distance(int radius, Body body) {
 }
 template <int kRadius, typename Body>
 METAPOOL_INLINE void for_each_distance(Int<kRadius>, Body body) {
-  if constexpr (kRadius >= 1) body(1);
-  if constexpr (kRadius >= 2) body(2);
-  if constexpr (kRadius >= 3) body(3);
+  if constexpr (kRadius >= 1) body(Int<1>{});
+  if constexpr (kRadius >= 2) body(Int<2>{});
+  if constexpr (kRadius >= 3) body(Int<3>{});
   static_assert(kRadius <= 3);
 }
 

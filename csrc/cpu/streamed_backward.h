@@ -1,0 +1,314 @@
+// Backward for small square windows at stride 1 on packed rows, see streams.h. Maxima are found
+// along the rows first, then down the columns, and gradients go back the same way: up the columns
+// to the rows' maxima, then along the rows. A chunk of lines at a time, so that all of it stays in
+// the second cache; what is under way in a column is kept from chunk to chunk.
+#pragma once
+
+#include "streamed_forward.h"
+
+namespace metapool::cpu::METAPOOL_ISA {
+
+class StreamedBackward {
+  using Lines = MapLines<float, kPackedLanes>;
+  using V = Vec<float>;
+
+  // Maxima of rows and their gradients lie in padded rows, so that streams may run over both ends.
+  static constexpr int kLeft = 2 * kStreamedRadius, kRight = 2 * kStreamedRadius;
+  static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16, kLargestRing = 64;
+  static constexpr int64_t kMostSteps = kLargestRing + 2 * kStreamedRadius;
+
+  template <int kRadius>
+  struct ColumnState {
+    MaximaTree<kRadius> tree;
+    Choice choices[kRadius][MaximaTree<kRadius>::kRemembered];
+  };
+
+ public:
+  StreamedBackward(const Plan& plan, const BackwardArgs& args, Arena& arena)
+      : plan_(plan),
+        args_(args),
+        shape_(plan),
+        weights_(plan, shape_, arena),
+        averages_(streamed_set(plan.avg)),
+        maxima_(streamed_set(plan.max)),
+        row_size_(plan.w * kPackedLanes),
+        chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
+        x_(plan, chunk_ + 3 * plan.radius_h, arena),
+        grads_(plan, chunk_ + 3 * plan.radius_h, arena) {
+    const int64_t padded = (kLeft + plan.w + kRight) * kPackedLanes;
+    for (const PoolItem& item : plan.max) {
+      const int r = item.radius_w;
+      rows_[r].allocate(arena, chunk_ + 2 * plan.radius_h, padded, 0.0f);
+      states_[r] = arena.take<char>(plan.w * (kPackedLanes / kVectorLanes<float>) * state_bytes(r));
+    }
+    zeros_ = arena.take_row<float>(padded, 0);
+    lowest_ = arena.take_row<float>(padded, -__builtin_inff());
+    unused_ = arena.take_row<float>(padded, 0);
+    grad_x_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * row_size_, 0);
+    products_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
+  }
+
+  // share: [lanes][num_pools], null where the gradient of the weights is not wanted. False where
+  // anything is not finite: then nothing can be said of the results.
+  bool run(const Task& task, const Task& next, float* share) {
+    const Lines x(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
+    const Lines grad_out(args_.grad_out, plan_, plan_.h, plan_.w, 1, task, next);
+    const Lines grad_x(args_.grad_x, plan_, plan_.h, plan_.w, 1, task, next);
+    weights_.load(args_.weights, task);
+    if (!weights_.finite()) return false;
+    fill_row(products_, plan_.num_pools * kPackedLanes, 0.0);
+
+    const int radius = plan_.radius_h;
+    const int64_t begin = first_valid(task.row_begin, 2 * radius);
+    const int64_t end = last_valid(task.row_end - 1, 2 * radius, plan_.h) + 1;
+    x_.start(begin);
+    grads_.start(first_valid(task.row_begin, radius));
+    const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
+    int64_t done = task.row_begin;
+    bool finite = weights_.finite();
+    const auto check = [&](const float* elements, int64_t size) METAPOOL_LAMBDA {
+      finite &= all_finite(elements, size);
+    };
+    for (int64_t line = begin; line < end; line += chunk_) {
+      const int64_t line_end = line + chunk_ < end ? line + chunk_ : end;
+      x_.load_to(line_end - 1, x, check);
+      grads_.load_to(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
+      if (!finite) return false;
+      with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
+        if constexpr (set != 0) find_in_rows<set>(line, line_end);
+      });
+      for (const PoolItem& item : plan_.max) {
+        with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
+          route_columns<r>(item, task, begin, line, line_end, end);
+        });
+      }
+      const int64_t ready = line_end == end ? task.row_end : line_end - 2 * radius;
+      for (; done < ready && done < task.row_end; ++done) collect(done, x, grad_out, grad_x);
+    }
+    if (x_.whole() && args_.grad_x.data != nullptr && grad_x.as_row(0) == nullptr) {
+      grad_x.store_dense(0, plan_.h, grad_x_);
+    }
+    if (share != nullptr) write_share(share);
+    return true;
+  }
+
+ private:
+  template <typename Body>
+  static METAPOOL_INLINE void with_streamed_radius(int radius, Body body) {
+    radius == 1 ? body(Int<1>{}) : radius == 2 ? body(Int<2>{}) : body(Int<3>{});
+  }
+
+  static int64_t state_bytes(int radius) {
+    return radius == 1   ? sizeof(ColumnState<1>)
+           : radius == 2 ? sizeof(ColumnState<2>)
+                         : sizeof(ColumnState<3>);
+  }
+
+  static int64_t lines_at_a_time(const Plan& plan) {
+    int64_t lines = kLargestRing;
+    const int64_t bytes = plan.w * kPackedLanes * sizeof(float) * (2 + plan.max.count);
+    while (lines > kSmallestRing && lines * bytes > kChunkBytes) lines /= 2;
+    return lines;
+  }
+
+  static bool all_finite(const float* from, int64_t size) {
+    Mask<float> found{};
+    for (int64_t e = 0; e < size; e += kVectorLanes<float>) {
+      const V vector = load(from + e);
+      found |= vector - vector != 0;
+    }
+    return !any<float>(found);
+  }
+
+  float* maxima_of(int radius, int64_t line) const {
+    return rows_[radius][line] + kLeft * kPackedLanes;
+  }
+
+  // The maxima along lines [begin, end).
+  template <int kSet>
+  __attribute__((noinline)) void find_in_rows(int64_t begin, int64_t end) {
+    constexpr int kRadius = largest_radius(kSet);
+    for (int64_t line = begin; line < end; ++line) {
+      const float* const x = x_[line];
+      float* out[kRadius + 1];
+      for (int r = 1; r <= kRadius; ++r) {
+        if (contains(kSet, r)) out[r] = maxima_of(r, line);
+      }
+      for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+        MaximaTree<kRadius> tree;
+        tree.reset();
+        for (int64_t column = 0; column < plan_.w + kRadius; ++column) {
+          const V next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
+          tree.find(next, [&](auto r, V window) METAPOOL_LAMBDA {
+            // What lies beyond the row goes into its padding.
+            if constexpr (contains(kSet, r)) {
+              store(out[r] + (column - r) * kPackedLanes + slot, window);
+            }
+          });
+        }
+        for (int r = 1; r <= kRadius; ++r) {
+          for (int pixel = 1; contains(kSet, r) && pixel <= kRadius; ++pixel) {
+            store(out[r] - pixel * kPackedLanes + slot, V{});
+            store(out[r] + (plan_.w - 1 + pixel) * kPackedLanes + slot, V{});
+          }
+        }
+      }
+    }
+  }
+
+  // Takes the tree of radius kRadius over lines [line, line_end) of [begin, end).
+  template <int kRadius>
+  __attribute__((noinline)) void route_columns(const PoolItem& item, const Task& task, int64_t begin, int64_t line,
+                     int64_t line_end, int64_t end) {
+    const bool first = line == begin, last = line_end == end;
+    const int64_t grad_begin = first_valid(task.row_begin, plan_.radius_h);
+    const int64_t grad_end = last_valid(task.row_end - 1, plan_.radius_h, plan_.h) + 1;
+    const int64_t steps = line_end - line + (last ? 2 * kRadius : 0);
+    const float* elements[kMostSteps];
+    const float* grads[kMostSteps];    // of the windows that a step finds
+    const float* counted[kMostSteps];  // the same where they count for the weights
+    float* out[kMostSteps];
+    for (int64_t i = 0; i < steps; ++i) {
+      const int64_t element = line + i, center = element - kRadius, done = center - kRadius;
+      elements[i] = element < end ? maxima_of(kRadius, element) : lowest_;
+      grads[i] = center >= grad_begin && center < grad_end ? grads_[center] : zeros_;
+      counted[i] = center >= task.row_begin && center < task.row_end ? grads_[center] : zeros_;
+      out[i] = done >= begin ? maxima_of(kRadius, done) : unused_;
+    }
+    auto* state = reinterpret_cast<ColumnState<kRadius>*>(states_[kRadius]);
+    double* const products = products_ + item.index * kPackedLanes;
+    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+      const V weights = load(weights_.of(item) + slot);
+      for (int64_t column = 0; column < plan_.w; ++column, ++state) {
+        const int64_t at = column * kPackedLanes + slot;
+        MaximaTree<kRadius> tree;
+        if (first) {
+          tree.reset();
+          for (auto& choices : state->choices) {
+            for (Choice& choice : choices) choice = Choice{};
+          }
+        } else {
+          tree = state->tree;
+        }
+        V sum{};
+        for (int64_t i = 0; i < steps; ++i) {
+          const Choice choice = tree.push(load(elements[i] + at), line + i, state->choices,
+                                          [&](auto r, V window) METAPOOL_LAMBDA {
+                                            if constexpr (r == kRadius) {
+                                              sum += window * load(counted[i] + at);
+                                            }
+                                          });
+          store(out[i] + at,
+                tree.template pull<0>(choice, line + i, state->choices, [&](auto) METAPOOL_LAMBDA {
+                  return weights * load(grads[i] + at);
+                }));
+        }
+        add_to_doubles<float>(products + slot, sum);
+        if (!last) state->tree = tree;
+      }
+    }
+  }
+
+  // Computes row i of grad_x and stores it, with the products of averages and identity.
+  void collect(int64_t i, const Lines& x, const Lines& grad_out, const Lines& grad_x) {
+    const bool wanted = args_.grad_x.data != nullptr;
+    float* const in_map = wanted ? grad_x.as_row(i) : nullptr;
+    float* const row = x_.whole() ? grad_x_ + i * row_size_ : grad_x_;
+    float* const to = in_map == nullptr ? row : in_map;
+    const int64_t pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
+
+    RowStream<float> stream{};
+    for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
+      const bool inside = i + d >= 0 && i + d < plan_.h;
+      stream.sums[kStreamedRadius + d] = inside ? grads_[i + d] : zeros_;
+    }
+    if (plan_.skip.index >= 0) {
+      stream.x = grads_[i];
+      stream.x_weights = weights_.of(plan_.skip);
+      stream.x_products = products_ + plan_.skip.index * kPackedLanes;
+    }
+    for (const PoolItem& item : plan_.avg) {
+      stream.sum_weights[item.radius_w] = weights_.averages_of(item);
+      stream.products[item.radius_w] = products_ + item.index * kPackedLanes;
+    }
+    stream.other = x_[i];
+    stream.out = to;
+    stream.columns = plan_.w;
+    stream.pitch = pitch;
+    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
+      stream_row<kPackedLanes, set, 0, false, true>(stream);
+    });
+    with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
+      if constexpr (set != 0) {
+        if (wanted) route_row<set>(i, to, pitch);
+      }
+    });
+
+    if (x_.whole()) {
+      x.prefetch_next<false>(i);
+      grad_out.prefetch_next<false>(i);
+      if (wanted) grad_x.prefetch_next<true>(i);
+    } else if (wanted && in_map == nullptr) {
+      grad_x.store(i, row);
+    } else if (wanted) {
+      grad_x.prefetch<true>(i + 3);
+    }
+  }
+
+  // out += what the rows' maxima send back along row i.
+  template <int kSet>
+  __attribute__((noinline)) void route_row(int64_t i, float* out, int64_t pitch) {
+    constexpr int kRadius = largest_radius(kSet);
+    using Tree = MaximaTree<kRadius>;
+    const float* const x = x_[i];
+    const float* arrivals[kRadius + 1];
+    for (int r = 1; r <= kRadius; ++r) {
+      if (contains(kSet, r)) arrivals[r] = maxima_of(r, i);
+    }
+    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+      Tree tree;
+      tree.reset();
+      Choice choices[kRadius][Tree::kRemembered] = {};
+      for (int64_t column = 0; column < plan_.w + 2 * kRadius; ++column) {
+        const V next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
+        const Choice choice =
+            tree.push(next, column, choices, [](auto, V) METAPOOL_LAMBDA {});
+        const V gradient = tree.template pull<kSet>(
+            choice, column, choices, [&](auto r) METAPOOL_LAMBDA {
+              return load(arrivals[r] + (column - (2 * kRadius - r)) * kPackedLanes + slot);
+            });
+        if (column < 2 * kRadius) continue;
+        float* const to = out + (column - 2 * kRadius) * pitch + slot;
+        store(to, load(to) + gradient);
+      }
+    }
+  }
+
+  void write_share(float* share) {
+    for (const PoolItem& item : plan_.avg) {
+      const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
+      for (int lane = 0; lane < kPackedLanes; ++lane) {
+        products_[item.index * kPackedLanes + lane] *= 1.0 / area;
+      }
+    }
+    for (int lane = 0; lane < kPackedLanes; ++lane) {
+      for (int k = 0; k < plan_.num_pools; ++k) {
+        share[lane * plan_.num_pools + k] = static_cast<float>(products_[k * kPackedLanes + lane]);
+      }
+    }
+  }
+
+  const Plan& plan_;
+  const BackwardArgs& args_;
+  const RowShape<float, kPackedLanes> shape_;
+  Weights<float, kPackedLanes> weights_;
+  const int averages_, maxima_;  // sets of radii
+  const int64_t row_size_, chunk_;
+  DenseLines<float> x_, grads_;
+  RowRing<float> rows_[kStreamedRadius + 1];  // maxima of rows, then their gradients
+  char* states_[kStreamedRadius + 1];
+  float *zeros_, *lowest_, *unused_, *grad_x_;
+  double* products_;  // [num_pools][16]
+};
+
+}  // namespace metapool::cpu::METAPOOL_ISA
