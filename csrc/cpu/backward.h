@@ -52,7 +52,7 @@ class Backward {
     }
   }
 
-  // share: [lanes][num_pools], null where the gradient of the weights is not wanted.
+  // share: [share_rows][num_pools], null where the gradient of the weights is not wanted.
   void run(const Task& task, const Task& next_task, Acc* share) {
     const Lines x(args_.x, plan_, plan_.h, plan_.w, 1, task, next_task);
     const Lines values(args_.values, plan_, plan_.h, plan_.w, 1, task, next_task);
@@ -79,7 +79,7 @@ class Backward {
       }
       line += rows;
     }
-    if (wants_weights_) write_share(share);
+    if (wants_weights_) finish_sums(share);
   }
 
  private:
@@ -244,16 +244,15 @@ class Backward {
     }
   }
 
-  void write_share(Acc* share) {
+  // Hands the sums over and begins new ones.
+  void finish_sums(Acc* share) {
     if (pending_pixels_ > 0) flush();
-    for (int k = 0; k < plan_.num_pools; ++k) {
-      double* const sums = weight_sums_ + static_cast<int64_t>(k) * kPackedLanes;
-      for (int part = 1; kLanes == 1 && part < kPackedLanes; ++part) sums[0] += sums[part];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        share[lane * plan_.num_pools + k] = static_cast<Acc>(sums[lane]);
-      }
-      for (int part = 0; part < kPackedLanes; ++part) sums[part] = 0;
+    for (int k = 0; kLanes == 1 && k < plan_.num_pools; ++k) {
+      double* const sums = weight_sums_ + k * kPackedLanes;
+      for (int part = 1; part < kPackedLanes; ++part) sums[0] += sums[part];
     }
+    write_share(plan_, *task_, weight_sums_, share);
+    fill_row(weight_sums_, plan_.num_pools * kPackedLanes, 0.0);
   }
 
   // Computes kRows rows of grad_x from input row `line` on and stores them.

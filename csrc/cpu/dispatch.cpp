@@ -190,25 +190,33 @@ void reduce_shares(const Plan& plan, const Acc* shares, const BackwardArgs& args
   const int64_t k_count = plan.num_pools;
   const int64_t rows_n = args.grad_weights_per_n ? plan.n : 1;
   const int64_t rows_c = args.grad_weights_per_c ? plan.c : 1;
-  Acc* const grad_weights = static_cast<Acc*>(args.grad_weights);
-  std::vector<double> sums(k_count);
-  for (int64_t row = 0; row < rows_n * rows_c; ++row) {
-    std::fill(sums.begin(), sums.end(), 0.0);
-    const int64_t n_begin = rows_n > 1 ? row / rows_c : 0,
-                  n_end = rows_n > 1 ? n_begin + 1 : plan.n;
-    const int64_t c_begin = rows_c > 1 ? row % rows_c : 0,
-                  c_end = rows_c > 1 ? c_begin + 1 : plan.c;
-    for (int64_t n = n_begin; n < n_end; ++n) {
-      for (int64_t plane = n * plan.c + c_begin; plane < n * plan.c + c_end; ++plane) {
-        for (int64_t strip = 0; strip < plan.strips; ++strip) {
-          const int64_t task = plane / plan.lanes * plan.strips + strip;
-          const Acc* const share = shares + (task * plan.lanes + plane % plan.lanes) * k_count;
-          for (int64_t k = 0; k < k_count; ++k) sums[k] += static_cast<double>(share[k]);
-        }
+  std::vector<double> sums(rows_n * rows_c * k_count);
+  const auto add = [&](int64_t row, const Acc* share) {
+    for (int64_t k = 0; k < k_count; ++k) {
+      sums[row * k_count + k] += static_cast<double>(share[k]);
+    }
+  };
+  const bool summed = rows_n * rows_c == 1 && plan.share_rows == 1;
+  for (int64_t i = 0; summed && i < plan.groups * plan.strips; ++i) add(0, shares + i * k_count);
+  int64_t n = 0, c = 0;
+  for (int64_t group = 0; !summed && group < plan.groups; ++group) {
+    for (int lane = 0; lane < plan.lanes && n < plan.n; ++lane) {
+      for (int64_t strip = 0; strip < plan.strips; ++strip) {
+        const int64_t task = group * plan.strips + strip;
+        add((rows_n > 1 ? n : 0) * rows_c + (rows_c > 1 ? c : 0),
+            shares + (task * plan.lanes + lane) * k_count);
+      }
+      if (++c == plan.c) {
+        c = 0;
+        ++n;
       }
     }
+  }
+  Acc* const grad_weights = static_cast<Acc*>(args.grad_weights);
+  for (int64_t row = 0; row < rows_n * rows_c; ++row) {
     for (int k = 0; k < plan.pools.count; ++k) {
-      grad_weights[row * plan.pools.count + k] = static_cast<Acc>(sums[plan.pools.data[k]]);
+      grad_weights[row * plan.pools.count + k] =
+          static_cast<Acc>(sums[row * k_count + plan.pools.data[k]]);
     }
   }
 }
@@ -217,8 +225,8 @@ template <typename Acc>
 void run_backward(const Plan& plan, const cpu::Kernels& kernels, const BackwardArgs& args,
                   const ParallelFor& parallel_for) {
   const bool wants_weights = args.grad_weights != nullptr;
-  std::vector<Acc> shares(wants_weights ? plan.groups * plan.strips * plan.lanes * plan.num_pools
-                                        : 0);
+  const int64_t rows = plan.groups * plan.strips * plan.share_rows;
+  std::vector<Acc> shares(wants_weights ? rows * plan.num_pools : 0);
   for_task_ranges(plan, kernels.backward_bytes(plan, args), parallel_for,
                   [&](int64_t begin, int64_t end, char* workspace) {
                     kernels.backward(plan, args, begin, end, workspace,
@@ -262,6 +270,8 @@ void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
   const cpu::Kernels& kernels = *chosen_isa().kernels;
   OwnedPlan owned(problem, args.x, problem.h);
   owned.plan.separate_values = !owned.max.empty() && !same_map(args.x, args.values);
+  const bool summed = !args.grad_weights_per_n && !args.grad_weights_per_c;
+  owned.plan.share_rows = summed ? 1 : owned.plan.lanes;
   if (problem.dtype == DType::kFloat64) {
     run_backward<double>(owned.plan, kernels, args, parallel_for);
   } else {

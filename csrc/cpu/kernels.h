@@ -98,7 +98,7 @@ inline void backward(const Plan& plan, const BackwardArgs& args, int64_t begin, 
     const auto task = [&](int64_t i) { return task_at(plan, plan.h, i < end ? i : end - 1); };
     const auto share = [&](int64_t i) {
       return shares == nullptr ? nullptr
-                               : static_cast<Acc*>(shares) + i * plan.lanes * plan.num_pools;
+                               : static_cast<Acc*>(shares) + i * plan.share_rows * plan.num_pools;
     };
     Arena arena(workspace);
     typename V::BackwardKernel kernel(plan, args, arena);

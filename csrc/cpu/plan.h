@@ -44,6 +44,7 @@ struct Plan {
   bool separate_values;     // the maxima are picked by another map than the one that is pooled
 
   int lanes;       // 1 or kPackedLanes
+  int share_rows;  // of the gradient of the weights that a task writes: one in all or one per lane
   int64_t groups;  // of `lanes` planes
   int64_t strips;  // of rows, so that few planes still make enough tasks
 };
@@ -74,8 +75,8 @@ struct Kernels {
   int64_t (*forward_bytes)(const Plan&, const ForwardArgs&);
   void (*forward)(const Plan&, const ForwardArgs&, int64_t begin, int64_t end, char* workspace);
   int64_t (*backward_bytes)(const Plan&, const BackwardArgs&);
-  // shares: [tasks][lanes][num_pools] in the accumulation type, each task's part of the gradient of
-  // the weights; null where that is not wanted.
+  // shares: [tasks][share_rows][num_pools] in the accumulation type, each task's part of the
+  // gradient of the weights; null where that is not wanted.
   void (*backward)(const Plan&, const BackwardArgs&, int64_t begin, int64_t end, char* workspace,
                    void* shares);
 };

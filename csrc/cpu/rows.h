@@ -97,12 +97,17 @@ struct Planes {
 
   template <typename View>
   Planes(const View& view, const Plan& plan, const Task& task)
-      : lanes(task.lanes), adjacent(1), stride_h(view.stride_h), stride_w(view.stride_w) {
+      : lanes(task.lanes), stride_h(view.stride_h), stride_w(view.stride_w) {
     int64_t n = task.plane / plan.c, c = task.plane % plan.c;
+    const int64_t first = n * view.stride_n + c * view.stride_c;
+    one_image_ = c + lanes <= plan.c;
+    channel_stride_ = view.stride_c;
+    for (int lane = 0; lane < kLanes; ++lane) offset[lane] = first + lane * view.stride_c;
+    adjacent = one_image_ && view.stride_c == 1 ? lanes : 1;
+    if (one_image_) return;
     for (int lane = 0; lane < lanes; ++lane) {
       offset[lane] = n * view.stride_n + c * view.stride_c;
       if (adjacent == lane && offset[lane] == offset[0] + lane) ++adjacent;
-      if (lane > 1) even_ &= offset[lane] - offset[lane - 1] == offset[1] - offset[0];
       if (++c == plan.c) {
         c = 0;
         ++n;
@@ -110,9 +115,9 @@ struct Planes {
     }
   }
 
-  // Whether each plane begins `distance` elements after the one before.
+  // Whether the planes are known to begin `distance` elements apart.
   METAPOOL_INLINE bool evenly_apart(int64_t distance) const {
-    return offset[lanes - 1] == offset[0] + (lanes - 1) * distance && even_;
+    return one_image_ && channel_stride_ == distance;
   }
 
   METAPOOL_INLINE bool adjacent_quad(int lane) const {
@@ -121,7 +126,8 @@ struct Planes {
   }
 
  private:
-  bool even_ = true;  // the planes are equally far apart
+  bool one_image_;
+  int64_t channel_stride_;
 };
 
 // Four elements of each of four lanes, between lane-major in memory and pixel-major in a row.
@@ -403,6 +409,7 @@ struct RowRing {
     row_size = size;
     rows = arena.take_row<T>(capacity * size, padding);
   }
+  void fill(T value) const { fill_row(rows, (mask + 1) * row_size, value); }
   METAPOOL_INLINE T* operator[](int64_t line) const { return rows + (line & mask) * row_size; }
 };
 

@@ -48,7 +48,7 @@ class StreamedBackward {
     products_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
   }
 
-  // share: [lanes][num_pools], null where the gradient of the weights is not wanted. False where
+  // share: [share_rows][num_pools], null where the gradient of the weights is not wanted. False where
   // anything is not finite: then nothing can be said of the results.
   bool run(const Task& task, const Task& next, float* share) {
     const Lines x(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
@@ -61,11 +61,11 @@ class StreamedBackward {
     const int radius = plan_.radius_h;
     const int64_t begin = first_valid(task.row_begin, 2 * radius);
     const int64_t end = last_valid(task.row_end - 1, 2 * radius, plan_.h) + 1;
-    x_.start(begin);
-    grads_.start(first_valid(task.row_begin, radius));
+    x_.start(task, begin);
+    grads_.start(task, first_valid(task.row_begin, radius));
     const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
     int64_t done = task.row_begin;
-    bool finite = weights_.finite();
+    bool finite = true;
     const auto check = [&](const float* elements, int64_t size) METAPOOL_LAMBDA {
       finite &= all_finite(elements, size);
     };
@@ -88,7 +88,7 @@ class StreamedBackward {
     if (x_.whole() && args_.grad_x.data != nullptr && grad_x.as_row(0) == nullptr) {
       grad_x.store_dense(0, plan_.h, grad_x_);
     }
-    if (share != nullptr) write_share(share);
+    if (share != nullptr) finish_products(task, share);
     return true;
   }
 
@@ -156,6 +156,20 @@ class StreamedBackward {
     }
   }
 
+  // Takes a tree along its line: nothing comes back before step `pull_begin`, and nothing is found
+  // from `push_end` on.
+  template <typename Push, typename Pull>
+  static METAPOOL_INLINE void run_tree(int64_t pull_begin, int64_t push_end, int64_t steps,
+                                       Push push, Pull pull) {
+    int64_t step = 0;
+    for (; step < pull_begin && step < push_end; ++step) push(step);
+    for (; step < push_end; ++step) {
+      push(step);
+      pull(step);
+    }
+    for (; step < steps; ++step) pull(step);
+  }
+
   // Takes the tree of radius kRadius over lines [line, line_end) of [begin, end).
   template <int kRadius>
   __attribute__((noinline)) void route_columns(const PoolItem& item, const Task& task, int64_t begin, int64_t line,
@@ -191,18 +205,20 @@ class StreamedBackward {
           tree = state->tree;
         }
         V sum{};
-        for (int64_t i = 0; i < steps; ++i) {
-          const Choice choice = tree.push(load(elements[i] + at), line + i, state->choices,
-                                          [&](auto r, V window) METAPOOL_LAMBDA {
-                                            if constexpr (r == kRadius) {
-                                              sum += window * load(counted[i] + at);
-                                            }
-                                          });
+        Choice choice{};
+        const auto push = [&](int64_t i) METAPOOL_LAMBDA {
+          choice = tree.push(load(elements[i] + at), line + i, state->choices,
+                             [&](auto r, V window) METAPOOL_LAMBDA {
+                               if constexpr (r == kRadius) sum += window * load(counted[i] + at);
+                             });
+        };
+        const auto pull = [&](int64_t i) METAPOOL_LAMBDA {
           store(out[i] + at,
                 tree.template pull<0>(choice, line + i, state->choices, [&](auto) METAPOOL_LAMBDA {
                   return weights * load(grads[i] + at);
                 }));
-        }
+        };
+        run_tree(first ? kRadius : 0, last ? steps - kRadius : steps, steps, push, pull);
         add_to_doubles<float>(products + slot, sum);
         if (!last) state->tree = tree;
       }
@@ -217,27 +233,25 @@ class StreamedBackward {
     float* const to = in_map == nullptr ? row : in_map;
     const int64_t pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
 
-    RowStream<float> stream{};
+    AverageRow<float> averages{};
     for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
       const bool inside = i + d >= 0 && i + d < plan_.h;
-      stream.sums[kStreamedRadius + d] = inside ? grads_[i + d] : zeros_;
-    }
-    if (plan_.skip.index >= 0) {
-      stream.x = grads_[i];
-      stream.x_weights = weights_.of(plan_.skip);
-      stream.x_products = products_ + plan_.skip.index * kPackedLanes;
+      averages.lines[kStreamedRadius + d] = inside ? grads_[i + d] : zeros_;
     }
     for (const PoolItem& item : plan_.avg) {
-      stream.sum_weights[item.radius_w] = weights_.averages_of(item);
-      stream.products[item.radius_w] = products_ + item.index * kPackedLanes;
+      averages.weights[item.radius_w] = weights_.averages_of(item);
+      averages.products[item.radius_w] = products_ + item.index * kPackedLanes;
     }
-    stream.other = x_[i];
-    stream.out = to;
-    stream.columns = plan_.w;
-    stream.pitch = pitch;
-    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
-      stream_row<kPackedLanes, set, 0, false, true>(stream);
-    });
+    if (plan_.skip.index >= 0) {
+      averages.x = grads_[i];
+      averages.x_weights = weights_.of(plan_.skip);
+      averages.x_products = products_ + plan_.skip.index * kPackedLanes;
+    }
+    averages.other = x_[i];
+    averages.out = to;
+    averages.columns = plan_.w;
+    averages.pitch = pitch;
+    with_set(averages_, [&](auto set) METAPOOL_LAMBDA { stream_averages<set, true>(averages); });
     with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) {
         if (wanted) route_row<set>(i, to, pitch);
@@ -269,33 +283,33 @@ class StreamedBackward {
       Tree tree;
       tree.reset();
       Choice choices[kRadius][Tree::kRemembered] = {};
-      for (int64_t column = 0; column < plan_.w + 2 * kRadius; ++column) {
+      Choice choice{};
+      const auto push = [&](int64_t column) METAPOOL_LAMBDA {
         const V next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
-        const Choice choice =
-            tree.push(next, column, choices, [](auto, V) METAPOOL_LAMBDA {});
+        choice = tree.push(next, column, choices, [](auto, V) METAPOOL_LAMBDA {});
+      };
+      const auto pull = [&](int64_t column) METAPOOL_LAMBDA {
         const V gradient = tree.template pull<kSet>(
             choice, column, choices, [&](auto r) METAPOOL_LAMBDA {
               return load(arrivals[r] + (column - (2 * kRadius - r)) * kPackedLanes + slot);
             });
-        if (column < 2 * kRadius) continue;
+        if (column < 2 * kRadius) return;
         float* const to = out + (column - 2 * kRadius) * pitch + slot;
         store(to, load(to) + gradient);
-      }
+      };
+      run_tree(kRadius, plan_.w + kRadius, plan_.w + 2 * kRadius, push, pull);
     }
   }
 
-  void write_share(float* share) {
+  // Hands the products over, those of sums divided as averages are.
+  void finish_products(const Task& task, float* share) {
     for (const PoolItem& item : plan_.avg) {
       const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
       for (int lane = 0; lane < kPackedLanes; ++lane) {
         products_[item.index * kPackedLanes + lane] *= 1.0 / area;
       }
     }
-    for (int lane = 0; lane < kPackedLanes; ++lane) {
-      for (int k = 0; k < plan_.num_pools; ++k) {
-        share[lane * plan_.num_pools + k] = static_cast<float>(products_[k * kPackedLanes + lane]);
-      }
-    }
+    write_share(plan_, task, products_, share);
   }
 
   const Plan& plan_;

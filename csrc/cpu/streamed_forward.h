@@ -23,7 +23,11 @@ class DenseLines {
   bool whole() const { return whole_; }
   METAPOOL_INLINE Acc* operator[](int64_t line) const { return lines_[line]; }
 
-  void start(int64_t line) { next_ = line; }
+  // Before the first line of a task. Lanes that it leaves empty hold zeros, whatever ran before.
+  void start(const Task& task, int64_t line) {
+    next_ = line;
+    if (task.lanes < kPackedLanes) lines_.fill(Acc(0));
+  }
 
   // Loads what is missing up to `last`, and calls body(first row, elements) for it.
   template <typename Body>
@@ -71,7 +75,7 @@ class StreamedForward {
     const Lines out(args_.out, plan_, plan_.h, plan_.w, 1, task, next);
     weights_.load(args_.weights, task);
     if (!weights_.finite()) return false;
-    x_.start(first_valid(task.row_begin, plan_.radius_h));
+    x_.start(task, first_valid(task.row_begin, plan_.radius_h));
     bool nan = false;
     for (int64_t i = task.row_begin; i < task.row_end; ++i) {
       x_.load_to(last_valid(i, plan_.radius_h, plan_.h), x,
@@ -98,32 +102,27 @@ class StreamedForward {
 
  private:
   void stream(int64_t center, Acc* out, int64_t pitch) {
-    RowStream<Acc> row{};
+    AverageRow<Acc> averages{};
+    MaximumRow<Acc> maxima{};
     for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
       const int64_t line = center + d, valid = clamp_line(line, plan_.h);
-      row.sums[kStreamedRadius + d] = line == valid ? x_[line] : zeros_;
-      row.maxima[kStreamedRadius + d] = x_[valid];
+      maxima.lines[kStreamedRadius + d] = x_[valid];
+      averages.lines[kStreamedRadius + d] = line == valid ? x_[valid] : zeros_;
     }
     if (plan_.skip.index >= 0) {
-      row.x = x_[center];
-      row.x_weights = weights_.of(plan_.skip);
+      averages.x = x_[center];
+      averages.x_weights = weights_.of(plan_.skip);
     }
     for (const PoolItem& item : plan_.avg) {
-      row.sum_weights[item.radius_w] = weights_.averages_of(item);
+      averages.weights[item.radius_w] = weights_.averages_of(item);
     }
-    for (const PoolItem& item : plan_.max) row.maximum_weights[item.radius_w] = weights_.of(item);
-    row.out = out;
-    row.pitch = pitch;
-    row.columns = plan_.w;
-    // Both at once where there are registers for it.
-    if (kVectorBytes == 64 && averages_ == kStreamedRadii && maxima_ == kStreamedRadii) {
-      return stream_row<kPackedLanes, kStreamedRadii, kStreamedRadii, false>(row);
-    }
-    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
-      stream_row<kPackedLanes, set, 0, false>(row);
-    });
+    for (const PoolItem& item : plan_.max) maxima.weights[item.radius_w] = weights_.of(item);
+    averages.out = maxima.out = out;
+    averages.columns = maxima.columns = plan_.w;
+    averages.pitch = maxima.pitch = pitch;
+    with_set(averages_, [&](auto set) METAPOOL_LAMBDA { stream_averages<set, false>(averages); });
     with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
-      if constexpr (set != 0) stream_row<kPackedLanes, 0, set, true>(row);
+      if constexpr (set != 0) stream_maxima<set>(maxima);
     });
   }
 

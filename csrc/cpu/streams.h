@@ -151,22 +151,20 @@ struct MaximaTree {
   }
 };
 
-// What a row of the output is made of. Weights are those of the lanes; lines are at distances
-// -kStreamedRadius and on from the row, and point to the first column.
+// Where a row of averages comes from and goes to. Weights are those of the lanes; lines are those at
+// distances -kStreamedRadius and on, from their first column; rows are dense.
 template <typename Acc>
-struct RowStream {
-  const Acc *x, *x_weights;                   // null where there is no identity
-  const Acc* sums[2 * kStreamedRadius + 1];   // zeros beyond the map
-  const Acc* maxima[2 * kStreamedRadius + 1];  // the map's edge, repeated; no NaN
-  const Acc* sum_weights[kStreamedRadius + 1];
-  const Acc* maximum_weights[kStreamedRadius + 1];
-  // With kProducts: another row, and the sixteen sums that its products with x, and those of its
-  // own sums along the row with the sums down the columns, are added to.
-  const Acc* other;
-  double* x_products;
-  double* products[kStreamedRadius + 1];
+struct AverageRow {
+  const Acc* lines[2 * kStreamedRadius + 1];  // zeros beyond the map
+  const Acc* weights[kStreamedRadius + 1];
+  const Acc *x, *x_weights;  // of the identity, null where there is none
   Acc* out;
   int64_t columns, pitch;  // of `out`: elements from pixel to pixel
+  // With kProducts: another row, and the sixteen sums that its product with each pooling is added
+  // to. It is summed along the row, the lines down the columns: that is each pooling's own adjoint.
+  const Acc* other;
+  double* products[kStreamedRadius + 1];
+  double* x_products;
 };
 
 // Adds a vector to numbers in double.
@@ -177,114 +175,126 @@ METAPOOL_INLINE void add_to_doubles(double* to, Vec<Acc> vector) {
   for (int i = 0; i < kVectorLanes<Acc>; ++i) to[i] += static_cast<double>(values[i]);
 }
 
-// out = the weighted identity + the weighted averages and maxima of these radii; with kAdd, all of
-// that but the identity and the averages is added to what is there. Weights are finite: sums of all radii are weighted and added
-// up before they are spread along the row, as a wider window covers what a narrower one does.
-template <int kLanes, int kSums, int kMaxima, bool kAdd, bool kProducts = false, typename Acc>
-void stream_row(const RowStream<Acc>& row) {
-  constexpr int kRadius = largest_radius(kSums | kMaxima);
-  constexpr int kSumRadius = largest_radius(kSums), kMaximumRadius = largest_radius(kMaxima);
-  const Vec<Acc> lowest = Vec<Acc>{} - static_cast<Acc>(__builtin_inf());
-  for (int slot = 0; slot < kLanes; slot += kVectorLanes<Acc>) {
-    const auto element = [&](const Acc* const* lines, int distance, int64_t column) METAPOOL_LAMBDA {
-      return load(lines[kStreamedRadius + distance] + column * kLanes + slot);
-    };
-    Vec<Acc> acc[2 * kRadius + 1] = {};  // the outputs around the column that is added
-    MaximaStream<Acc, 1> first(lowest);
-    MaximaStream<Acc, 2> second(lowest);
-    MaximaStream<Acc, 3> third(lowest);
+// out = the weighted identity + the weighted averages of radii kSet. Weights are finite: sums of all
+// radii are weighted and added up before they are spread along the row, as a wider window covers
+// what a narrower one does.
+template <int kSet, bool kProducts, typename Acc>
+void stream_averages(const AverageRow<Acc>& row) {
+  constexpr int kRadius = largest_radius(kSet);
+  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<Acc>) {
+    const auto load_pixel = [&](const Acc* pixels, int64_t column)
+                                METAPOOL_LAMBDA { return load(pixels + column * kPackedLanes + slot); };
+    Vec<Acc> acc[2 * kRadius + 1] = {};     // the outputs around the column that is added
+    Vec<Acc> others[2 * kRadius + 1] = {};  // the other row's pixels there
+    Vec<Acc> products[kRadius + 1] = {}, x_product{};
 
-    // The pixels of `other` around the column that is added.
-    Vec<Acc> others[2 * kSumRadius + 1] = {};
-    Vec<Acc> x_product{}, column_products[kSumRadius + 1] = {};
     const auto push_other = [&](int64_t column) METAPOOL_LAMBDA {
-      for (int i = 0; i < 2 * kSumRadius; ++i) others[i] = others[i + 1];
-      others[2 * kSumRadius] =
-          column < row.columns ? load(row.other + column * kLanes + slot) : Vec<Acc>{};
+      for (int i = 0; i < 2 * kRadius; ++i) others[i] = others[i + 1];
+      others[2 * kRadius] = column < row.columns ? load_pixel(row.other, column) : Vec<Acc>{};
     };
-    for (int64_t column = 0; kProducts && column < kSumRadius; ++column) push_other(column);
-
-    const auto add_sums = [&](int64_t column) METAPOOL_LAMBDA {
-      if constexpr (kProducts) push_other(column + kSumRadius);
-      Vec<Acc> products[kSumRadius + 1];
-      Vec<Acc> sum = element(row.sums, 0, column);
+    const auto add = [&](int64_t column) METAPOOL_LAMBDA {
+      if constexpr (kProducts) push_other(column + kRadius);
+      Vec<Acc> sum = load_pixel(row.lines[kStreamedRadius], column), other = others[kRadius];
+      Vec<Acc> weighted[kRadius + 1];
+      for (int r = 1; r <= kRadius; ++r) {
+        sum += load_pixel(row.lines[kStreamedRadius - r], column) +
+               load_pixel(row.lines[kStreamedRadius + r], column);
+        if constexpr (kProducts) other += others[kRadius - r] + others[kRadius + r];
+        if (!contains(kSet, r)) continue;
+        weighted[r] = load(row.weights[r] + slot) * sum;
+        if constexpr (kProducts) products[r] += other * sum;
+      }
+      for (int r = kRadius; r >= 1; --r) {
+        if (r < kRadius) weighted[r] = contains(kSet, r) ? weighted[r] + weighted[r + 1] : weighted[r + 1];
+        acc[kRadius - r] += weighted[r];
+        acc[kRadius + r] += weighted[r];
+      }
+      if constexpr (kRadius > 0) acc[kRadius] += weighted[1];
       if (row.x != nullptr) {
-        const Vec<Acc> x = load(row.x + column * kLanes + slot);
+        const Vec<Acc> x = load_pixel(row.x, column);
         acc[kRadius] += load(row.x_weights + slot) * x;
-        if constexpr (kProducts) x_product += x * others[kSumRadius];
+        if constexpr (kProducts) x_product += x * others[kRadius];
       }
-      Vec<Acc> other_sum = others[kSumRadius];
-      for (int r = 1; r <= kSumRadius; ++r) {
-        sum += element(row.sums, -r, column) + element(row.sums, r, column);
-        if (contains(kSums, r)) products[r] = load(row.sum_weights[r] + slot) * sum;
-        if constexpr (kProducts) {
-          other_sum += others[kSumRadius - r] + others[kSumRadius + r];
-          if (contains(kSums, r)) column_products[r] += other_sum * sum;
-        }
-      }
-      for (int r = kSumRadius; r >= 1; --r) {
-        if (r < kSumRadius) {
-          products[r] = contains(kSums, r) ? products[r] + products[r + 1] : products[r + 1];
-        }
-        acc[kRadius - r] += products[r];
-        acc[kRadius + r] += products[r];
-      }
-      if constexpr (kSumRadius > 0) acc[kRadius] += products[1];
-    };
-    const auto add_maximum = [&](auto& stream, auto radius, Vec<Acc> maximum) METAPOOL_LAMBDA {
-      if constexpr (contains(kMaxima, radius)) {
-        acc[kRadius - radius] += load(row.maximum_weights[radius] + slot) * stream.push(maximum);
-      }
-    };
-    const auto add_maxima = [&](int64_t column) METAPOOL_LAMBDA {
-      const Maximum<false> larger;
-      Vec<Acc> maximum = element(row.maxima, 0, column);
-      const auto extend = [&](int r) METAPOOL_LAMBDA {
-        maximum = larger(maximum, larger(element(row.maxima, -r, column),
-                                         element(row.maxima, r, column)));
-      };
-      if constexpr (kMaximumRadius >= 1) extend(1);
-      add_maximum(first, Int<1>{}, maximum);
-      if constexpr (kMaximumRadius >= 2) extend(2);
-      add_maximum(second, Int<2>{}, maximum);
-      if constexpr (kMaximumRadius >= 3) extend(3);
-      add_maximum(third, Int<3>{}, maximum);
     };
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
-      Acc* const to = row.out + column * row.pitch + slot;
-      store(to, kAdd ? load(to) + acc[0] : acc[0]);
-    };
-    const auto shift = [&] METAPOOL_LAMBDA {
+      if (column >= 0) store(row.out + column * row.pitch + slot, acc[0]);
       for (int i = 0; i < 2 * kRadius; ++i) acc[i] = acc[i + 1];
       acc[2 * kRadius] = Vec<Acc>{};
     };
-    const auto add = [&](int64_t column) METAPOOL_LAMBDA {
-      if constexpr (!kAdd) add_sums(column);
-      if constexpr (kMaxima != 0) add_maxima(column);
-    };
 
-    int64_t column = 0;
-    for (; column < kRadius && column < row.columns; ++column) {
-      add(column);
-      shift();
-    }
-    for (; column < row.columns; ++column) {
+    for (int64_t column = 0; kProducts && column < kRadius; ++column) push_other(column);
+    for (int64_t column = 0; column < row.columns; ++column) {
       add(column);
       finish(column - kRadius);
-      shift();
     }
-    for (column -= kRadius; column < row.columns; ++column) {
-      add_maximum(first, Int<1>{}, lowest);
-      add_maximum(second, Int<2>{}, lowest);
-      add_maximum(third, Int<3>{}, lowest);
-      if (column >= 0) finish(column);
-      shift();
-    }
+    for (int64_t column = row.columns - kRadius; column < row.columns; ++column) finish(column);
     if constexpr (kProducts) {
       if (row.x != nullptr) add_to_doubles<Acc>(row.x_products + slot, x_product);
-      for (int r = 1; r <= kSumRadius; ++r) {
-        if (contains(kSums, r)) add_to_doubles<Acc>(row.products[r] + slot, column_products[r]);
+      for (int r = 1; r <= kRadius; ++r) {
+        if (contains(kSet, r)) add_to_doubles<Acc>(row.products[r] + slot, products[r]);
       }
+    }
+  }
+}
+
+// The same for maxima.
+template <typename Acc>
+struct MaximumRow {
+  const Acc* lines[2 * kStreamedRadius + 1];  // the map's edge again beyond it; no NaN
+  const Acc* weights[kStreamedRadius + 1];
+  Acc* out;
+  int64_t columns, pitch;
+};
+
+// out += the weighted maxima of radii kSet.
+template <int kSet, typename Acc>
+void stream_maxima(const MaximumRow<Acc>& row) {
+  constexpr int kRadius = largest_radius(kSet);
+  const Maximum<false> larger;
+  const Vec<Acc> lowest = Vec<Acc>{} - static_cast<Acc>(__builtin_inf());
+  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<Acc>) {
+    MaximaStream<Acc, 1> first(lowest);
+    MaximaStream<Acc, 2> second(lowest);
+    MaximaStream<Acc, 3> third(lowest);
+    Vec<Acc> acc[kRadius + 1] = {};  // the outputs up to the column that is added
+
+    const auto push = [&](auto& stream, auto radius, Vec<Acc> maximum) METAPOOL_LAMBDA {
+      if constexpr (contains(kSet, radius)) {
+        acc[kRadius - radius] += load(row.weights[radius] + slot) * stream.push(maximum);
+      }
+    };
+    const auto add = [&](int64_t column) METAPOOL_LAMBDA {
+      const auto line = [&](int distance) METAPOOL_LAMBDA {
+        return load(row.lines[kStreamedRadius + distance] + column * kPackedLanes + slot);
+      };
+      Vec<Acc> maximum = line(0);
+      const auto extend = [&](int r)
+                              METAPOOL_LAMBDA { maximum = larger(maximum, larger(line(-r), line(r))); };
+      extend(1);
+      push(first, Int<1>{}, maximum);
+      if constexpr (kRadius >= 2) extend(2);
+      push(second, Int<2>{}, maximum);
+      if constexpr (kRadius >= 3) extend(3);
+      push(third, Int<3>{}, maximum);
+    };
+    const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
+      if (column >= 0) {
+        Acc* const to = row.out + column * row.pitch + slot;
+        store(to, load(to) + acc[0]);
+      }
+      for (int i = 0; i < kRadius; ++i) acc[i] = acc[i + 1];
+      acc[kRadius] = Vec<Acc>{};
+    };
+
+    for (int64_t column = 0; column < row.columns; ++column) {
+      add(column);
+      finish(column - kRadius);
+    }
+    for (int64_t column = row.columns - kRadius; column < row.columns; ++column) {
+      push(first, Int<1>{}, lowest);
+      push(second, Int<2>{}, lowest);
+      push(third, Int<3>{}, lowest);
+      finish(column);
     }
   }
 }

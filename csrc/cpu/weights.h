@@ -11,6 +11,20 @@ METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
   return load(values + ((offset + b * Block<Acc, kLanes>::kStep) & (kPackedLanes - 1)));
 }
 
+// Writes a task's share of the gradient of the weights; sums: [num_pools][16], by lane.
+template <typename Acc>
+void write_share(const Plan& plan, const Task& task, const double* sums, Acc* share) {
+  for (int k = 0; k < plan.num_pools; ++k) {
+    double all = 0;
+    for (int lane = 0; lane < task.lanes; ++lane) {
+      const double sum = sums[k * kPackedLanes + lane];
+      all += sum;
+      if (plan.share_rows > 1) share[lane * plan.num_pools + k] = static_cast<Acc>(sum);
+    }
+    if (plan.share_rows == 1) share[k] = static_cast<Acc>(all);
+  }
+}
+
 // Arrays of [16]: a number for each lane of a packed row, or one number sixteen times.
 template <typename Acc, int kLanes>
 class Weights {
