@@ -38,6 +38,8 @@ COMMON_FLAGS = [
 KERNEL_FLAGS = ["-O3", "-fno-trapping-math"]
 # GCC 12 warns of its own AVX-512 headers, which leave variables uninitialised on purpose.
 KERNEL_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# Vectors are handed over by functions that are always inlined, so no calling convention matters.
+KERNEL_FLAGS += ["-Wno-psabi"]
 X86_ISAS = {
     "avx2": ["-mavx2", "-mf16c"],
     "avx512": [

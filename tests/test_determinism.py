@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 def _cases() -> Iterator[Case]:
     """Few planes and many, small and large, so that work is split in each of the ways."""
     for layout in cases.NATIVE_LAYOUTS:
-        for size in ((1, 1, 130, 97), (2, 3, 33, 47), (4, 48, 14, 14), (9, 65, 3, 5)):
+        for size in (
+            *((1, 1, 130, 97), (2, 3, 33, 47), (4, 48, 14, 14), (9, 65, 3, 5)),
+            (2, 16, 75, 40),
+        ):
             yield Case(size, layout=layout, data="relu6", alpha="nck")
             yield Case(size, torch.bfloat16, layout)
         for alpha in cases.ALPHA_SHAPES:

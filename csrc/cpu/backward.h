@@ -21,9 +21,6 @@ class Backward {
 
   static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
 
-  // Products are added up in the accumulation type over about so many pixels, then in double.
-  static constexpr int64_t kFlushPixels = 64;
-
  public:
   Backward(const Plan& plan, const BackwardArgs& args, Arena& arena)
       : plan_(plan),
@@ -145,7 +142,7 @@ class Backward {
           });
     }
     for (int r = 0; r < kRows; ++r) pending_pixels_ += counted[r] ? plan_.w : 0;
-    if (pending_pixels_ >= kFlushPixels) flush();
+    if (pending_pixels_ >= kPartialPixels) flush();
   }
 
   METAPOOL_INLINE void store_line(int8_t* to, int64_t at, Code<Acc> code) const {
@@ -235,12 +232,8 @@ class Backward {
   }
 
   void flush_one(int k, int area) {
-    const double scale = 1.0 / area;
     for (int r = 0; r < 2; ++r) {
-      for (int part = 0; part < kPackedLanes; ++part) {
-        weight_sums_[k * kPackedLanes + part] += scale * static_cast<double>(parts(k, r)[part]);
-        parts(k, r)[part] = 0;
-      }
+      METAPOOL_ISA::flush(parts(k, r), weight_sums_ + k * kPackedLanes, 1.0 / area);
     }
   }
 

@@ -34,17 +34,11 @@ METAPOOL_INLINE void with_variant(const Plan& plan, Body body) {
   plan.dtype == DType::kFloat64 ? with_lanes<double>(plan, body) : with_lanes<float>(plan, body);
 }
 
-// Whether the kernels for small square windows can do it. Where they meet what they cannot handle,
-// the others do the task again.
+// Whether a variant can leave small square windows to the streamed kernels. Where those meet
+// numbers that they cannot handle, it does the task again.
 template <typename Variant>
 constexpr bool kHasStreamed =
     Variant::kIsPacked && !Variant::kHasValues && sizeof(typename Variant::Acc) == sizeof(float);
-
-inline bool suits_streams(const Plan& plan) {
-  return plan.stride_h == 1 && plan.stride_w == 1 && streamed_set(plan.avg) >= 0 &&
-         streamed_set(plan.max) >= 0 && streamed_skip(plan.skip) &&
-         (plan.count_include_pad || plan.avg.count == 0);
-}
 
 inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
   Arena counting(nullptr);
@@ -52,7 +46,7 @@ inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
     using V = decltype(variant);
     typename V::ForwardKernel(plan, args, counting);
     if constexpr (kHasStreamed<V>) {
-      if (suits_streams(plan)) StreamedForward<typename V::Acc>(plan, args, counting);
+      if (suits_streams(plan)) StreamedForward(plan, args, counting);
     }
   });
   return counting.used();
@@ -67,7 +61,7 @@ inline void forward(const Plan& plan, const ForwardArgs& args, int64_t begin, in
     typename V::ForwardKernel kernel(plan, args, arena);
     if constexpr (kHasStreamed<V>) {
       if (suits_streams(plan)) {
-        StreamedForward<typename V::Acc> streamed(plan, args, arena);
+        StreamedForward streamed(plan, args, arena);
         for (int64_t i = begin; i < end; ++i) {
           if (!streamed.run(task(i), task(i + 1))) kernel.run(task(i), task(i + 1));
         }

@@ -251,13 +251,13 @@ class MapLines {
   // Widens a line into a row whose first column is at `row`.
   void load(int64_t line, Acc* row) const {
     convert<true>(line, columns_, row, step_ * kLanes);
-    prefetch<false>(line + ahead_);
+    prefetch_ahead<false>(line);
   }
 
   // Rounds a row into a line.
   void store(int64_t line, const Acc* row) const {
     convert<false>(line, columns_, const_cast<Acc*>(row), step_ * kLanes);
-    prefetch<true>(line + ahead_);
+    prefetch_ahead<true>(line);
   }
 
   // The same for many lines, whose rows follow each other without padding.
@@ -276,9 +276,10 @@ class MapLines {
   }
   int64_t pixel_stride() const { return planes_.stride_w; }
 
-  // Asks for a line before it is its turn; those of the next task are counted on from this one's.
+  // Asks for the line that is due some time after `line`, in this task or the next.
   template <bool kWrite>
-  METAPOOL_INLINE void prefetch(int64_t line) const {
+  METAPOOL_INLINE void prefetch_ahead(int64_t line) const {
+    line += ahead_;
     if (kLanes == 1 || line >= 2 * lines_) return;
     const bool here = line < lines_;
     prefetch_line<kWrite>(here ? planes_ : next_planes_, here ? line : line - lines_);
@@ -411,6 +412,51 @@ struct RowRing {
   }
   void fill(T value) const { fill_row(rows, (mask + 1) * row_size, value); }
   METAPOOL_INLINE T* operator[](int64_t line) const { return rows + (line & mask) * row_size; }
+};
+
+// The lines of a task's planes without padding: all of them where that is little, else a ring.
+class DenseLines {
+ public:
+  using Lines = MapLines<float, kPackedLanes>;
+
+  // `at_least` lines are there at a time.
+  DenseLines(const Plan& plan, int64_t at_least, Arena& arena)
+      : whole_(plan.strips == 1 && plan.h * plan.w <= kWholePixels),
+        h_(plan.h),
+        row_size_(plan.w * kPackedLanes) {
+    lines_.allocate(arena, whole_ ? plan.h : at_least, row_size_, 0.0f);
+  }
+
+  bool whole() const { return whole_; }
+  METAPOOL_INLINE float* operator[](int64_t line) const { return lines_[line]; }
+
+  // Before the first line of a task. Lanes that it leaves empty hold zeros, whatever ran before.
+  void start(const Task& task, int64_t line) {
+    next_ = line;
+    if (task.lanes < kPackedLanes) lines_.fill(0.0f);
+  }
+
+  // Loads what is missing up to `last`, and calls body(first row, elements) for it.
+  template <typename Body>
+  METAPOOL_INLINE void load_to(int64_t last, const Lines& map, Body body) {
+    if (whole_ && next_ <= last) {
+      map.load_dense(0, h_, lines_[0]);
+      body(lines_[0], h_ * row_size_);
+      next_ = h_;
+    }
+    for (; next_ <= last; ++next_) {
+      map.load(next_, lines_[next_]);
+      body(lines_[next_], row_size_);
+    }
+  }
+
+ private:
+  static constexpr int64_t kWholePixels = 1024;
+
+  const bool whole_;
+  const int64_t h_, row_size_;
+  int64_t next_ = 0;
+  RowRing<float> lines_;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -4,13 +4,12 @@
 // the second cache; what is under way in a column is kept from chunk to chunk.
 #pragma once
 
-#include "streamed_forward.h"
+#include "streams.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
 class StreamedBackward {
   using Lines = MapLines<float, kPackedLanes>;
-  using V = Vec<float>;
 
   // Maxima of rows and their gradients lie in padded rows, so that streams may run over both ends.
   static constexpr int kLeft = 2 * kStreamedRadius, kRight = 2 * kStreamedRadius;
@@ -39,24 +38,27 @@ class StreamedBackward {
     for (const PoolItem& item : plan.max) {
       const int r = item.radius_w;
       rows_[r].allocate(arena, chunk_ + 2 * plan.radius_h, padded, 0.0f);
-      states_[r] = arena.take<char>(plan.w * (kPackedLanes / kVectorLanes<float>) * state_bytes(r));
+      states_[r] = arena.take<char>(plan.w * (kPackedLanes / kVectorLanes<float>)*state_bytes(r));
     }
     zeros_ = arena.take_row<float>(padded, 0);
     lowest_ = arena.take_row<float>(padded, -__builtin_inff());
     unused_ = arena.take_row<float>(padded, 0);
     grad_x_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * row_size_, 0);
+    parts_ = arena.take_row<float>(plan.num_pools * kPackedLanes, 0);
     products_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
   }
 
-  // share: [share_rows][num_pools], null where the gradient of the weights is not wanted. False where
-  // anything is not finite: then nothing can be said of the results.
+  // share: [share_rows][num_pools], null where the gradient of the weights is not wanted. False
+  // where anything is not finite: then nothing can be said of the results.
   bool run(const Task& task, const Task& next, float* share) {
     const Lines x(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines grad_out(args_.grad_out, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines grad_x(args_.grad_x, plan_, plan_.h, plan_.w, 1, task, next);
     weights_.load(args_.weights, task);
     if (!weights_.finite()) return false;
+    fill_row(parts_, plan_.num_pools * kPackedLanes, 0.0f);
     fill_row(products_, plan_.num_pools * kPackedLanes, 0.0);
+    pending_pixels_ = 0;
 
     const int radius = plan_.radius_h;
     const int64_t begin = first_valid(task.row_begin, 2 * radius);
@@ -66,9 +68,8 @@ class StreamedBackward {
     const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
     int64_t done = task.row_begin;
     bool finite = true;
-    const auto check = [&](const float* elements, int64_t size) METAPOOL_LAMBDA {
-      finite &= all_finite(elements, size);
-    };
+    const auto check = [&](const float* elements, int64_t size)
+                           METAPOOL_LAMBDA { finite &= all_finite(elements, size); };
     for (int64_t line = begin; line < end; line += chunk_) {
       const int64_t line_end = line + chunk_ < end ? line + chunk_ : end;
       x_.load_to(line_end - 1, x, check);
@@ -88,7 +89,8 @@ class StreamedBackward {
     if (x_.whole() && args_.grad_x.data != nullptr && grad_x.as_row(0) == nullptr) {
       grad_x.store_dense(0, plan_.h, grad_x_);
     }
-    if (share != nullptr) finish_products(task, share);
+    flush_products();
+    if (share != nullptr) write_share(plan_, task, products_, share);
     return true;
   }
 
@@ -114,7 +116,7 @@ class StreamedBackward {
   static bool all_finite(const float* from, int64_t size) {
     Mask<float> found{};
     for (int64_t e = 0; e < size; e += kVectorLanes<float>) {
-      const V vector = load(from + e);
+      const Floats vector = load(from + e);
       found |= vector - vector != 0;
     }
     return !any<float>(found);
@@ -126,7 +128,7 @@ class StreamedBackward {
 
   // The maxima along lines [begin, end).
   template <int kSet>
-  __attribute__((noinline)) void find_in_rows(int64_t begin, int64_t end) {
+  METAPOOL_NOINLINE void find_in_rows(int64_t begin, int64_t end) {
     constexpr int kRadius = largest_radius(kSet);
     for (int64_t line = begin; line < end; ++line) {
       const float* const x = x_[line];
@@ -138,8 +140,8 @@ class StreamedBackward {
         MaximaTree<kRadius> tree;
         tree.reset();
         for (int64_t column = 0; column < plan_.w + kRadius; ++column) {
-          const V next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
-          tree.find(next, [&](auto r, V window) METAPOOL_LAMBDA {
+          const Floats next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
+          tree.find(next, [&](auto r, Floats window) METAPOOL_LAMBDA {
             // What lies beyond the row goes into its padding.
             if constexpr (contains(kSet, r)) {
               store(out[r] + (column - r) * kPackedLanes + slot, window);
@@ -148,8 +150,8 @@ class StreamedBackward {
         }
         for (int r = 1; r <= kRadius; ++r) {
           for (int pixel = 1; contains(kSet, r) && pixel <= kRadius; ++pixel) {
-            store(out[r] - pixel * kPackedLanes + slot, V{});
-            store(out[r] + (plan_.w - 1 + pixel) * kPackedLanes + slot, V{});
+            store(out[r] - pixel * kPackedLanes + slot, Floats{});
+            store(out[r] + (plan_.w - 1 + pixel) * kPackedLanes + slot, Floats{});
           }
         }
       }
@@ -172,8 +174,8 @@ class StreamedBackward {
 
   // Takes the tree of radius kRadius over lines [line, line_end) of [begin, end).
   template <int kRadius>
-  __attribute__((noinline)) void route_columns(const PoolItem& item, const Task& task, int64_t begin, int64_t line,
-                     int64_t line_end, int64_t end) {
+  METAPOOL_NOINLINE void route_columns(const PoolItem& item, const Task& task, int64_t begin,
+                                       int64_t line, int64_t line_end, int64_t end) {
     const bool first = line == begin, last = line_end == end;
     const int64_t grad_begin = first_valid(task.row_begin, plan_.radius_h);
     const int64_t grad_end = last_valid(task.row_end - 1, plan_.radius_h, plan_.h) + 1;
@@ -190,9 +192,17 @@ class StreamedBackward {
       out[i] = done >= begin ? maxima_of(kRadius, done) : unused_;
     }
     auto* state = reinterpret_cast<ColumnState<kRadius>*>(states_[kRadius]);
-    double* const products = products_ + item.index * kPackedLanes;
+    float* const part = parts_ + item.index * kPackedLanes;
     for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-      const V weights = load(weights_.of(item) + slot);
+      const Floats weights = load(weights_.of(item) + slot);
+      Floats sum{};
+      int64_t pending = 0;
+      const auto flush_sum = [&] METAPOOL_LAMBDA {
+        store(part + slot, sum);
+        flush(part, products_ + item.index * kPackedLanes, 1);
+        sum = Floats{};
+        pending = 0;
+      };
       for (int64_t column = 0; column < plan_.w; ++column, ++state) {
         const int64_t at = column * kPackedLanes + slot;
         MaximaTree<kRadius> tree;
@@ -204,11 +214,10 @@ class StreamedBackward {
         } else {
           tree = state->tree;
         }
-        V sum{};
         Choice choice{};
         const auto push = [&](int64_t i) METAPOOL_LAMBDA {
           choice = tree.push(load(elements[i] + at), line + i, state->choices,
-                             [&](auto r, V window) METAPOOL_LAMBDA {
+                             [&](auto r, Floats window) METAPOOL_LAMBDA {
                                if constexpr (r == kRadius) sum += window * load(counted[i] + at);
                              });
         };
@@ -219,9 +228,11 @@ class StreamedBackward {
                 }));
         };
         run_tree(first ? kRadius : 0, last ? steps - kRadius : steps, steps, push, pull);
-        add_to_doubles<float>(products + slot, sum);
         if (!last) state->tree = tree;
+        pending += steps;
+        if (pending >= kPartialPixels) flush_sum();
       }
+      flush_sum();
     }
   }
 
@@ -233,25 +244,27 @@ class StreamedBackward {
     float* const to = in_map == nullptr ? row : in_map;
     const int64_t pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
 
-    AverageRow<float> averages{};
+    AverageRow averages{};
     for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
       const bool inside = i + d >= 0 && i + d < plan_.h;
       averages.lines[kStreamedRadius + d] = inside ? grads_[i + d] : zeros_;
     }
     for (const PoolItem& item : plan_.avg) {
       averages.weights[item.radius_w] = weights_.averages_of(item);
-      averages.products[item.radius_w] = products_ + item.index * kPackedLanes;
+      averages.products[item.radius_w] = parts_ + item.index * kPackedLanes;
     }
     if (plan_.skip.index >= 0) {
       averages.x = grads_[i];
       averages.x_weights = weights_.of(plan_.skip);
-      averages.x_products = products_ + plan_.skip.index * kPackedLanes;
+      averages.x_products = parts_ + plan_.skip.index * kPackedLanes;
     }
     averages.other = x_[i];
     averages.out = to;
     averages.columns = plan_.w;
     averages.pitch = pitch;
     with_set(averages_, [&](auto set) METAPOOL_LAMBDA { stream_averages<set, true>(averages); });
+    pending_pixels_ += plan_.w;
+    if (pending_pixels_ >= kPartialPixels) flush_products();
     with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) {
         if (wanted) route_row<set>(i, to, pitch);
@@ -265,13 +278,13 @@ class StreamedBackward {
     } else if (wanted && in_map == nullptr) {
       grad_x.store(i, row);
     } else if (wanted) {
-      grad_x.prefetch<true>(i + 3);
+      grad_x.prefetch_ahead<true>(i);
     }
   }
 
   // out += what the rows' maxima send back along row i.
   template <int kSet>
-  __attribute__((noinline)) void route_row(int64_t i, float* out, int64_t pitch) {
+  METAPOOL_NOINLINE void route_row(int64_t i, float* out, int64_t pitch) {
     constexpr int kRadius = largest_radius(kSet);
     using Tree = MaximaTree<kRadius>;
     const float* const x = x_[i];
@@ -285,12 +298,12 @@ class StreamedBackward {
       Choice choices[kRadius][Tree::kRemembered] = {};
       Choice choice{};
       const auto push = [&](int64_t column) METAPOOL_LAMBDA {
-        const V next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
-        choice = tree.push(next, column, choices, [](auto, V) METAPOOL_LAMBDA {});
+        const Floats next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
+        choice = tree.push(next, column, choices, [](auto, Floats) METAPOOL_LAMBDA {});
       };
       const auto pull = [&](int64_t column) METAPOOL_LAMBDA {
-        const V gradient = tree.template pull<kSet>(
-            choice, column, choices, [&](auto r) METAPOOL_LAMBDA {
+        const Floats gradient =
+            tree.template pull<kSet>(choice, column, choices, [&](auto r) METAPOOL_LAMBDA {
               return load(arrivals[r] + (column - (2 * kRadius - r)) * kPackedLanes + slot);
             });
         if (column < 2 * kRadius) return;
@@ -301,15 +314,15 @@ class StreamedBackward {
     }
   }
 
-  // Hands the products over, those of sums divided as averages are.
-  void finish_products(const Task& task, float* share) {
-    for (const PoolItem& item : plan_.avg) {
+  // Moves the products of averages and identity on; averages have been sums so far.
+  void flush_products() {
+    pending_pixels_ = 0;
+    const auto flush_item = [&](const PoolItem& item) {
       const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
-      for (int lane = 0; lane < kPackedLanes; ++lane) {
-        products_[item.index * kPackedLanes + lane] *= 1.0 / area;
-      }
-    }
-    write_share(plan_, task, products_, share);
+      flush(parts_ + item.index * kPackedLanes, products_ + item.index * kPackedLanes, 1.0 / area);
+    };
+    if (plan_.skip.index >= 0) flush_item(plan_.skip);
+    for (const PoolItem& item : plan_.avg) flush_item(item);
   }
 
   const Plan& plan_;
@@ -318,11 +331,13 @@ class StreamedBackward {
   Weights<float, kPackedLanes> weights_;
   const int averages_, maxima_;  // sets of radii
   const int64_t row_size_, chunk_;
-  DenseLines<float> x_, grads_;
+  DenseLines x_, grads_;
   RowRing<float> rows_[kStreamedRadius + 1];  // maxima of rows, then their gradients
   char* states_[kStreamedRadius + 1];
   float *zeros_, *lowest_, *unused_, *grad_x_;
-  double* products_;  // [num_pools][16]
+  float* parts_;      // of the products, [num_pools][16]
+  double* products_;  // the same
+  int64_t pending_pixels_ = 0;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -6,55 +6,8 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
-// The lines of a task's planes without padding: all of them where that is little, else a ring.
-template <typename Acc>
-class DenseLines {
- public:
-  using Lines = MapLines<Acc, kPackedLanes>;
-
-  // `at_least` lines are there at a time.
-  DenseLines(const Plan& plan, int64_t at_least, Arena& arena)
-      : whole_(plan.strips == 1 && plan.h * plan.w <= kWholePixels),
-        h_(plan.h),
-        row_size_(plan.w * kPackedLanes) {
-    lines_.allocate(arena, whole_ ? plan.h : at_least, row_size_, Acc(0));
-  }
-
-  bool whole() const { return whole_; }
-  METAPOOL_INLINE Acc* operator[](int64_t line) const { return lines_[line]; }
-
-  // Before the first line of a task. Lanes that it leaves empty hold zeros, whatever ran before.
-  void start(const Task& task, int64_t line) {
-    next_ = line;
-    if (task.lanes < kPackedLanes) lines_.fill(Acc(0));
-  }
-
-  // Loads what is missing up to `last`, and calls body(first row, elements) for it.
-  template <typename Body>
-  METAPOOL_INLINE void load_to(int64_t last, const Lines& map, Body body) {
-    if (whole_ && next_ <= last) {
-      map.load_dense(0, h_, lines_[0]);
-      body(lines_[0], h_ * row_size_);
-      next_ = h_;
-    }
-    for (; next_ <= last; ++next_) {
-      map.load(next_, lines_[next_]);
-      body(lines_[next_], row_size_);
-    }
-  }
-
- private:
-  static constexpr int64_t kWholePixels = 1024;
-
-  const bool whole_;
-  const int64_t h_, row_size_;
-  int64_t next_ = 0;
-  RowRing<Acc> lines_;
-};
-
-template <typename Acc>
 class StreamedForward {
-  using Lines = MapLines<Acc, kPackedLanes>;
+  using Lines = MapLines<float, kPackedLanes>;
 
  public:
   StreamedForward(const Plan& plan, const ForwardArgs& args, Arena& arena)
@@ -65,8 +18,8 @@ class StreamedForward {
         averages_(streamed_set(plan.avg)),
         maxima_(streamed_set(plan.max)),
         x_(plan, 2 * plan.radius_h + 1, arena) {
-    zeros_ = arena.take_row<Acc>(plan.w * kPackedLanes, 0);
-    out_ = arena.take_row<Acc>((x_.whole() ? plan.h : 1) * plan.w * kPackedLanes, 0);
+    zeros_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
+    out_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * plan.w * kPackedLanes, 0);
   }
 
   // False where x has NaN or weights are not finite: then nothing can be said of `out`.
@@ -79,21 +32,20 @@ class StreamedForward {
     bool nan = false;
     for (int64_t i = task.row_begin; i < task.row_end; ++i) {
       x_.load_to(last_valid(i, plan_.radius_h, plan_.h), x,
-                 [&](const Acc* elements, int64_t size) METAPOOL_LAMBDA {
-                   nan |= plan_.max.count > 0 && has_nan(elements, size);
-                 });
+                 [&](const float* elements, int64_t size)
+                     METAPOOL_LAMBDA { nan |= plan_.max.count > 0 && has_nan(elements, size); });
       if (nan) return false;
-      Acc* const in_map = out.as_row(i);
-      Acc* const row = x_.whole() ? out_ + i * plan_.w * kPackedLanes : out_;
+      float* const in_map = out.as_row(i);
+      float* const row = x_.whole() ? out_ + i * plan_.w * kPackedLanes : out_;
       stream(i, in_map == nullptr ? row : in_map,
              in_map == nullptr ? kPackedLanes : out.pixel_stride());
       if (x_.whole()) {
-        x.template prefetch_next<false>(i);
-        out.template prefetch_next<true>(i);
+        x.prefetch_next<false>(i);
+        out.prefetch_next<true>(i);
       } else if (in_map == nullptr) {
         out.store(i, row);
       } else {
-        out.template prefetch<true>(i + 3);
+        out.prefetch_ahead<true>(i);
       }
     }
     if (x_.whole() && out.as_row(0) == nullptr) out.store_dense(0, plan_.h, out_);
@@ -101,9 +53,9 @@ class StreamedForward {
   }
 
  private:
-  void stream(int64_t center, Acc* out, int64_t pitch) {
-    AverageRow<Acc> averages{};
-    MaximumRow<Acc> maxima{};
+  void stream(int64_t center, float* out, int64_t pitch) {
+    AverageRow averages{};
+    MaximumRow maxima{};
     for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
       const int64_t line = center + d, valid = clamp_line(line, plan_.h);
       maxima.lines[kStreamedRadius + d] = x_[valid];
@@ -128,11 +80,11 @@ class StreamedForward {
 
   const Plan& plan_;
   const ForwardArgs& args_;
-  const RowShape<Acc, kPackedLanes> shape_;
-  Weights<Acc, kPackedLanes> weights_;
+  const RowShape<float, kPackedLanes> shape_;
+  Weights<float, kPackedLanes> weights_;
   const int averages_, maxima_;  // sets of radii
-  DenseLines<Acc> x_;
-  Acc *zeros_, *out_;
+  DenseLines x_;
+  float *zeros_, *out_;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -8,6 +8,8 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
+using Floats = Vec<float>;
+
 // Windows up to this radius are streamed; sets of radii are constants, a bit for each.
 constexpr int kStreamedRadius = 3;
 constexpr int kStreamedRadii = (2 << kStreamedRadius) - 2;
@@ -32,7 +34,12 @@ inline int streamed_set(Span<PoolItem> items) {
   return set;
 }
 
-inline bool streamed_skip(const PoolItem& skip) { return skip.end - skip.begin <= 1; }
+// Whether a problem can be streamed, its numbers allowing.
+inline bool suits_streams(const Plan& plan) {
+  return plan.stride_h == 1 && plan.stride_w == 1 && plan.skip.end - plan.skip.begin <= 1 &&
+         streamed_set(plan.avg) >= 0 && streamed_set(plan.max) >= 0 &&
+         (plan.count_include_pad || plan.avg.count == 0);
+}
 
 // Calls body(set) with the set as a constant.
 template <int kSet = kStreamedRadii, typename Body>
@@ -44,23 +51,23 @@ METAPOOL_INLINE void with_set(int set, Body body) {
 // Maxima of windows along a line: push(e[t]) gives that of radius kRadius around element t -
 // kRadius. Two neighbours make a pair, two pairs a window of three, and two of those, which
 // overlap, the next.
-template <typename Acc, int kRadius>
+template <int kRadius>
 struct MaximaStream {
-  Vec<Acc> element, pair;
-  Vec<Acc> windows[kRadius][2];  // of each smaller radius the last one and the one before
+  Floats element, pair;
+  Floats windows[kRadius][2];  // of each smaller radius the last one and the one before
 
-  explicit MaximaStream(Vec<Acc> padding) : element(padding), pair(padding) {
+  explicit MaximaStream(Floats padding) : element(padding), pair(padding) {
     for (auto& last_two : windows) last_two[0] = last_two[1] = padding;
   }
 
-  METAPOOL_INLINE Vec<Acc> push(Vec<Acc> next) {
+  METAPOOL_INLINE Floats push(Floats next) {
     const Maximum<false> maximum;
-    const Vec<Acc> next_pair = maximum(element, next);
-    Vec<Acc> window = maximum(pair, next_pair);
+    const Floats next_pair = maximum(element, next);
+    Floats window = maximum(pair, next_pair);
     element = next;
     pair = next_pair;
     for (int r = 1; r < kRadius; ++r) {
-      const Vec<Acc> wider = maximum(windows[r][1], window);
+      const Floats wider = maximum(windows[r][1], window);
       windows[r][1] = windows[r][0];
       windows[r][0] = window;
       window = wider;
@@ -76,27 +83,26 @@ struct MaximaStream {
 // 2 * kRadius - r when their gradient is known.
 template <int kRadius>
 struct MaximaTree {
-  using V = Vec<float>;
   static constexpr int kRemembered = 8;  // choices of a level
   static_assert(2 * kRadius - 1 < kRemembered);
 
-  V element, pair;
-  V windows[kRadius][2];       // of each smaller radius the last one and the one before
-  V right[kRadius + 1][2];     // of each radius what the right parts of the last two are sent
-  V right_of_pair;
+  Floats element, pair;
+  Floats windows[kRadius][2];    // of each smaller radius the last one and the one before
+  Floats right[kRadius + 1][2];  // of each radius what the right parts of the last two are sent
+  Floats right_of_pair;
 
   static METAPOOL_INLINE int64_t slot_of(int64_t step) { return step & (kRemembered - 1); }
 
   METAPOOL_INLINE void reset() {
-    element = pair = V{} - __builtin_inff();
+    element = pair = Floats{} - __builtin_inff();
     for (auto& last_two : windows) last_two[0] = last_two[1] = element;
-    for (auto& last_two : right) last_two[0] = last_two[1] = V{};
-    right_of_pair = V{};
+    for (auto& last_two : right) last_two[0] = last_two[1] = Floats{};
+    right_of_pair = Floats{};
   }
 
   // As push(), but remembers no choices: for what need not be sent back.
   template <typename Found>
-  METAPOOL_INLINE void find(V next, Found found) {
+  METAPOOL_INLINE void find(Floats next, Found found) {
     Choice unused[kRadius][kRemembered];
     push(next, 0, unused, found);
   }
@@ -104,20 +110,21 @@ struct MaximaTree {
   // Takes element number `step` and calls found(r, window) for each radius; the choices of a level
   // are kept in choices[level].
   template <typename Found>
-  METAPOOL_INLINE Choice push(V next, int64_t step, Choice (*choices)[kRemembered], Found found) {
+  METAPOOL_INLINE Choice push(Floats next, int64_t step, Choice (*choices)[kRemembered],
+                              Found found) {
     const Maximum<false> maximum;
     Choice choice = at_least(element, next);
     choices[0][slot_of(step)] = choice;
-    const V next_pair = maximum(element, next);
+    const Floats next_pair = maximum(element, next);
     choice = at_least(pair, next_pair);
-    V window = maximum(pair, next_pair);
+    Floats window = maximum(pair, next_pair);
     element = next;
     pair = next_pair;
     found(Int<1>{}, window);
     for_each_distance(Int<kRadius - 1>{}, [&](auto r) METAPOOL_LAMBDA {
       choices[r][slot_of(step)] = choice;
       choice = at_least(windows[r][1], window);
-      const V wider = maximum(windows[r][1], window);
+      const Floats wider = maximum(windows[r][1], window);
       windows[r][1] = windows[r][0];
       windows[r][0] = window;
       window = wider;
@@ -130,72 +137,70 @@ struct MaximaTree {
   // receive directly, and `choice` what push() returned. Gives the gradient of element step - 2 *
   // kRadius.
   template <int kSet, typename Arrived>
-  METAPOOL_INLINE V pull(Choice choice, int64_t step, const Choice (*choices)[kRemembered],
-                         Arrived arrived) {
-    V gradient = arrived(Int<kRadius>{});
+  METAPOOL_INLINE Floats pull(Choice choice, int64_t step, const Choice (*choices)[kRemembered],
+                              Arrived arrived) {
+    Floats gradient = arrived(Int<kRadius>{});
     for_each_distance(Int<kRadius - 1>{}, [&](auto d) METAPOOL_LAMBDA {
       constexpr int r = kRadius + 1 - d;
-      const V sent = add_where(choice, right[r][1], gradient);
+      const Floats sent = add_where(choice, right[r][1], gradient);
       right[r][1] = right[r][0];
       right[r][0] = clear_where(choice, gradient);
       gradient = sent;
       if constexpr (contains(kSet, r - 1)) gradient += arrived(Int<r - 1>{});
       choice = choices[r - 1][slot_of(step - 2 * (kRadius - (r - 1)))];
     });
-    const V sent = add_where(choice, right[1][0], gradient);
+    const Floats sent = add_where(choice, right[1][0], gradient);
     right[1][0] = clear_where(choice, gradient);
     choice = choices[0][slot_of(step - (2 * kRadius - 1))];
-    const V result = add_where(choice, right_of_pair, sent);
+    const Floats result = add_where(choice, right_of_pair, sent);
     right_of_pair = clear_where(choice, sent);
     return result;
   }
 };
 
-// Where a row of averages comes from and goes to. Weights are those of the lanes; lines are those at
-// distances -kStreamedRadius and on, from their first column; rows are dense.
-template <typename Acc>
+// Where a row of averages comes from and goes to. Weights are those of the lanes; lines are those
+// at distances -kStreamedRadius and on, from their first column; rows are dense.
 struct AverageRow {
-  const Acc* lines[2 * kStreamedRadius + 1];  // zeros beyond the map
-  const Acc* weights[kStreamedRadius + 1];
-  const Acc *x, *x_weights;  // of the identity, null where there is none
-  Acc* out;
+  const float* lines[2 * kStreamedRadius + 1];  // zeros beyond the map
+  const float* weights[kStreamedRadius + 1];
+  const float *x, *x_weights;  // of the identity, null where there is none
+  float* out;
   int64_t columns, pitch;  // of `out`: elements from pixel to pixel
   // With kProducts: another row, and the sixteen sums that its product with each pooling is added
   // to. It is summed along the row, the lines down the columns: that is each pooling's own adjoint.
-  const Acc* other;
-  double* products[kStreamedRadius + 1];
-  double* x_products;
+  const float* other;
+  float* products[kStreamedRadius + 1];
+  float* x_products;
 };
 
-// Adds a vector to numbers in double.
-template <typename Acc>
-METAPOOL_INLINE void add_to_doubles(double* to, Vec<Acc> vector) {
-  Acc values[kVectorLanes<Acc>];
-  store(values, vector);
-  for (int i = 0; i < kVectorLanes<Acc>; ++i) to[i] += static_cast<double>(values[i]);
-}
-
-// out = the weighted identity + the weighted averages of radii kSet. Weights are finite: sums of all
-// radii are weighted and added up before they are spread along the row, as a wider window covers
-// what a narrower one does.
-template <int kSet, bool kProducts, typename Acc>
-void stream_averages(const AverageRow<Acc>& row) {
+// out = the weighted identity + the weighted averages of radii kSet. Weights are finite: sums of
+// all radii are weighted and added up before they are spread along the row, as a wider window
+// covers what a narrower one does.
+template <int kSet, bool kProducts>
+void stream_averages(const AverageRow row) {
   constexpr int kRadius = largest_radius(kSet);
-  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<Acc>) {
-    const auto load_pixel = [&](const Acc* pixels, int64_t column)
-                                METAPOOL_LAMBDA { return load(pixels + column * kPackedLanes + slot); };
-    Vec<Acc> acc[2 * kRadius + 1] = {};     // the outputs around the column that is added
-    Vec<Acc> others[2 * kRadius + 1] = {};  // the other row's pixels there
-    Vec<Acc> products[kRadius + 1] = {}, x_product{};
+  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+    const auto load_pixel = [&](const float* pixels, int64_t column) METAPOOL_LAMBDA {
+      return load(pixels + column * kPackedLanes + slot);
+    };
+    Floats acc[2 * kRadius + 1] = {};     // the outputs around the column that is added
+    Floats others[2 * kRadius + 1] = {};  // the other row's pixels there
+    Floats products[kRadius + 1], x_product;
+    if constexpr (kProducts) {
+      if (row.x != nullptr) x_product = load(row.x_products + slot);
+      for (int r = 1; r <= kRadius; ++r) {
+        if (contains(kSet, r)) products[r] = load(row.products[r] + slot);
+      }
+    }
 
     const auto push_other = [&](int64_t column) METAPOOL_LAMBDA {
       for (int i = 0; i < 2 * kRadius; ++i) others[i] = others[i + 1];
-      others[2 * kRadius] = column < row.columns ? load_pixel(row.other, column) : Vec<Acc>{};
+      others[2 * kRadius] = column < row.columns ? load_pixel(row.other, column) : Floats{};
     };
     const auto add = [&](int64_t column) METAPOOL_LAMBDA {
       if constexpr (kProducts) push_other(column + kRadius);
-      Vec<Acc> sum = load_pixel(row.lines[kStreamedRadius], column), other = others[kRadius];
-      Vec<Acc> weighted[kRadius + 1];
+      Floats sum = load_pixel(row.lines[kStreamedRadius], column), other = others[kRadius];
+      Floats weighted[kRadius + 1];
       for (int r = 1; r <= kRadius; ++r) {
         sum += load_pixel(row.lines[kStreamedRadius - r], column) +
                load_pixel(row.lines[kStreamedRadius + r], column);
@@ -205,13 +210,14 @@ void stream_averages(const AverageRow<Acc>& row) {
         if constexpr (kProducts) products[r] += other * sum;
       }
       for (int r = kRadius; r >= 1; --r) {
-        if (r < kRadius) weighted[r] = contains(kSet, r) ? weighted[r] + weighted[r + 1] : weighted[r + 1];
+        if (r < kRadius)
+          weighted[r] = contains(kSet, r) ? weighted[r] + weighted[r + 1] : weighted[r + 1];
         acc[kRadius - r] += weighted[r];
         acc[kRadius + r] += weighted[r];
       }
       if constexpr (kRadius > 0) acc[kRadius] += weighted[1];
       if (row.x != nullptr) {
-        const Vec<Acc> x = load_pixel(row.x, column);
+        const Floats x = load_pixel(row.x, column);
         acc[kRadius] += load(row.x_weights + slot) * x;
         if constexpr (kProducts) x_product += x * others[kRadius];
       }
@@ -219,7 +225,7 @@ void stream_averages(const AverageRow<Acc>& row) {
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
       if (column >= 0) store(row.out + column * row.pitch + slot, acc[0]);
       for (int i = 0; i < 2 * kRadius; ++i) acc[i] = acc[i + 1];
-      acc[2 * kRadius] = Vec<Acc>{};
+      acc[2 * kRadius] = Floats{};
     };
 
     for (int64_t column = 0; kProducts && column < kRadius; ++column) push_other(column);
@@ -229,36 +235,35 @@ void stream_averages(const AverageRow<Acc>& row) {
     }
     for (int64_t column = row.columns - kRadius; column < row.columns; ++column) finish(column);
     if constexpr (kProducts) {
-      if (row.x != nullptr) add_to_doubles<Acc>(row.x_products + slot, x_product);
+      if (row.x != nullptr) store(row.x_products + slot, x_product);
       for (int r = 1; r <= kRadius; ++r) {
-        if (contains(kSet, r)) add_to_doubles<Acc>(row.products[r] + slot, products[r]);
+        if (contains(kSet, r)) store(row.products[r] + slot, products[r]);
       }
     }
   }
 }
 
 // The same for maxima.
-template <typename Acc>
 struct MaximumRow {
-  const Acc* lines[2 * kStreamedRadius + 1];  // the map's edge again beyond it; no NaN
-  const Acc* weights[kStreamedRadius + 1];
-  Acc* out;
+  const float* lines[2 * kStreamedRadius + 1];  // the map's edge again beyond it; no NaN
+  const float* weights[kStreamedRadius + 1];
+  float* out;
   int64_t columns, pitch;
 };
 
 // out += the weighted maxima of radii kSet.
-template <int kSet, typename Acc>
-void stream_maxima(const MaximumRow<Acc>& row) {
+template <int kSet>
+void stream_maxima(const MaximumRow row) {
   constexpr int kRadius = largest_radius(kSet);
   const Maximum<false> larger;
-  const Vec<Acc> lowest = Vec<Acc>{} - static_cast<Acc>(__builtin_inf());
-  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<Acc>) {
-    MaximaStream<Acc, 1> first(lowest);
-    MaximaStream<Acc, 2> second(lowest);
-    MaximaStream<Acc, 3> third(lowest);
-    Vec<Acc> acc[kRadius + 1] = {};  // the outputs up to the column that is added
+  const Floats lowest = Floats{} - __builtin_inff();
+  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+    MaximaStream<1> first(lowest);
+    MaximaStream<2> second(lowest);
+    MaximaStream<3> third(lowest);
+    Floats acc[kRadius + 1] = {};  // the outputs up to the column that is added
 
-    const auto push = [&](auto& stream, auto radius, Vec<Acc> maximum) METAPOOL_LAMBDA {
+    const auto push = [&](auto& stream, auto radius, Floats maximum) METAPOOL_LAMBDA {
       if constexpr (contains(kSet, radius)) {
         acc[kRadius - radius] += load(row.weights[radius] + slot) * stream.push(maximum);
       }
@@ -267,9 +272,10 @@ void stream_maxima(const MaximumRow<Acc>& row) {
       const auto line = [&](int distance) METAPOOL_LAMBDA {
         return load(row.lines[kStreamedRadius + distance] + column * kPackedLanes + slot);
       };
-      Vec<Acc> maximum = line(0);
-      const auto extend = [&](int r)
-                              METAPOOL_LAMBDA { maximum = larger(maximum, larger(line(-r), line(r))); };
+      Floats maximum = line(0);
+      const auto extend = [&](int r) METAPOOL_LAMBDA {
+        maximum = larger(maximum, larger(line(-r), line(r)));
+      };
       extend(1);
       push(first, Int<1>{}, maximum);
       if constexpr (kRadius >= 2) extend(2);
@@ -279,11 +285,11 @@ void stream_maxima(const MaximumRow<Acc>& row) {
     };
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
       if (column >= 0) {
-        Acc* const to = row.out + column * row.pitch + slot;
+        float* const to = row.out + column * row.pitch + slot;
         store(to, load(to) + acc[0]);
       }
       for (int i = 0; i < kRadius; ++i) acc[i] = acc[i + 1];
-      acc[kRadius] = Vec<Acc>{};
+      acc[kRadius] = Floats{};
     };
 
     for (int64_t column = 0; column < row.columns; ++column) {

@@ -15,6 +15,8 @@
 // Bodies of loops are handed on as lambdas: left to the compiler, the larger ones become calls,
 // and every vector in flight goes through memory.
 #define METAPOOL_LAMBDA __attribute__((always_inline))
+// Loops that need all registers: next to each other in one function they spill.
+#define METAPOOL_NOINLINE __attribute__((noinline))
 
 namespace metapool::cpu::METAPOOL_ISA {
 

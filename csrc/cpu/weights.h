@@ -11,6 +11,18 @@ METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
   return load(values + ((offset + b * Block<Acc, kLanes>::kStep) & (kPackedLanes - 1)));
 }
 
+// Products are added up in the accumulation type over about so many pixels, then in double.
+constexpr int64_t kPartialPixels = 64;
+
+// Moves sixteen partial sums on into sums in double.
+template <typename Acc>
+METAPOOL_INLINE void flush(Acc* parts, double* sums, double scale) {
+  for (int part = 0; part < kPackedLanes; ++part) {
+    sums[part] += scale * static_cast<double>(parts[part]);
+    parts[part] = 0;
+  }
+}
+
 // Writes a task's share of the gradient of the weights; sums: [num_pools][16], by lane.
 template <typename Acc>
 void write_share(const Plan& plan, const Task& task, const double* sums, Acc* share) {

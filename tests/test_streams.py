@@ -1,0 +1,96 @@
+"""Small square windows on many planes, which the CPU kernels stream: every set of windows, planes
+that are handled as a whole, in rings of lines and in strips, and what makes them start over."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import cases, judge
+from tests.cases import Case
+
+WINDOWS = (3, 5, 7)
+SETS = [
+    tuple(f"{kind}_pool_{window}x{window}" for window in windows)
+    for kind in ("avg", "max")
+    for count in range(len(WINDOWS) + 1)
+    for windows in combinations(WINDOWS, count)
+]
+AVERAGES, MAXIMA = SETS[: len(SETS) // 2], SETS[len(SETS) // 2 :]
+
+SIZES = {
+    "whole": ((2, 19, 32, 32), "the largest plane that is converted as a whole, and a rest"),
+    "ring": ((1, 24, 25, 45), "lines in a ring, all rows in one chunk"),
+    "chunks": ((1, 16, 90, 57), "several chunks, columns on their way from one to the next"),
+    "wide": ((1, 8, 41, 250), "chunks of few lines"),
+    "strips": ((1, 16, 72, 21), "a plane cut into tasks that share lines"),
+}
+
+
+@pytest.mark.parametrize("skip", [(), ("skip_connect",)], ids=["", "skip"])
+@pytest.mark.parametrize("maxima", MAXIMA, ids=str)
+@pytest.mark.parametrize("averages", AVERAGES, ids=str)
+def test_every_set(
+    native: str, averages: tuple[str, ...], maxima: tuple[str, ...], skip: tuple[str, ...]
+) -> None:
+    candidates = (*maxima, *skip, *averages)
+    if not candidates:
+        pytest.skip("no candidates")
+    for layout in cases.NATIVE_LAYOUTS:
+        for size in ((1, 17, 9, 8), (2, 9, 2, 2)):
+            case = Case(size, layout=layout, data="relu6", candidates=candidates)
+            judge.judge(judge.fused(native), case)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("data", ["relu6", "distinct", "equal"])
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(native: str, size: str, data: str, dtype: torch.dtype, layout: str) -> None:
+    for alpha in ("k", "nck"):
+        case = Case(SIZES[size][0], dtype, layout, data, alpha=alpha)
+        judge.judge(judge.fused(native), case)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("at", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize("where", ["x", "grad_out"])
+@pytest.mark.parametrize("size", SIZES)
+def test_one_value_that_is_not_finite(
+    native: str, size: str, where: str, at: int, value: float
+) -> None:
+    """By then part of the results may have been written; all of them have to be done again."""
+    case = Case(SIZES[size][0], data="relu6", alpha="nck")
+    x, alpha, grad_out = case.tensors()
+    (x if where == "x" else grad_out).view(-1)[at] = value
+    got = judge.run(judge.fused(native), case, x, alpha, grad_out, ("out", "grad_x"))
+    right = judge.run(judge.truth, case, x, alpha, grad_out, ("out", "grad_x"))
+    for name, result in got.items():
+        torch.testing.assert_close(
+            result.double(), right[name], rtol=1e-5, atol=1e-5, equal_nan=True
+        )
+
+
+@pytest.mark.usefixtures("threads")
+def test_empty_lanes_hold_nothing_of_the_planes_before(native: str) -> None:
+    """The last planes have a task to themselves, in memory that others have used before."""
+    case = Case((1, 24, 80, 60), data="relu6")
+    x, alpha, grad_out = case.tensors()
+    x[:, 8:16] = torch.nan
+    grad_out[:, 8:16] = torch.inf
+    alone = _of_last_planes(native, case, (x[:, 16:], alpha, grad_out[:, 16:]))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        got = _of_last_planes(native, case, (x, alpha, grad_out))
+        for a, b in zip(got, alone, strict=True):
+            assert torch.equal(a, b), f"{threads} threads"
+
+
+def _of_last_planes(
+    native: str, case: Case, tensors: tuple[Tensor, Tensor, Tensor]
+) -> list[Tensor]:
+    x, alpha, grad_out = tensors
+    got = judge.run(judge.fused(native), case, x, alpha, grad_out, ("out", "grad_x"))
+    return [judge.bits(result[:, -8:]) for result in got.values()]
