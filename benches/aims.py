@@ -39,6 +39,10 @@ def _over_eager(row: Row) -> float | None:
     return row.over_eager
 
 
+def _over_poolings(row: Row) -> float | None:
+    return row.over_poolings
+
+
 @dataclass(frozen=True)
 class Bound:
     """A bound on one ratio of our NCHW figures in one case: at most ``value``, or at least."""
@@ -54,6 +58,7 @@ BOUNDS = (
     Bound(Case(LARGE, slow_peers=True), "copies", _copies, 3.5, at_most=True),
     Bound(Case(LARGE, slow_peers=True), "times the best torch peer", _over_best, 20),
     Bound(Case(LARGE, slow_peers=True), "times eager NCHW", _over_eager, 150),
+    Bound(Case(LARGE, slow_peers=True), "times OpenCV without the mix", _over_poolings, 6),
     Bound(Case(LARGE, Mode.BOTH, slow_peers=True), "times the best torch peer", _over_best, 20),
     Bound(Case(LARGE, Mode.BOTH, slow_peers=True), "times eager NCHW", _over_eager, 60),
     Bound(Case(LARGE, candidates="avg"), "copies", _copies, 2, at_most=True),
@@ -108,9 +113,11 @@ def _against_ourselves(results: list[Result]) -> Iterator[Aim]:
             yield _at_most(f"{case}: {what}", bound, ratio)
 
     for mode in (Mode.FORWARD, Mode.BOTH):
-        for dtype in (torch.bfloat16, torch.float16):
-            yield from over("over float32", Case(MIDDLE, mode, dtype=dtype), Case(MIDDLE, mode), 1)
-        yield from over("over AVX-512", Case(MIDDLE, mode, isa="avx2"), Case(MIDDLE, mode), 2)
+        for size in (LARGE, MIDDLE):
+            base = Case(size, mode, slow_peers=size == LARGE)
+            for dtype in (torch.bfloat16, torch.float16):
+                yield from over("over float32", Case(size, mode, dtype=dtype), base, 1)
+            yield from over("over AVX-512", Case(size, mode, isa="avx2"), base, 2)
         one, two = (Case(PLANE, mode, batch=1, threads=count) for count in (1, 2))
         yield from over("over one thread", two, one, 1 / 1.7)
 

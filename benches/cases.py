@@ -85,10 +85,11 @@ def _full() -> Iterator[Case]:
         for size in (MIDDLE, LOW, SMALL):
             yield Case(size, mode)
         yield Case(ODD, mode, batch=1)
-        for dtype in (torch.bfloat16, torch.float16):
-            yield Case(MIDDLE, mode, dtype=dtype)
+        for size in (LARGE, MIDDLE):
+            for dtype in (torch.bfloat16, torch.float16):
+                yield Case(size, mode, dtype=dtype)
+            yield Case(size, mode, isa="avx2")
         yield Case(MIDDLE, mode, data="normal")
-        yield Case(MIDDLE, mode, isa="avx2")
         for threads in (1, 2):
             yield Case(PLANE, mode, batch=1, threads=threads)
     yield Case(LARGE, Mode.DOUBLE)

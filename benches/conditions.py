@@ -57,7 +57,7 @@ def conditions(allocator: str) -> dict[str, str]:
         "instruction set": f"{numpy_api.active_isa()} (torch: "
         f"{torch.backends.cpu.get_cpu_capability()})",
         "threads": f"{torch.get_num_threads()}, for ours and every peer",
-        "waiting threads": f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY')}",
+        "waiting threads": f"GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT')}",
         "allocator": allocator,
         "load before": f"{load:.1f} programs on {os.cpu_count()} cores"
         + (" (shared: figures come out too high)" if load > 0.5 else ""),

@@ -12,7 +12,7 @@ from benches.peers import COPY, EAGER, OURS, is_torch_peer
 from benches.timing import Times
 from metapool_kernels import numpy_api
 
-OPENCV = "OpenCV"
+OPENCV, POOLINGS = "OpenCV", "OpenCV, poolings alone"
 _MAPS_MOVED = {Mode.FORWARD: 2, Mode.BOTH: 5}
 """With perfect reuse: x read, out written; then x and grad_out read, grad_x written."""
 
@@ -29,6 +29,7 @@ class Row:
     over_best: float | None
     best: str | None
     over_opencv: float | None
+    over_poolings: float | None
 
 
 def best_torch_peer(times: Mapping[str, Times]) -> str | None:
@@ -53,7 +54,8 @@ def _row(result: Result, name: str, best: str | None) -> Row:
         return times[peer].median / mine.median if peer in times else None
 
     copies = mine.median / times[COPY].median
-    return Row(result.case, name, mine, copies, over(EAGER), over(best), best, over(OPENCV))
+    ratios = (over(peer) for peer in (OPENCV, POOLINGS))
+    return Row(result.case, name, mine, copies, over(EAGER), over(best), best, *ratios)
 
 
 @dataclass(frozen=True)

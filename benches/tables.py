@@ -39,7 +39,7 @@ def ours_table(rows: Iterable[Row]) -> Iterator[str]:
     """Ours against the copy and the peers, case by case."""
     head = ("case", "layout", "ours, ms", "copies", "x eager NCHW", "x best torch peer")
     yield from table(
-        (*head, "best torch peer", "x OpenCV with mix"),
+        (*head, "best torch peer", "x OpenCV with mix", "without"),
         (
             (
                 str(row.case),
@@ -50,6 +50,7 @@ def ours_table(rows: Iterable[Row]) -> Iterator[str]:
                 _ratio(row.over_best),
                 row.best or "",
                 _ratio(row.over_opencv),
+                _ratio(row.over_poolings),
             )
             for row in rows
         ),
