@@ -26,9 +26,7 @@ test-isas: install  ## the kernels' tests under each instruction set that this m
 	set -e; for isa in $(ISAS); do echo "-- $$isa"; METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
 		$(RUN)/python $(KERNEL_PYTEST) $(KERNEL_TESTS); done
 
-# A copy of the tree is built, so that the libraries in this one stay as they are. The arrays that
-# a kernel takes out of its workspace lie in one allocation: only what leaves that, or a tensor, or
-# is misaligned shows here.
+# A copy of the tree is built, so that the libraries in this one stay as they are.
 test-sanitized: install  ## the same with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	mkdir -p $(SANITIZED)
 	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \

@@ -10,7 +10,13 @@
 
 #include "elements.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace metapool::cpu::METAPOOL_ISA {
+
+constexpr int64_t kCacheLine = 64;
 
 // Four vectors that are worked on together: four pixels of a packed row, or a run of a plain one.
 template <typename Acc, int kLanes>
@@ -299,8 +305,6 @@ class MapLines {
   }
 
  private:
-  static constexpr int64_t kCacheLine = 64;
-
   static constexpr int64_t kAhead(int64_t columns) { return 2 + 64 / columns; }
 
   // Whether a line begins where the one before it ends.
@@ -370,7 +374,7 @@ bool has_nan(const RowShape<Acc, kLanes>& shape, const Acc* row) {
   return has_nan(row + shape.cell(0), shape.w * kLanes);
 }
 
-// Hands out parts of a task's workspace. With a null base it only counts.
+// Hands out arrays from a task's workspace. With a null base it only counts.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
@@ -379,6 +383,11 @@ class Arena {
   T* take(int64_t count) {
     const int64_t offset = used_;
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+#if defined(__SANITIZE_ADDRESS__)
+    // Nobody may touch what lies between two arrays.
+    if (base_ != nullptr) __asan_poison_memory_region(base_ + used_, kCacheLine);
+    used_ += kCacheLine;
+#endif
     return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset);
   }
   // A row filled with `value`, or null where only counting.
