@@ -5,10 +5,10 @@ RUN := $(VENV)/bin
 CPP_SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp python_bindings/*.cpp)
 DIGITS := --config configs/digits.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
-KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py sweep.py)
+KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
 KERNEL_PYTEST := -m pytest -k "not reference"
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
-SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py sweep.py)
+SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py sweep.py)
 SANITIZED := build/sanitized
 # -O1 keeps the build within minutes, and so does leaving out what does no more than repeat
 # AddressSanitizer (null pointers, object sizes): every kernel is one large function.
