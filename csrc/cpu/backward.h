@@ -3,9 +3,10 @@
 //
 // Averages are their own adjoint but for the stride, which is undone first: grad_out is spread out
 // with zeros between. The gradient of a weight is the product of grad_out with the pooled row,
-// which is computed again: taken with the adjoint instead, NaN and infinities would spread.
-// Maxima are found again, see winners.h: a gradient goes first to the line of the winner, then
-// from wider to narrower windows as long as those have the same winner, then to its column.
+// which is computed again: taken with the adjoint instead, as streamed_backward.h does where all is
+// finite, NaN and infinities would spread. Maxima are found again, see winners.h: a gradient goes
+// first to the line of the winner, then from wider to narrower windows as long as those have the
+// same winner, then to its column.
 #pragma once
 
 #include "weights.h"

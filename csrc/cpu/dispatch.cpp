@@ -196,7 +196,7 @@ void reduce_shares(const Plan& plan, const Acc* shares, const BackwardArgs& args
       sums[row * k_count + k] += static_cast<double>(share[k]);
     }
   };
-  const bool summed = rows_n * rows_c == 1 && plan.share_rows == 1;
+  const bool summed = rows_n * rows_c == 1;
   for (int64_t i = 0; summed && i < plan.groups * plan.strips; ++i) add(0, shares + i * k_count);
   int64_t n = 0, c = 0;
   for (int64_t group = 0; !summed && group < plan.groups; ++group) {
@@ -270,7 +270,8 @@ void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
   const cpu::Kernels& kernels = *chosen_isa().kernels;
   OwnedPlan owned(problem, args.x, problem.h);
   owned.plan.separate_values = !owned.max.empty() && !same_map(args.x, args.values);
-  const bool summed = !args.grad_weights_per_n && !args.grad_weights_per_c;
+  const bool summed =
+      (!args.grad_weights_per_n || problem.n == 1) && (!args.grad_weights_per_c || problem.c == 1);
   owned.plan.share_rows = summed ? 1 : owned.plan.lanes;
   if (problem.dtype == DType::kFloat64) {
     run_backward<double>(owned.plan, kernels, args, parallel_for);

@@ -58,16 +58,18 @@ inline void forward(const Plan& plan, const ForwardArgs& args, int64_t begin, in
     using V = decltype(variant);
     const auto task = [&](int64_t i) { return task_at(plan, plan.h_out, i < end ? i : end - 1); };
     Arena arena(workspace);
-    typename V::ForwardKernel kernel(plan, args, arena);
     if constexpr (kHasStreamed<V>) {
       if (suits_streams(plan)) {
         StreamedForward streamed(plan, args, arena);
         for (int64_t i = begin; i < end; ++i) {
-          if (!streamed.run(task(i), task(i + 1))) kernel.run(task(i), task(i + 1));
+          if (streamed.run(task(i), task(i + 1))) continue;
+          Arena rest = arena;
+          typename V::ForwardKernel(plan, args, rest).run(task(i), task(i + 1));
         }
         return;
       }
     }
+    typename V::ForwardKernel kernel(plan, args, arena);
     for (int64_t i = begin; i < end; ++i) kernel.run(task(i), task(i + 1));
   });
 }
@@ -95,18 +97,18 @@ inline void backward(const Plan& plan, const BackwardArgs& args, int64_t begin, 
                                : static_cast<Acc*>(shares) + i * plan.share_rows * plan.num_pools;
     };
     Arena arena(workspace);
-    typename V::BackwardKernel kernel(plan, args, arena);
     if constexpr (kHasStreamed<V>) {
       if (suits_streams(plan)) {
         StreamedBackward streamed(plan, args, arena);
         for (int64_t i = begin; i < end; ++i) {
-          if (!streamed.run(task(i), task(i + 1), share(i))) {
-            kernel.run(task(i), task(i + 1), share(i));
-          }
+          if (streamed.run(task(i), task(i + 1), share(i))) continue;
+          Arena rest = arena;
+          typename V::BackwardKernel(plan, args, rest).run(task(i), task(i + 1), share(i));
         }
         return;
       }
     }
+    typename V::BackwardKernel kernel(plan, args, arena);
     for (int64_t i = begin; i < end; ++i) kernel.run(task(i), task(i + 1), share(i));
   });
 }

@@ -1,5 +1,5 @@
-// Rows as the kernels see them: widened to the accumulation type, with padding on both sides so
-// that every tap of a window is a contiguous run.
+// Rows as the kernels see them: widened to the accumulation type, and (but for DenseLines) with
+// padding on both sides so that every tap of a window is a contiguous run.
 //
 // A row holds `kLanes` planes side by side (pixel-major, lane-minor), so that a shift by one column
 // is a shift by whole vectors and narrow maps fill the lanes as well as wide ones. With one lane
@@ -98,7 +98,7 @@ template <int kLanes>
 struct Planes {
   int64_t offset[kLanes];  // of each lane's first element
   int lanes;
-  int adjacent;  // so many lanes from the first on are neighbours in memory, each pixel's
+  int adjacent;  // so many lanes from the first on lie side by side, at every pixel
   int64_t stride_h, stride_w;
 
   template <typename View>
@@ -385,8 +385,9 @@ class Arena {
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
 #if defined(__SANITIZE_ADDRESS__)
     // Nobody may touch what lies between two arrays.
-    if (base_ != nullptr) __asan_poison_memory_region(base_ + used_, kCacheLine);
+    const int64_t end = offset + count * static_cast<int64_t>(sizeof(T));
     used_ += kCacheLine;
+    if (base_ != nullptr) __asan_poison_memory_region(base_ + end, used_ - end);
 #endif
     return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset);
   }

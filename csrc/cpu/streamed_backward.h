@@ -1,7 +1,9 @@
 // Backward for small square windows at stride 1 on packed rows, see streams.h. Maxima are found
 // along the rows first, then down the columns, and gradients go back the same way: up the columns
 // to the rows' maxima, then along the rows. A chunk of lines at a time, so that all of it stays in
-// the second cache; what is under way in a column is kept from chunk to chunk.
+// the second cache or nearly so; what is under way in a column is kept from chunk to chunk.
+// Products for the weights belong to the task that owns the row of grad_out, as in backward.h:
+// strips of a plane may be left to either.
 #pragma once
 
 #include "streams.h"
@@ -12,9 +14,9 @@ class StreamedBackward {
   using Lines = MapLines<float, kPackedLanes>;
 
   // Maxima of rows and their gradients lie in padded rows, so that streams may run over both ends.
-  static constexpr int kLeft = 2 * kStreamedRadius, kRight = 2 * kStreamedRadius;
+  static constexpr int kPadding = kStreamedRadius;
   static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16, kLargestRing = 64;
-  static constexpr int64_t kMostSteps = kLargestRing + 2 * kStreamedRadius;
+  static constexpr int64_t kMostSteps = kLargestRing;
 
   template <int kRadius>
   struct ColumnState {
@@ -34,15 +36,16 @@ class StreamedBackward {
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
         grads_(plan, chunk_ + 3 * plan.radius_h, arena) {
-    const int64_t padded = (kLeft + plan.w + kRight) * kPackedLanes;
+    const int64_t padded = (plan.w + 2 * kPadding) * kPackedLanes;
     for (const PoolItem& item : plan.max) {
       const int r = item.radius_w;
-      rows_[r].allocate(arena, chunk_ + 2 * plan.radius_h, padded, 0.0f);
+      const int64_t lines = chunk_ + 2 * plan.radius_h;
+      rows_[r].allocate(arena, lines < plan.h ? lines : plan.h, padded, 0.0f);
       states_[r] = arena.take<char>(plan.w * (kPackedLanes / kVectorLanes<float>)*state_bytes(r));
     }
-    zeros_ = arena.take_row<float>(padded, 0);
-    lowest_ = arena.take_row<float>(padded, -__builtin_inff());
-    unused_ = arena.take_row<float>(padded, 0);
+    zeros_ = arena.take_row<float>(row_size_, 0);
+    lowest_ = arena.take_row<float>(row_size_, -__builtin_inff());
+    unused_ = arena.take_row<float>(row_size_, 0);
     grad_x_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * row_size_, 0);
     parts_ = arena.take_row<float>(plan.num_pools * kPackedLanes, 0);
     products_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
@@ -66,7 +69,9 @@ class StreamedBackward {
     x_.start(task, begin);
     grads_.start(task, first_valid(task.row_begin, radius));
     const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
-    int64_t done = task.row_begin;
+    // Rows of x beyond the task's have products with its rows of grad_out.
+    int64_t row = first_valid(task.row_begin, radius);
+    const int64_t last_row = last_grad + 1;
     bool finite = true;
     const auto check = [&](const float* elements, int64_t size)
                            METAPOOL_LAMBDA { finite &= all_finite(elements, size); };
@@ -83,8 +88,8 @@ class StreamedBackward {
           route_columns<r>(item, task, begin, line, line_end, end);
         });
       }
-      const int64_t ready = line_end == end ? task.row_end : line_end - 2 * radius;
-      for (; done < ready && done < task.row_end; ++done) collect(done, x, grad_out, grad_x);
+      const int64_t ready = line_end == end ? last_row : line_end - 2 * radius;
+      for (; row < ready && row < last_row; ++row) collect(row, task, x, grad_out, grad_x);
     }
     if (x_.whole() && args_.grad_x.data != nullptr && grad_x.as_row(0) == nullptr) {
       grad_x.store_dense(0, plan_.h, grad_x_);
@@ -106,6 +111,7 @@ class StreamedBackward {
                          : sizeof(ColumnState<3>);
   }
 
+  // A chunk ends where sums are handed on, so this must not depend on the instruction set.
   static int64_t lines_at_a_time(const Plan& plan) {
     int64_t lines = kLargestRing;
     const int64_t bytes = plan.w * kPackedLanes * sizeof(float) * (2 + plan.max.count);
@@ -123,7 +129,7 @@ class StreamedBackward {
   }
 
   float* maxima_of(int radius, int64_t line) const {
-    return rows_[radius][line] + kLeft * kPackedLanes;
+    return rows_[radius][line] + kPadding * kPackedLanes;
   }
 
   // The maxima along lines [begin, end).
@@ -236,38 +242,36 @@ class StreamedBackward {
     }
   }
 
-  // Computes row i of grad_x and stores it, with the products of averages and identity.
-  void collect(int64_t i, const Lines& x, const Lines& grad_out, const Lines& grad_x) {
+  // Adds the products of row i of x with the rows of grad_out that the task owns; for the task's
+  // own rows of x, computes that of grad_x and stores it.
+  void collect(int64_t i, const Task& task, const Lines& x, const Lines& grad_out,
+               const Lines& grad_x) {
+    const auto within = [&](int64_t begin, int64_t end) {
+      return i - begin >= plan_.radius_h && end - i > plan_.radius_h;
+    };
+    const bool owned = i >= task.row_begin && i < task.row_end;
+    // Near the edge of a strip, and beyond it, only some of the rows around are the task's.
+    const bool alone = plan_.strips == 1 || within(task.row_begin, task.row_end);
+    if (!alone) {
+      AverageRow products = averages_around(i, task.row_begin, task.row_end);
+      if (!owned) products.x = nullptr;
+      products.out = unused_;
+      stream_radii<true>(products);
+    }
+    pending_pixels_ += plan_.w;
+    if (pending_pixels_ >= kPartialPixels) flush_products();
+    if (!owned) return;
+
     const bool wanted = args_.grad_x.data != nullptr;
     float* const in_map = wanted ? grad_x.as_row(i) : nullptr;
     float* const row = x_.whole() ? grad_x_ + i * row_size_ : grad_x_;
-    float* const to = in_map == nullptr ? row : in_map;
-    const int64_t pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
-
-    AverageRow averages{};
-    for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
-      const bool inside = i + d >= 0 && i + d < plan_.h;
-      averages.lines[kStreamedRadius + d] = inside ? grads_[i + d] : zeros_;
-    }
-    for (const PoolItem& item : plan_.avg) {
-      averages.weights[item.radius_w] = weights_.averages_of(item);
-      averages.products[item.radius_w] = parts_ + item.index * kPackedLanes;
-    }
-    if (plan_.skip.index >= 0) {
-      averages.x = grads_[i];
-      averages.x_weights = weights_.of(plan_.skip);
-      averages.x_products = parts_ + plan_.skip.index * kPackedLanes;
-    }
-    averages.other = x_[i];
-    averages.out = to;
-    averages.columns = plan_.w;
-    averages.pitch = pitch;
-    with_set(averages_, [&](auto set) METAPOOL_LAMBDA { stream_averages<set, true>(averages); });
-    pending_pixels_ += plan_.w;
-    if (pending_pixels_ >= kPartialPixels) flush_products();
+    AverageRow averages = averages_around(i, 0, plan_.h);
+    averages.out = in_map == nullptr ? row : in_map;
+    averages.pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
+    alone ? stream_radii<true>(averages) : stream_radii<false>(averages);
     with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) {
-        if (wanted) route_row<set>(i, to, pitch);
+        if (wanted) route_row<set>(i, averages.out, averages.pitch);
       }
     });
 
@@ -280,6 +284,34 @@ class StreamedBackward {
     } else if (wanted) {
       grad_x.prefetch_ahead<true>(i);
     }
+  }
+
+  // The rows of grad_out around row i, those of [begin, end), with row i of x.
+  AverageRow averages_around(int64_t i, int64_t begin, int64_t end) const {
+    AverageRow averages{};
+    for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
+      const bool inside = i + d >= begin && i + d < end;
+      averages.lines[kStreamedRadius + d] = inside ? grads_[i + d] : zeros_;
+    }
+    for (const PoolItem& item : plan_.avg) {
+      averages.weights[item.radius_w] = weights_.averages_of(item);
+      averages.products[item.radius_w] = parts_ + item.index * kPackedLanes;
+    }
+    if (plan_.skip.index >= 0) {
+      averages.x = grads_[i];
+      averages.x_weights = weights_.of(plan_.skip);
+      averages.x_products = parts_ + plan_.skip.index * kPackedLanes;
+    }
+    averages.other = x_[i];
+    averages.columns = plan_.w;
+    averages.pitch = kPackedLanes;
+    return averages;
+  }
+
+  template <bool kProducts>
+  void stream_radii(const AverageRow& averages) const {
+    with_set(averages_,
+             [&](auto set) METAPOOL_LAMBDA { stream_averages<set, kProducts>(averages); });
   }
 
   // out += what the rows' maxima send back along row i.

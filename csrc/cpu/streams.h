@@ -56,7 +56,7 @@ struct MaximaStream {
   Floats element, pair;
   Floats windows[kRadius][2];  // of each smaller radius the last one and the one before
 
-  explicit MaximaStream(Floats padding) : element(padding), pair(padding) {
+  METAPOOL_INLINE explicit MaximaStream(Floats padding) : element(padding), pair(padding) {
     for (auto& last_two : windows) last_two[0] = last_two[1] = padding;
   }
 
@@ -166,8 +166,9 @@ struct AverageRow {
   const float *x, *x_weights;  // of the identity, null where there is none
   float* out;
   int64_t columns, pitch;  // of `out`: elements from pixel to pixel
-  // With kProducts: another row, and the sixteen sums that its product with each pooling is added
-  // to. It is summed along the row, the lines down the columns: that is each pooling's own adjoint.
+  // With kProducts: a row of another map, and the sixteen sums for each pooling that the products
+  // of its sums along the row with the lines' sums down the columns are added to. Over all rows,
+  // that is the product of the pooled other map with the map of the lines.
   const float* other;
   float* products[kStreamedRadius + 1];
   float* x_products;
@@ -185,13 +186,17 @@ void stream_averages(const AverageRow row) {
     };
     Floats acc[2 * kRadius + 1] = {};     // the outputs around the column that is added
     Floats others[2 * kRadius + 1] = {};  // the other row's pixels there
-    Floats products[kRadius + 1], x_product;
-    if constexpr (kProducts) {
-      if (row.x != nullptr) x_product = load(row.x_products + slot);
+    Floats products[kRadius + 1] = {}, x_product{};
+    const auto hand_products_on = [&] METAPOOL_LAMBDA {
+      const auto hand_on = [&](float* to, Floats& product) METAPOOL_LAMBDA {
+        store(to + slot, load(to + slot) + product);
+        product = Floats{};
+      };
+      if (row.x != nullptr) hand_on(row.x_products, x_product);
       for (int r = 1; r <= kRadius; ++r) {
-        if (contains(kSet, r)) products[r] = load(row.products[r] + slot);
+        if (contains(kSet, r)) hand_on(row.products[r], products[r]);
       }
-    }
+    };
 
     const auto push_other = [&](int64_t column) METAPOOL_LAMBDA {
       for (int i = 0; i < 2 * kRadius; ++i) others[i] = others[i + 1];
@@ -232,14 +237,10 @@ void stream_averages(const AverageRow row) {
     for (int64_t column = 0; column < row.columns; ++column) {
       add(column);
       finish(column - kRadius);
+      if (kProducts && (column + 1) % kPartialPixels == 0) hand_products_on();
     }
     for (int64_t column = row.columns - kRadius; column < row.columns; ++column) finish(column);
-    if constexpr (kProducts) {
-      if (row.x != nullptr) store(row.x_products + slot, x_product);
-      for (int r = 1; r <= kRadius; ++r) {
-        if (contains(kSet, r)) store(row.products[r] + slot, products[r]);
-      }
-    }
+    if constexpr (kProducts) hand_products_on();
   }
 }
 

@@ -1,6 +1,6 @@
 // The vocabulary that the kernels are written in: one vector of the widest kind that the
 // instruction set has, and what can be done with it. Most of it is GCC's vector extension, which
-// Clang shares; only conversions that compilers handle badly are spelled out per set.
+// Clang shares; what compilers handle badly is spelled out per set.
 #pragma once
 
 #include <cstdint>
@@ -91,7 +91,7 @@ struct Maximum {
   }
 };
 
-// Which of two floats was chosen, lane by lane, as small as it can be kept.
+// Which of two floats was chosen, lane by lane: a bit each where there are mask registers.
 #if defined(__AVX512F__)
 using Choice = __mmask16;
 #else

@@ -11,7 +11,7 @@ METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
   return load(values + ((offset + b * Block<Acc, kLanes>::kStep) & (kPackedLanes - 1)));
 }
 
-// Products are added up in the accumulation type over about so many pixels, then in double.
+// Products are added up over about so many pixels before they are handed on, in the end to double.
 constexpr int64_t kPartialPixels = 64;
 
 // Moves sixteen partial sums on into sums in double.
