@@ -9,6 +9,7 @@
 // same winner, then to its column.
 #pragma once
 
+#include "maps.h"
 #include "weights.h"
 #include "windows.h"
 #include "winners.h"

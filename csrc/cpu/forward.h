@@ -2,6 +2,7 @@
 // are combined down the columns into a few rows; then along the row, weighted and added up.
 #pragma once
 
+#include "maps.h"
 #include "weights.h"
 #include "windows.h"
 #include "winners.h"

@@ -6,6 +6,7 @@
 // strips of a plane may be left to either.
 #pragma once
 
+#include "maps.h"
 #include "streams.h"
 
 namespace metapool::cpu::METAPOOL_ISA {

@@ -2,6 +2,7 @@
 // registers, see streams.h. Rows lie here without padding. Small planes are converted as a whole.
 #pragma once
 
+#include "maps.h"
 #include "streams.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
