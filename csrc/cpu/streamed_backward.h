@@ -144,11 +144,11 @@ class StreamedBackward {
         if (contains(kSet, r)) out[r] = maxima_of(r, line);
       }
       for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-        MaximaTree<kRadius> tree;
-        tree.reset();
+        MaximaStream<kRadius> maxima;
+        maxima.reset();
         for (int64_t column = 0; column < plan_.w + kRadius; ++column) {
           const Floats next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
-          tree.find(next, [&](auto r, Floats window) METAPOOL_LAMBDA {
+          maxima.push(next, [&](auto r, Floats window) METAPOOL_LAMBDA {
             // What lies beyond the row goes into its padding.
             if constexpr (contains(kSet, r)) {
               store(out[r] + (column - r) * kPackedLanes + slot, window);

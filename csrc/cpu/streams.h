@@ -48,88 +48,80 @@ METAPOOL_INLINE void with_set(int set, Body body) {
   if constexpr (kSet > 0) with_set<kSet - 2>(set, body);
 }
 
-// Maxima of windows along a line: push(e[t]) gives that of radius kRadius around element t -
-// kRadius. Two neighbours make a pair, two pairs a window of three, and two of those, which
-// overlap, the next.
+// Maxima of nested windows along a line whose elements come one by one. Two neighbours make a pair,
+// two pairs a window of three, and two of those, which overlap, the next; a window of radius r is
+// found r elements after its centre.
 template <int kRadius>
 struct MaximaStream {
   Floats element, pair;
-  Floats windows[kRadius][2];  // of each smaller radius the last one and the one before
-
-  METAPOOL_INLINE explicit MaximaStream(Floats padding) : element(padding), pair(padding) {
-    for (auto& last_two : windows) last_two[0] = last_two[1] = padding;
-  }
-
-  METAPOOL_INLINE Floats push(Floats next) {
-    const Maximum<false> maximum;
-    const Floats next_pair = maximum(element, next);
-    Floats window = maximum(pair, next_pair);
-    element = next;
-    pair = next_pair;
-    for (int r = 1; r < kRadius; ++r) {
-      const Floats wider = maximum(windows[r][1], window);
-      windows[r][1] = windows[r][0];
-      windows[r][0] = window;
-      window = wider;
-    }
-    return window;
-  }
-};
-
-// The maxima of windows of all radii up to kRadius along a line, and the way back. Each window is
-// one choice between its two parts, so a gradient follows the choices down to an element; of equal
-// parts the left one is chosen, and that makes it the first maximum. Nodes on the way are
-// distances behind the element that is pushed: windows of radius r are r behind when found and
-// 2 * kRadius - r when their gradient is known.
-template <int kRadius>
-struct MaximaTree {
-  static constexpr int kRemembered = 8;  // choices of a level
-  static_assert(2 * kRadius - 1 < kRemembered);
-
-  Floats element, pair;
-  Floats windows[kRadius][2];    // of each smaller radius the last one and the one before
-  Floats right[kRadius + 1][2];  // of each radius what the right parts of the last two are sent
-  Floats right_of_pair;
-
-  static METAPOOL_INLINE int64_t slot_of(int64_t step) { return step & (kRemembered - 1); }
+  Floats windows[kRadius][2];  // at r - 1, of each smaller radius the last one and the one before
 
   METAPOOL_INLINE void reset() {
     element = pair = Floats{} - __builtin_inff();
-    for (auto& last_two : windows) last_two[0] = last_two[1] = element;
-    for (auto& last_two : right) last_two[0] = last_two[1] = Floats{};
-    right_of_pair = Floats{};
+    for (int r = 1; r < kRadius; ++r) windows[r - 1][0] = windows[r - 1][1] = element;
   }
 
-  // As push(), but remembers no choices: for what need not be sent back.
-  template <typename Found>
-  METAPOOL_INLINE void find(Floats next, Found found) {
-    Choice unused[kRadius][kRemembered];
-    push(next, 0, unused, found);
-  }
-
-  // Takes element number `step` and calls found(r, window) for each radius; the choices of a level
-  // are kept in choices[level].
-  template <typename Found>
-  METAPOOL_INLINE Choice push(Floats next, int64_t step, Choice (*choices)[kRemembered],
-                              Found found) {
-    const Maximum<false> maximum;
-    Choice choice = at_least(element, next);
-    choices[0][slot_of(step)] = choice;
-    const Floats next_pair = maximum(element, next);
-    choice = at_least(pair, next_pair);
-    Floats window = maximum(pair, next_pair);
+  // Takes an element, combines parts by larger(r, left, right), where a pair has r = 0, and calls
+  // found(r, window) for each radius.
+  template <typename Larger, typename Found>
+  METAPOOL_INLINE void push(Floats next, Larger larger, Found found) {
+    const Floats next_pair = larger(Int<0>{}, element, next);
+    Floats window = larger(Int<1>{}, pair, next_pair);
     element = next;
     pair = next_pair;
     found(Int<1>{}, window);
     for_each_distance(Int<kRadius - 1>{}, [&](auto r) METAPOOL_LAMBDA {
-      choices[r][slot_of(step)] = choice;
-      choice = at_least(windows[r][1], window);
-      const Floats wider = maximum(windows[r][1], window);
-      windows[r][1] = windows[r][0];
-      windows[r][0] = window;
+      Floats(&last_two)[2] = windows[r - 1];
+      const Floats wider = larger(Int<r + 1>{}, last_two[1], window);
+      last_two[1] = last_two[0];
+      last_two[0] = window;
       window = wider;
       found(Int<r + 1>{}, window);
     });
+  }
+  template <typename Found>
+  METAPOOL_INLINE void push(Floats next, Found found) {
+    push(
+        next,
+        [](auto, Floats left, Floats right)
+            METAPOOL_LAMBDA { return Maximum<false>()(left, right); },
+        found);
+  }
+};
+
+// The same, and the way back. Each window is one choice between its two parts, so a gradient
+// follows the choices down to an element; of equal parts the left one is chosen, and that makes it
+// the first maximum. The gradient of a window of radius r is known 2 * kRadius - r elements after
+// its centre.
+template <int kRadius>
+struct MaximaTree {
+  static constexpr int kRemembered = 8;  // choices of a level: pairs, then each radius but the last
+  static_assert(2 * kRadius - 1 < kRemembered);
+
+  MaximaStream<kRadius> maxima;
+  Floats right_of_pair, right_of_three;  // what the right part of the last one is sent
+  Floats right[kRadius][2];  // at r - 2, the same for the last two of each radius from two on
+
+  static METAPOOL_INLINE int64_t slot_of(int64_t step) { return step & (kRemembered - 1); }
+
+  METAPOOL_INLINE void reset() {
+    maxima.reset();
+    right_of_pair = right_of_three = Floats{};
+    for (int r = 2; r <= kRadius; ++r) right[r - 2][0] = right[r - 2][1] = Floats{};
+  }
+
+  // Takes element number `step`; keeps the choices of each level but the last, whose choice it
+  // returns.
+  template <typename Found>
+  METAPOOL_INLINE Choice push(Floats next, int64_t step, Choice (*choices)[kRemembered],
+                              Found found) {
+    Choice choice{};
+    const auto larger = [&](auto level, Floats left, Floats right_part) METAPOOL_LAMBDA {
+      choice = at_least(left, right_part);
+      if constexpr (level < kRadius) choices[level][slot_of(step)] = choice;
+      return Maximum<false>()(left, right_part);
+    };
+    maxima.push(next, larger, found);
     return choice;
   }
 
@@ -142,15 +134,16 @@ struct MaximaTree {
     Floats gradient = arrived(Int<kRadius>{});
     for_each_distance(Int<kRadius - 1>{}, [&](auto d) METAPOOL_LAMBDA {
       constexpr int r = kRadius + 1 - d;
-      const Floats sent = add_where(choice, right[r][1], gradient);
-      right[r][1] = right[r][0];
-      right[r][0] = clear_where(choice, gradient);
+      Floats(&last_two)[2] = right[r - 2];
+      const Floats sent = add_where(choice, last_two[1], gradient);
+      last_two[1] = last_two[0];
+      last_two[0] = clear_where(choice, gradient);
       gradient = sent;
       if constexpr (contains(kSet, r - 1)) gradient += arrived(Int<r - 1>{});
       choice = choices[r - 1][slot_of(step - 2 * (kRadius - (r - 1)))];
     });
-    const Floats sent = add_where(choice, right[1][0], gradient);
-    right[1][0] = clear_where(choice, gradient);
+    const Floats sent = add_where(choice, right_of_three, gradient);
+    right_of_three = clear_where(choice, gradient);
     choice = choices[0][slot_of(step - (2 * kRadius - 1))];
     const Floats result = add_where(choice, right_of_pair, sent);
     right_of_pair = clear_where(choice, sent);
@@ -259,14 +252,19 @@ void stream_maxima(const MaximumRow row) {
   const Maximum<false> larger;
   const Floats lowest = Floats{} - __builtin_inff();
   for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-    MaximaStream<1> first(lowest);
-    MaximaStream<2> second(lowest);
-    MaximaStream<3> third(lowest);
+    MaximaStream<1> first;
+    MaximaStream<2> second;
+    MaximaStream<3> third;
+    first.reset();
+    second.reset();
+    third.reset();
     Floats acc[kRadius + 1] = {};  // the outputs up to the column that is added
 
     const auto push = [&](auto& stream, auto radius, Floats maximum) METAPOOL_LAMBDA {
       if constexpr (contains(kSet, radius)) {
-        acc[kRadius - radius] += load(row.weights[radius] + slot) * stream.push(maximum);
+        stream.push(maximum, [&](auto r, Floats window) METAPOOL_LAMBDA {
+          if constexpr (r == radius) acc[kRadius - r] += load(row.weights[r] + slot) * window;
+        });
       }
     };
     const auto add = [&](int64_t column) METAPOOL_LAMBDA {
