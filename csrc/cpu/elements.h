@@ -60,114 +60,67 @@ METAPOOL_INLINE void narrow(float value, Half& to) {
   to.bits = static_cast<uint16_t>(sign | result);
 }
 
-// A vector's worth of elements at once; the same bits as one by one.
-METAPOOL_INLINE Vec<float> widen_vector(const float* from) { return load(from); }
-METAPOOL_INLINE Vec<double> widen_vector(const double* from) { return load(from); }
-METAPOOL_INLINE void narrow_vector(Vec<float> vector, float* to) { store(to, vector); }
-METAPOOL_INLINE void narrow_vector(Vec<double> vector, double* to) { store(to, vector); }
-
-#if defined(__AVX512F__)
-
-METAPOOL_INLINE Vec<float> widen_vector(const Half* from) {
-  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
-}
-METAPOOL_INLINE void narrow_vector(Vec<float> vector, Half* to) {
-  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)vector, _MM_FROUND_TO_NEAREST_INT));
-}
-METAPOOL_INLINE Vec<float> widen_vector(const BFloat16* from) {
-  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
-  return (Vec<float>)_mm512_slli_epi32(bits, 16);
-}
-
-#elif defined(__AVX2__)
-
-METAPOOL_INLINE Vec<float> widen_vector(const Half* from) {
-  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
-}
-METAPOOL_INLINE void narrow_vector(Vec<float> vector, Half* to) {
-  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)vector, _MM_FROUND_TO_NEAREST_INT));
-}
-METAPOOL_INLINE Vec<float> widen_vector(const BFloat16* from) {
-  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
-  return (Vec<float>)_mm256_slli_epi32(bits, 16);
-}
-
-#else
-
-template <typename T>
-METAPOOL_INLINE Vec<float> widen_vector(const T* from) {
-  float values[kVectorLanes<float>];
-  for (int lane = 0; lane < kVectorLanes<float>; ++lane) values[lane] = widen(from[lane]);
-  return load(values);
-}
-METAPOOL_INLINE void narrow_vector(Vec<float> vector, Half* to) {
-  for (int lane = 0; lane < kVectorLanes<float>; ++lane) narrow(vector[lane], to[lane]);
-}
-
-#endif
-
-METAPOOL_INLINE void narrow_vector(Vec<float> vector, BFloat16* to) {
-  using Bits = typename VectorOf<uint32_t, kVectorBytes>::type;
-  using Narrow = typename VectorOf<uint16_t, kVectorBytes / 2>::type;
-  const Bits bits = (Bits)vector;
-  const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  const Bits nan = bits >> 16 | 0x40u;
-  const Narrow result = __builtin_convertvector(vector != vector ? nan : rounded, Narrow);
-  __builtin_memcpy(to, &result, sizeof(result));
-}
-
-// Four elements: what they are in memory, and how they become the accumulation type and back.
-template <typename T>
-using Four =
-    typename VectorOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>, 4 * sizeof(T)>::type;
-
-template <typename T>
-METAPOOL_INLINE Four<T> load_four(const T* from) {
-  Four<T> four;
-  __builtin_memcpy(&four, from, sizeof(four));
-  return four;
-}
-template <typename T, typename F>
-METAPOOL_INLINE void store_four(T* to, F four) {
-  static_assert(sizeof(four) == 4 * sizeof(T));
-  __builtin_memcpy(static_cast<void*>(to), &four, sizeof(four));
-}
-
+// As many elements as a vector of the accumulation type has, four at least, as they are in memory.
+template <typename Acc>
+constexpr int kAtOnce = kVectorLanes<Acc> < 4 ? 4 : kVectorLanes<Acc>;
+template <typename T, int kCount>
+using Raw = typename VectorOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>,
+                              kCount* static_cast<int>(sizeof(T))>::type;
 template <typename T, typename Acc>
-METAPOOL_INLINE Four<Acc> widen_four(Four<T> four) {
+using RawVector = Raw<T, kAtOnce<Acc> >;
+
+template <typename T, int kCount>
+METAPOOL_INLINE Raw<T, kCount> load_raw(const T* from) {
+  Raw<T, kCount> raw;
+  __builtin_memcpy(&raw, from, sizeof(raw));
+  return raw;
+}
+template <typename T, typename R>
+METAPOOL_INLINE void store_raw(T* to, R raw) {
+  __builtin_memcpy(static_cast<void*>(to), &raw, sizeof(raw));
+}
+
+// The same bits as one by one.
+template <typename T, typename Acc>
+METAPOOL_INLINE RawVector<Acc, Acc> widen_vector(RawVector<T, Acc> raw) {
   if constexpr (sizeof(T) == sizeof(Acc)) {
-    return four;
+    return raw;
   } else if constexpr (std::is_same_v<T, BFloat16>) {
-    return (Four<float>)(__builtin_convertvector(four, Four<uint32_t>) << 16);
+    using Bits = typename VectorOf<uint32_t, kVectorBytes>::type;
+    return (Vec<float>)(__builtin_convertvector(raw, Bits) << 16);
   } else {
-#if defined(__AVX2__)
-    return (Four<float>)_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(four)));
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_cvtph_ps((__m256i)raw);
+#elif defined(__AVX2__)
+    return (Vec<float>)_mm256_cvtph_ps((__m128i)raw);
 #else
-    Four<float> wide;
-    for (int i = 0; i < 4; ++i) wide[i] = widen(Half{four[i]});
+    Vec<float> wide;
+    for (int i = 0; i < kAtOnce<Acc>; ++i) wide[i] = widen(Half{raw[i]});
     return wide;
 #endif
   }
 }
 
 template <typename T, typename Acc>
-METAPOOL_INLINE Four<T> narrow_four(Four<Acc> four) {
+METAPOOL_INLINE RawVector<T, Acc> narrow_vector(RawVector<Acc, Acc> vector) {
   if constexpr (sizeof(T) == sizeof(Acc)) {
-    return four;
+    return vector;
   } else if constexpr (std::is_same_v<T, BFloat16>) {
-    const Four<uint32_t> bits = (Four<uint32_t>)four;
-    const Four<uint32_t> rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    const Four<uint32_t> nan = bits >> 16 | 0x40u;
-    return __builtin_convertvector(four != four ? nan : rounded, Four<uint16_t>);
+    using Bits = typename VectorOf<uint32_t, kVectorBytes>::type;
+    const Bits bits = (Bits)vector;
+    const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const Bits nan = bits >> 16 | 0x40u;
+    return __builtin_convertvector(vector != vector ? nan : rounded, RawVector<T, Acc>);
   } else {
-#if defined(__AVX2__)
-    return bit_cast<Four<T>>(
-        _mm_cvtsi128_si64(_mm_cvtps_ph((__m128)four, _MM_FROUND_TO_NEAREST_INT)));
+#if defined(__AVX512F__)
+    return (RawVector<T, Acc>)_mm512_cvtps_ph((__m512)vector, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+    return (RawVector<T, Acc>)_mm256_cvtps_ph((__m256)vector, _MM_FROUND_TO_NEAREST_INT);
 #else
-    Four<uint16_t> narrowed;
-    for (int i = 0; i < 4; ++i) {
+    RawVector<T, Acc> narrowed;
+    for (int i = 0; i < kAtOnce<Acc>; ++i) {
       Half half;
-      narrow(four[i], half);
+      narrow(vector[i], half);
       narrowed[i] = half.bits;
     }
     return narrowed;

@@ -1,148 +1,10 @@
-// Maps in memory, and how the lines of a task's planes become rows and are stored again: any
-// strides, any element type, sixteen planes side by side by transposing four by four.
+// Maps in memory, and how the lines of a task's planes become rows and are stored again, ahead of
+// time where possible.
 #pragma once
 
-#include "rows.h"
+#include "columns.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
-
-// The planes of a task in one map.
-template <int kLanes>
-struct Planes {
-  int64_t offset[kLanes];  // of each lane's first element
-  int lanes;
-  int adjacent;  // so many lanes from the first on lie side by side, at every pixel
-  int64_t stride_h, stride_w;
-
-  template <typename View>
-  Planes(const View& view, const Plan& plan, const Task& task)
-      : lanes(task.lanes), stride_h(view.stride_h), stride_w(view.stride_w) {
-    int64_t n = task.plane / plan.c, c = task.plane % plan.c;
-    const int64_t first = n * view.stride_n + c * view.stride_c;
-    one_image_ = c + lanes <= plan.c;
-    channel_stride_ = view.stride_c;
-    for (int lane = 0; lane < kLanes; ++lane) offset[lane] = first + lane * view.stride_c;
-    adjacent = one_image_ && view.stride_c == 1 ? lanes : 1;
-    if (one_image_) return;
-    for (int lane = 0; lane < lanes; ++lane) {
-      offset[lane] = n * view.stride_n + c * view.stride_c;
-      if (adjacent == lane && offset[lane] == offset[0] + lane) ++adjacent;
-      if (++c == plan.c) {
-        c = 0;
-        ++n;
-      }
-    }
-  }
-
-  // Whether the planes are known to begin `distance` elements apart.
-  METAPOOL_INLINE bool evenly_apart(int64_t distance) const {
-    return one_image_ && channel_stride_ == distance;
-  }
-
-  METAPOOL_INLINE bool adjacent_quad(int lane) const {
-    return lane + 4 <= lanes && offset[lane + 1] == offset[lane] + 1 &&
-           offset[lane + 2] == offset[lane] + 2 && offset[lane + 3] == offset[lane] + 3;
-  }
-
- private:
-  bool one_image_;
-  int64_t channel_stride_;
-};
-
-// Four elements of each of four lanes, between lane-major in memory and pixel-major in a row.
-template <typename T>
-struct Quad {
-  Four<T> line[4];
-
-  METAPOOL_INLINE void transpose() {
-    const Four<T> a = __builtin_shufflevector(line[0], line[1], 0, 4, 1, 5);
-    const Four<T> b = __builtin_shufflevector(line[2], line[3], 0, 4, 1, 5);
-    const Four<T> c = __builtin_shufflevector(line[0], line[1], 2, 6, 3, 7);
-    const Four<T> d = __builtin_shufflevector(line[2], line[3], 2, 6, 3, 7);
-    line[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-    line[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    line[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
-    line[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
-  }
-};
-
-// Converts `columns` elements of each lane between a map and a row whose first column is at `row`,
-// into the row or into the map. `pitch` is the distance of neighbouring columns in the row, in
-// elements.
-template <bool kIntoRow, int kLanes, typename T, typename Acc>
-void convert_columns(const Planes<kLanes>& planes, T* map, int64_t columns, Acc* row,
-                     int64_t pitch) {
-  const auto in_map = [&](int64_t column, int lane) METAPOOL_LAMBDA {
-    return map + planes.offset[lane] + column * planes.stride_w;
-  };
-  const auto in_row = [&](int64_t column, int lane)
-                          METAPOOL_LAMBDA { return row + column * pitch + lane; };
-  const auto convert_one = [&](int64_t column, int lane) METAPOOL_LAMBDA {
-    if constexpr (kIntoRow) {
-      *in_row(column, lane) = widen(*in_map(column, lane));
-    } else {
-      narrow(*in_row(column, lane), *in_map(column, lane));
-    }
-  };
-  const auto convert_vector = [&](int64_t column, int lane) METAPOOL_LAMBDA {
-    if constexpr (kIntoRow) {
-      store(in_row(column, lane), widen_vector(in_map(column, lane)));
-    } else {
-      narrow_vector(load(in_row(column, lane)), in_map(column, lane));
-    }
-  };
-
-  if constexpr (kLanes == 1) {
-    int64_t column = 0;
-    if (planes.stride_w == 1 && pitch == 1) {
-      for (; column + kVectorLanes<Acc> <= columns; column += kVectorLanes<Acc>) {
-        convert_vector(column, 0);
-      }
-    }
-    for (; column < columns; ++column) convert_one(column, 0);
-  } else if (planes.adjacent == kLanes) {
-    for (int64_t column = 0; column < columns; ++column) {
-      for (int lane = 0; lane < kLanes; lane += kVectorLanes<Acc>) convert_vector(column, lane);
-    }
-  } else {
-    for (int lane = 0; lane < planes.lanes;) {
-      if (planes.adjacent_quad(lane)) {
-        for (int64_t column = 0; column < columns; ++column) {
-          if constexpr (kIntoRow) {
-            store_four(in_row(column, lane), widen_four<T, Acc>(load_four(in_map(column, lane))));
-          } else {
-            store_four(in_map(column, lane), narrow_four<T, Acc>(load_four(in_row(column, lane))));
-          }
-        }
-        lane += 4;
-      } else if (lane + 4 <= planes.lanes && planes.stride_w == 1 && columns >= 4) {
-        for (int64_t next = 0; next < columns; next += 4) {
-          const int64_t column = next + 4 <= columns ? next : columns - 4;  // the last may overlap
-          Quad<T> quad;
-          for (int i = 0; i < 4; ++i) {
-            if constexpr (kIntoRow) {
-              quad.line[i] = load_four(in_map(column, lane + i));
-            } else {
-              quad.line[i] = narrow_four<T, Acc>(load_four(in_row(column + i, lane)));
-            }
-          }
-          quad.transpose();
-          for (int i = 0; i < 4; ++i) {
-            if constexpr (kIntoRow) {
-              store_four(in_row(column + i, lane), widen_four<T, Acc>(quad.line[i]));
-            } else {
-              store_four(in_map(column, lane + i), quad.line[i]);
-            }
-          }
-        }
-        lane += 4;
-      } else {
-        for (int64_t column = 0; column < columns; ++column) convert_one(column, lane);
-        ++lane;
-      }
-    }
-  }
-}
 
 constexpr int element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
@@ -248,8 +110,8 @@ class MapLines {
   void convert(int64_t line, int64_t columns, Acc* row, int64_t pitch) const {
     with_elements<Acc>(dtype_, data_, [&](const auto* elements) METAPOOL_LAMBDA {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
-      convert_columns<kIntoRow>(planes_, const_cast<T*>(elements) + line * planes_.stride_h,
-                                columns, row, pitch);
+      T* const map = const_cast<T*>(elements) + line * planes_.stride_h;
+      Columns<kIntoRow, kLanes, T, Acc>{planes_, map, row, pitch}.convert(columns);
     });
   }
 

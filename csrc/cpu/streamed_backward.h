@@ -33,6 +33,7 @@ class StreamedBackward {
         weights_(plan, shape_, arena),
         averages_(streamed_set(plan.avg)),
         maxima_(streamed_set(plan.max)),
+        wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
@@ -58,6 +59,7 @@ class StreamedBackward {
     const Lines x(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines grad_out(args_.grad_out, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines grad_x(args_.grad_x, plan_, plan_.h, plan_.w, 1, task, next);
+    wants_weights_ = share != nullptr;
     weights_.load(args_.weights, task);
     if (!weights_.finite()) return false;
     fill_row(parts_, plan_.num_pools * kPackedLanes, 0.0f);
@@ -92,11 +94,11 @@ class StreamedBackward {
       const int64_t ready = line_end == end ? last_row : line_end - 2 * radius;
       for (; row < ready && row < last_row; ++row) collect(row, task, x, grad_out, grad_x);
     }
-    if (x_.whole() && args_.grad_x.data != nullptr && grad_x.as_row(0) == nullptr) {
+    if (x_.whole() && wants_x_ && grad_x.as_row(0) == nullptr) {
       grad_x.store_dense(0, plan_.h, grad_x_);
     }
     flush_products();
-    if (share != nullptr) write_share(plan_, task, products_, share);
+    if (wants_weights_) write_share(plan_, task, products_, share);
     return true;
   }
 
@@ -146,21 +148,22 @@ class StreamedBackward {
       for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
         MaximaStream<kRadius> maxima;
         maxima.reset();
-        for (int64_t column = 0; column < plan_.w + kRadius; ++column) {
-          const Floats next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
+        // Near the ends of the row some windows lie beyond it: the padding stays as it is.
+        const auto push = [&](int64_t column, auto near_ends) METAPOOL_LAMBDA {
+          const bool beyond = near_ends && column >= plan_.w;
+          const Floats next = load((beyond ? lowest_ : x + column * kPackedLanes) + slot);
           maxima.push(next, [&](auto r, Floats window) METAPOOL_LAMBDA {
-            // What lies beyond the row goes into its padding.
             if constexpr (contains(kSet, r)) {
-              store(out[r] + (column - r) * kPackedLanes + slot, window);
+              const int64_t center = column - r;
+              if (near_ends && (center < 0 || center >= plan_.w)) return;
+              store(out[r] + center * kPackedLanes + slot, window);
             }
           });
-        }
-        for (int r = 1; r <= kRadius; ++r) {
-          for (int pixel = 1; contains(kSet, r) && pixel <= kRadius; ++pixel) {
-            store(out[r] - pixel * kPackedLanes + slot, Floats{});
-            store(out[r] + (plan_.w - 1 + pixel) * kPackedLanes + slot, Floats{});
-          }
-        }
+        };
+        int64_t column = 0;
+        for (; column < kRadius; ++column) push(column, std::true_type{});
+        for (; column < plan_.w; ++column) push(column, std::false_type{});
+        for (; column < plan_.w + kRadius; ++column) push(column, std::true_type{});
       }
     }
   }
@@ -234,7 +237,9 @@ class StreamedBackward {
                   return weights * load(grads[i] + at);
                 }));
         };
-        run_tree(first ? kRadius : 0, last ? steps - kRadius : steps, steps, push, pull);
+        const int64_t push_end = last ? steps - kRadius : steps;
+        wants_x_ ? run_tree(first ? kRadius : 0, push_end, steps, push, pull)
+                 : run_tree(push_end, push_end, push_end, push, pull);
         if (!last) state->tree = tree;
         pending += steps;
         if (pending >= kPartialPixels) flush_sum();
@@ -253,7 +258,7 @@ class StreamedBackward {
     const bool owned = i >= task.row_begin && i < task.row_end;
     // Near the edge of a strip, and beyond it, only some of the rows around are the task's.
     const bool alone = plan_.strips == 1 || within(task.row_begin, task.row_end);
-    if (!alone) {
+    if (!alone && wants_weights_) {
       AverageRow products = averages_around(i, task.row_begin, task.row_end);
       if (!owned) products.x = nullptr;
       products.out = unused_;
@@ -263,26 +268,25 @@ class StreamedBackward {
     if (pending_pixels_ >= kPartialPixels) flush_products();
     if (!owned) return;
 
-    const bool wanted = args_.grad_x.data != nullptr;
-    float* const in_map = wanted ? grad_x.as_row(i) : nullptr;
+    float* const in_map = wants_x_ ? grad_x.as_row(i) : nullptr;
     float* const row = x_.whole() ? grad_x_ + i * row_size_ : grad_x_;
     AverageRow averages = averages_around(i, 0, plan_.h);
     averages.out = in_map == nullptr ? row : in_map;
     averages.pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
-    alone ? stream_radii<true>(averages) : stream_radii<false>(averages);
+    alone&& wants_weights_ ? stream_radii<true>(averages) : stream_radii<false>(averages);
     with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) {
-        if (wanted) route_row<set>(i, averages.out, averages.pitch);
+        if (wants_x_) route_row<set>(i, averages.out, averages.pitch);
       }
     });
 
     if (x_.whole()) {
       x.prefetch_next<false>(i);
       grad_out.prefetch_next<false>(i);
-      if (wanted) grad_x.prefetch_next<true>(i);
-    } else if (wanted && in_map == nullptr) {
+      if (wants_x_) grad_x.prefetch_next<true>(i);
+    } else if (wants_x_ && in_map == nullptr) {
       grad_x.store(i, row);
-    } else if (wanted) {
+    } else if (wants_x_) {
       grad_x.prefetch_ahead<true>(i);
     }
   }
@@ -363,6 +367,8 @@ class StreamedBackward {
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
   const int averages_, maxima_;  // sets of radii
+  const bool wants_x_;
+  bool wants_weights_ = false;
   const int64_t row_size_, chunk_;
   DenseLines x_, grads_;
   RowRing<float> rows_[kStreamedRadius + 1];  // maxima of rows, then their gradients

@@ -27,13 +27,20 @@ METAPOOL_INLINE void flush(Acc* parts, double* sums, double scale) {
 template <typename Acc>
 void write_share(const Plan& plan, const Task& task, const double* sums, Acc* share) {
   for (int k = 0; k < plan.num_pools; ++k) {
-    double all = 0;
-    for (int lane = 0; lane < task.lanes; ++lane) {
-      const double sum = sums[k * kPackedLanes + lane];
-      all += sum;
-      if (plan.share_rows > 1) share[lane * plan.num_pools + k] = static_cast<Acc>(sum);
+    double lanes[kPackedLanes];
+    for (int lane = 0; lane < kPackedLanes; ++lane) {
+      lanes[lane] = lane < task.lanes ? sums[k * kPackedLanes + lane] : 0;
     }
-    if (plan.share_rows == 1) share[k] = static_cast<Acc>(all);
+    if (plan.share_rows > 1) {
+      for (int lane = 0; lane < task.lanes; ++lane) {
+        share[lane * plan.num_pools + k] = static_cast<Acc>(lanes[lane]);
+      }
+      continue;
+    }
+    for (int half = kPackedLanes / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    }
+    share[k] = static_cast<Acc>(lanes[0]);
   }
 }
 
