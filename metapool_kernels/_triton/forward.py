@@ -1,0 +1,342 @@
+"""Forward: every candidate pooling of a strip of rows, and their weighted sum, in one pass.
+
+A program streams a block of lanes down a strip of rows. Each input row is combined along the row
+for every width; sums go at once to all outputs whose windows hold the row, maxima wait in rings
+until the last row of their window has come. Nothing but the output is ever written.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from metapool_kernels._triton.lanes import (
+    as_map,
+    as_weights,
+    first_of,
+    inside_row,
+    load_row,
+    load_weights,
+    locate,
+    store_row,
+    window_size,
+)
+from metapool_kernels._triton.plan import accumulator, forward_tile, pools_of
+from metapool_kernels._triton.windows import (
+    doubled_largest_around,
+    largest_around,
+    pushed,
+    repeated,
+    select_around,
+    sum_around,
+)
+from metapool_kernels.layout import empty_map, output_size
+from metapool_kernels.ops import PoolSpec
+
+
+@triton.jit
+def share_of_weights(weights, AVG: tl.constexpr, MAX: tl.constexpr, AREA: tl.constexpr):
+    """For each distinct pooling the sum of its candidates' weights, over its area if AREA."""
+    shares_avg = ()
+    for p in tl.static_range(len(AVG)):
+        share = weights[AVG[p][2][0]]
+        for k in tl.static_range(1, len(AVG[p][2])):
+            share += weights[AVG[p][2][k]]
+        if AREA:
+            share /= (2 * AVG[p][0] + 1) * (2 * AVG[p][1] + 1)
+        shares_avg = shares_avg + (share,)
+    shares_max = ()
+    for p in tl.static_range(len(MAX)):
+        share = weights[MAX[p][2][0]]
+        for k in tl.static_range(1, len(MAX[p][2])):
+            share += weights[MAX[p][2][k]]
+        shares_max = shares_max + (share,)
+    return shares_avg, shares_max
+
+
+@triton.jit
+def add_row(pending, sums, RADII: tl.constexpr, AHEAD: tl.constexpr, STRIDE: tl.constexpr):
+    """Adds a row's sums to the outputs whose windows hold it.
+
+    Args:
+        pending: for each output that is not finished, from the oldest, its sum so far.
+        sums: those along the row, of one pooling or of several, weighted and added up: the last
+            holds all of them, the one before all but the least high, and so on.
+        RADII: the heights of these poolings, as radii, not ascending.
+        AHEAD: rows from the oldest output's center to this one.
+        STRIDE: rows between two outputs.
+    """
+    new = ()
+    for j in tl.static_range(len(pending)):
+        if AHEAD - j * STRIDE >= -RADII[0] and AHEAD - j * STRIDE <= RADII[0]:
+            new = new + (pending[j] + sums[_count_holding(RADII, AHEAD - j * STRIDE) - 1],)
+        else:
+            new = new + (pending[j],)
+    return new
+
+
+@triton.constexpr_function
+def _count_holding(radii, distance):
+    return sum(-radius <= distance <= radius for radius in radii)
+
+
+@triton.constexpr_function
+def heights_of(pools):
+    return tuple(pool[0] for pool in pools)
+
+
+@triton.jit
+def _take_pixels(
+    state, pooled, compared, inside, shares,
+    AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr,
+    AHEAD: tl.constexpr, STRIDE: tl.constexpr, MERGED: tl.constexpr, HAS_VALUES: tl.constexpr,
+):  # fmt: skip
+    """Adds what a row gives for each pooling to the state of one column."""
+    pending, tops, picks = state
+    if MERGED:
+        if len(AVG) > 0:
+            merged = ()
+            for p in tl.static_range(len(AVG)):
+                scaled = shares[p] * sum_around(pooled, RADIUS, AVG[p][1])
+                if p > 0:
+                    scaled += merged[p - 1]
+                merged = merged + (scaled,)
+            pending = (add_row(pending[0], merged, heights_of(AVG), AHEAD, STRIDE),)
+    else:
+        new_pending = ()
+        for p in tl.static_range(len(AVG)):
+            sums = (sum_around(pooled, RADIUS, AVG[p][1]),)
+            added = add_row(pending[p], sums, (AVG[p][0],), AHEAD, STRIDE)
+            new_pending = new_pending + (added,)
+        pending = new_pending
+    new_tops = ()
+    new_picks = ()
+    for p in tl.static_range(len(MAX)):
+        if HAS_VALUES:
+            top, pick = select_around(compared, pooled, inside, RADIUS, MAX[p][1])
+            new_picks = new_picks + (pushed(picks[p], pick),)
+        else:
+            top = largest_around(compared, RADIUS, MAX[p][1])
+        new_tops = new_tops + (pushed(tops[p], top),)
+    return pending, new_tops, new_picks
+
+
+@triton.jit
+def _take_row(
+    states, x, values, x_plane, values_plane, row, h, group, inside, shares,
+    AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr,
+    AHEAD: tl.constexpr, STRIDE: tl.constexpr, MERGED: tl.constexpr, HAS_VALUES: tl.constexpr,
+    WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Loads an input row and adds it to the state of each column."""
+    COLUMNS: tl.constexpr = len(states)
+    # Of blocks, not of scalars: the interpreter would make integers of these.
+    on_map = (row + tl.zeros_like(group) >= 0) & (row + tl.zeros_like(group) < h)
+    pooled = load_row(
+        values, values_plane, row, on_map, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+    )
+    compared = pooled
+    if len(MAX) > 0:
+        if HAS_VALUES:
+            compared = load_row(
+                x, x_plane, row, on_map, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+            )
+        filled = ()
+        for i in tl.static_range(len(compared)):
+            filled = filled + (tl.where(inside[i] & on_map, compared[i], float("-inf")),)
+        compared = filled
+    new = ()
+    for v in tl.static_range(COLUMNS):
+        state = _take_pixels(
+            states[v], pooled[v : v + 2 * RADIUS + 1], compared[v : v + 2 * RADIUS + 1],
+            inside[v : v + 2 * RADIUS + 1], shares,
+            AVG, MAX, RADIUS, AHEAD, STRIDE, MERGED, HAS_VALUES,
+        )  # fmt: skip
+        new = new + (state,)
+    return new
+
+
+@triton.jit
+def _finish_pixel(
+    state, shares_avg, shares_max, zeros, row, column, h, w,
+    AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr,
+    MERGED: tl.constexpr, HAS_VALUES: tl.constexpr,
+):  # fmt: skip
+    """The output of a column whose windows are complete, and its state without it."""
+    pending, tops, picks = state
+    acc = zeros
+    if MERGED:
+        if len(AVG) > 0:
+            acc += pending[0][0]
+    else:
+        for p in tl.static_range(len(AVG)):
+            count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
+            acc += shares_avg[p] * (pending[p][0] / count.to(acc.dtype))
+    on_map = ()
+    if HAS_VALUES:
+        for i in tl.static_range(2 * RADIUS + 1):
+            at = row + (i - RADIUS) + tl.zeros_like(column)
+            on_map = on_map + ((at >= 0) & (at < h),)
+    for p in tl.static_range(len(MAX)):
+        if HAS_VALUES:
+            _, pick = select_around(tops[p], picks[p], on_map, RADIUS, MAX[p][0])
+        else:
+            pick = doubled_largest_around(tops[p], RADIUS, MAX[p][0])
+        acc += shares_max[p] * pick
+    moved = ()
+    for g in tl.static_range(len(pending)):
+        moved = moved + (pushed(pending[g], tl.full(acc.shape, -0.0, acc.dtype)),)
+    return acc, (moved, tops, picks)
+
+
+@triton.jit
+def _meta_pool_fwd_kernel(
+    x,
+    values,
+    weights,
+    out,
+    channels,
+    h,
+    w,
+    h_out,
+    w_out,
+    groups,
+    lanes,
+    strips,
+    strip_rows,
+    AVG: tl.constexpr,
+    MAX: tl.constexpr,
+    NONE: tl.constexpr,
+    COUNT: tl.constexpr,
+    RADIUS_H: tl.constexpr,
+    RADIUS_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    MERGED: tl.constexpr,
+    HAS_VALUES: tl.constexpr,
+    SHARED_WEIGHTS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ONE_STRIP: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Computes ``out = sum_k weights_k * P_k(values)``, the maxima picked by ``x``.
+
+    AVG and MAX hold (radius_h, radius_w, candidates) for each distinct pooling, of COUNT candidates
+    in all, the higher first; the average of one pixel is the identity. NONE holds the candidates
+    that are zero. With MERGED all averages are summed up together, which asks that the divisor does
+    not depend on the place.
+    """
+    pid = tl.program_id(0)  # strips of the same lanes follow each other and share their halos
+    row_begin = 0 if ONE_STRIP else (pid % strips) * strip_rows
+    row_end = tl.minimum(row_begin + strip_rows, h_out)
+    lane = (pid // strips).to(lanes.dtype) * BLOCK + tl.arange(0, BLOCK)
+    in_lanes = lane < lanes
+    image, channel, group = locate(lane, groups, channels, CHANNELS_LAST)
+    x_plane = first_of(x, image, channel)
+    values_plane = first_of(values, image, channel)
+    out_plane = first_of(out, image, channel)
+    group_in = group * STRIDE_W  # one column to a lane where STRIDE_W is not 1
+    inside = inside_row(group_in, w, in_lanes, COLUMNS, RADIUS_W, WHOLE)
+    weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
+    shares, shares_max = share_of_weights(weight, AVG, MAX, MERGED)
+    nothing = tl.full((BLOCK,), -0.0, ACC)  # adding it changes no number
+    zeros = nothing
+    for k in tl.static_range(len(NONE)):
+        zeros += weight[NONE[k]] * 0
+
+    LENGTH: tl.constexpr = 2 * RADIUS_H + 1
+    STEP: tl.constexpr = min(STRIDE_H, LENGTH)  # input rows for each output row
+    PENDING: tl.constexpr = (LENGTH - 1) // STRIDE_H + 1
+    states = repeated(
+        (
+            repeated(repeated(nothing, PENDING), min(len(AVG), 1) if MERGED else len(AVG)),
+            repeated(repeated(tl.full((BLOCK,), float("-inf"), ACC), LENGTH), len(MAX)),
+            repeated(repeated(nothing, LENGTH), len(MAX) if HAS_VALUES else 0),
+        ),
+        COLUMNS,
+    )
+    # Where the strip begins with the map, no row is above it.
+    for i in tl.static_range(RADIUS_H if ONE_STRIP else 0, LENGTH - STEP):
+        states = _take_row(
+            states, x, values, x_plane, values_plane, row_begin * STRIDE_H - RADIUS_H + i,
+            h, group_in, inside, shares,
+            AVG, MAX, RADIUS_W, i - RADIUS_H, STRIDE_H, MERGED, HAS_VALUES, WHOLE, VECTOR, ACC,
+        )  # fmt: skip
+    for base in range(row_begin, row_end, UNROLL):
+        for u in tl.static_range(UNROLL):
+            row_out = base + u
+            for i in tl.static_range(STEP):
+                states = _take_row(
+                    states, x, values, x_plane, values_plane,
+                    row_out * STRIDE_H + (RADIUS_H - STEP + 1 + i), h, group_in, inside, shares,
+                    AVG, MAX, RADIUS_W, RADIUS_H - STEP + 1 + i, STRIDE_H, MERGED, HAS_VALUES,
+                    WHOLE, VECTOR, ACC,
+                )  # fmt: skip
+            row = ()
+            moved = ()
+            for v in tl.static_range(COLUMNS):
+                column = (group * COLUMNS + v) * STRIDE_W
+                acc, state = _finish_pixel(
+                    states[v], shares, shares_max, zeros, row_out * STRIDE_H, column, h, w,
+                    AVG, MAX, RADIUS_H, MERGED, HAS_VALUES,
+                )  # fmt: skip
+                row = row + (acc,)
+                moved = moved + (state,)
+            states = moved
+            lanes_out = tl.where(row_out < row_end, lanes, 0)
+            store_row(out, out_plane, row_out, group, row, w_out, lane < lanes_out, WHOLE, VECTOR)
+
+
+def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+    """:func:`metapool_kernels.ops.meta_pool_fwd` on the device of ``x``."""
+    n, c, h, w = x.shape
+    h_out, w_out = output_size((h, w), spec.stride)
+    out = empty_map(x, (n, c, h_out, w_out), spec.channels_last)
+    if n == 0:
+        return out
+    pools = pools_of(spec.candidates)
+    maps = (x, out) if values is None else (x, values, out)
+    tile = forward_tile(maps, spec, pools)
+    vector = tile.columns if tile.vector and tile.groups > 1 else 1
+    source = as_map(x, vector)
+    grid = (tile.blocks * tile.strips,)
+    _meta_pool_fwd_kernel[grid](
+        source,
+        source if values is None else as_map(values, vector),
+        as_weights(weights),
+        as_map(out, vector),
+        c,
+        h,
+        w,
+        h_out,
+        w_out,
+        tile.groups,
+        tile.lanes,
+        tile.strips,
+        tile.strip_rows,
+        AVG=pools.avg,
+        MAX=pools.max,
+        NONE=pools.none,
+        COUNT=len(spec.candidates),
+        RADIUS_H=pools.radius_h,
+        RADIUS_W=pools.radius_w,
+        STRIDE_H=min(spec.stride[0], h),
+        STRIDE_W=min(spec.stride[1], w),
+        MERGED=spec.count_include_pad,
+        HAS_VALUES=values is not None and bool(pools.max),
+        SHARED_WEIGHTS=weights.dim() == 1,
+        CHANNELS_LAST=spec.channels_last,
+        ACC=accumulator(x.dtype),
+        BLOCK=tile.block,
+        COLUMNS=tile.columns,
+        WHOLE=tile.groups == 1 and spec.stride[1] == 1,
+        VECTOR=tile.vector,
+        ONE_STRIP=tile.strips == 1,
+        UNROLL=tile.unroll,
+        num_warps=tile.num_warps,
+    )
+    return out

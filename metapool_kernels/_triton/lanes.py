@@ -1,0 +1,214 @@
+"""What a lane stands for, and how it reads and writes maps and weights.
+
+A lane holds neighbouring columns of one plane: a tuple with one tensor of lanes for each. So what
+columns share is computed once, and a lane can read and write them as one vector.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from metapool_kernels._triton.windows import repeated
+
+
+class Map(NamedTuple):
+    """A map in memory as kernels take it.
+
+    Strides are in elements; in a map that is read by vectors, in vectors (that of columns is 1).
+    """
+
+    data: Tensor
+    stride_n: int
+    stride_c: int
+    stride_h: int
+    stride_w: int
+
+
+def as_map(x: Tensor, vector: int) -> Map:
+    """The map of a tensor of shape (N, C, H, W), to be read by vectors of so many elements."""
+    n, c, h, w = x.stride()
+    return Map(x, n // vector, c // vector, h // vector, w)
+
+
+class Weights(NamedTuple):
+    """Weights of shape (N, C, K) as kernels take them; a stride of 0 repeats."""
+
+    data: Tensor
+    stride_n: int
+    stride_c: int
+    stride_k: int
+
+
+def as_weights(weights: Tensor) -> Weights:
+    """The weights of a tensor of shape (K,), (C, K), (N, 1, K) or (N, C, K)."""
+    strides = weights.stride()
+    stride_n = strides[-3] if weights.dim() == 3 and weights.shape[-3] > 1 else 0
+    stride_c = strides[-2] if weights.dim() >= 2 and weights.shape[-2] > 1 else 0
+    return Weights(weights, stride_n, stride_c, strides[-1])
+
+
+@triton.jit
+def locate(lane, groups, channels, CHANNELS_LAST: tl.constexpr):
+    """Image, channel and group of columns of a lane; neighbouring lanes are so in memory."""
+    if CHANNELS_LAST:
+        image = lane // channels // groups
+        channel = lane % channels
+        group = lane // channels % groups
+    else:
+        image = lane // groups // channels
+        channel = lane // groups % channels
+        group = lane % groups
+    return image.to(tl.int64), channel.to(tl.int64), group
+
+
+@triton.jit
+def first_of(map, image, channel):
+    """Where the planes of lanes begin."""
+    return image * map.stride_n + channel * map.stride_c
+
+
+@triton.jit
+def load_weights(weights, image, channel, in_lanes, SHARED: tl.constexpr, COUNT: tl.constexpr):
+    """The weights of each lane's plane: a tuple of COUNT, of scalars where all planes share them."""
+    loaded = ()
+    for k in tl.static_range(COUNT):
+        if SHARED:
+            weight = tl.load(weights.data + k * weights.stride_k)
+        else:
+            at = image * weights.stride_n + channel * weights.stride_c + k * weights.stride_k
+            weight = tl.load(weights.data + at, mask=in_lanes, other=0)
+        loaded = loaded + (weight,)
+    return loaded
+
+
+@triton.jit
+def columns_of(block):
+    """The columns of a block of shape (lanes, columns), as a tuple."""
+    COLUMNS: tl.constexpr = block.shape[1]
+    if COLUMNS == 1:
+        columns = (tl.reshape(block, (block.shape[0],)),)
+    else:
+        even, odd = tl.split(tl.reshape(block, (block.shape[0], COLUMNS // 2, 2)))
+        evens = columns_of(even)
+        odds = columns_of(odd)
+        columns = ()
+        for i in tl.static_range(COLUMNS // 2):
+            columns = columns + (evens[i], odds[i])
+    return columns
+
+
+@triton.jit
+def block_of(columns):
+    """Undoes :func:`columns_of`."""
+    COLUMNS: tl.constexpr = len(columns)
+    if COLUMNS == 1:
+        block = tl.expand_dims(columns[0], 1)
+    else:
+        block = tl.join(block_of(columns[0::2]), block_of(columns[1::2]))
+        block = tl.reshape(block, (block.shape[0], COLUMNS))
+    return block
+
+
+@triton.jit
+def inside_row(
+    group, w, in_lanes, COLUMNS: tl.constexpr, RADIUS: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Whether a lane's columns, and RADIUS more on each side, are on the map."""
+    inside = ()
+    for i in tl.static_range(COLUMNS + 2 * RADIUS):
+        if WHOLE:
+            on_map = in_lanes & tl.full(group.shape, RADIUS <= i and i < RADIUS + COLUMNS, tl.int1)
+        else:
+            at = group * COLUMNS + (i - RADIUS)
+            on_map = in_lanes & (at >= 0) & (at < w)
+        inside = inside + (on_map,)
+    return inside
+
+
+@triton.jit
+def load_row(
+    map, plane, row, on_map, group, inside,
+    COLUMNS: tl.constexpr, RADIUS: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """A lane's columns of a row, and RADIUS more on each side, as a tuple.
+
+    Zero stands for pixels that are not ``inside``, and for all of them where the row is not
+    ``on_map``.
+    """
+    pixels = ()
+    start = plane + row.to(tl.int64) * map.stride_h
+    if WHOLE:
+        nothing = repeated(tl.full(group.shape, -0.0, ACC), RADIUS)  # adding it changes no number
+        if VECTOR:
+            WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
+            at = start[:, None] + tl.arange(0, WIDTH)[None, :]
+            mask = (in_lanes_of(inside) & on_map)[:, None] & (tl.arange(0, WIDTH) < COLUMNS)[None, :]
+            block = tl.load(map.data + at, mask=mask, other=0)
+            pixels = columns_of(block.to(ACC))[:COLUMNS]
+        else:
+            for i in tl.static_range(COLUMNS):
+                at = map.data + start + i * map.stride_w
+                mask = inside[RADIUS + i] & on_map
+                pixels = pixels + (tl.load(at, mask=mask, other=0).to(ACC),)
+        pixels = nothing + pixels + nothing
+    elif VECTOR:
+        HALO: tl.constexpr = (RADIUS + COLUMNS - 1) // COLUMNS
+        for i in tl.static_range(2 * HALO + 1):
+            # Written as a multiple of COLUMNS, from which follows that the address is aligned.
+            at = (start + (group + (i - HALO))) * COLUMNS
+            at = at[:, None] + tl.arange(0, COLUMNS)[None, :]
+            mask = inside[_clamp((i - HALO) * COLUMNS + RADIUS, len(inside))] & on_map
+            block = tl.load(map.data + at, mask=mask[:, None], other=0)
+            pixels = pixels + columns_of(block.to(ACC))
+        pixels = pixels[HALO * COLUMNS - RADIUS : (HALO + 1) * COLUMNS + RADIUS]
+    else:
+        start += (group * COLUMNS).to(tl.int64) * map.stride_w
+        for i in tl.static_range(COLUMNS + 2 * RADIUS):
+            at = map.data + start + (i - RADIUS) * map.stride_w
+            pixels = pixels + (tl.load(at, mask=inside[i] & on_map, other=0).to(ACC),)
+    return pixels
+
+
+@triton.jit
+def in_lanes_of(inside):
+    """Whether lanes have a plane: that of their first column is on the map."""
+    return inside[len(inside) // 2]
+
+
+@triton.constexpr_function
+def _clamp(i, length):
+    return min(max(i, 0), length - 1)
+
+
+@triton.jit
+def store_row(
+    map, plane, row, group, columns, w, mask, WHOLE: tl.constexpr, VECTOR: tl.constexpr
+):
+    """Write a lane's columns to a row, each rounded once."""
+    COLUMNS: tl.constexpr = len(columns)
+    WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
+    start = plane + row.to(tl.int64) * map.stride_h
+    if VECTOR:
+        block = block_of(columns + repeated(columns[0], WIDTH - COLUMNS))
+        if WHOLE:
+            at = start[:, None] + tl.arange(0, WIDTH)[None, :]
+            mask = mask[:, None] & (tl.arange(0, WIDTH) < COLUMNS)[None, :]
+        else:
+            at = ((start + group) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
+            mask = mask[:, None]
+        tl.store(map.data + at, block.to(map.data.dtype.element_ty), mask=mask)
+    else:
+        for v in tl.static_range(COLUMNS):
+            column = group * COLUMNS + v
+            at = map.data + start + column.to(tl.int64) * map.stride_w
+            pixel = columns[v].to(map.data.dtype.element_ty)
+            tl.store(at, pixel, mask=mask & (column < w))
+
+
+@triton.jit
+def window_size(center, size, RADIUS: tl.constexpr):
+    """How many pixels of a window around ``center`` are on a map of ``size`` rows or columns."""
+    return tl.minimum(center + RADIUS + 1, size) - tl.maximum(center - RADIUS, 0)
