@@ -4,15 +4,55 @@ Each backend has one predicate: it returns None where it can run the call, else 
 not and the way to get it. The automatic choice and the forced one ask the same predicate.
 """
 
+import importlib.metadata
+import importlib.util
+import os
 from collections.abc import Callable
+from functools import cache
 
+import torch
 from torch import Tensor
 
 from metapool_kernels import native
 
+_OLDEST_TRITON = (3, 6)
+_OLDEST_CAPABILITY = (8, 0)
+
+
+@cache
+def _triton_problem() -> str | None:
+    """Why the Triton kernels cannot be imported here; asks without importing anything."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; get it with `pip install triton`"
+    version = importlib.metadata.version("triton")
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST_TRITON:
+        return f"Triton {version} is too old; get 3.6 or newer with `pip install -U triton`"
+    return None
+
+
+@cache
+def _gpu_problem(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "the kernels are written for NVIDIA GPUs; use backend='reference'"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_CAPABILITY:
+        return f"{device} has compute capability {capability}, {_OLDEST_CAPABILITY} is needed"
+    return None
+
 
 def _refuse_triton(x: Tensor) -> str | None:
-    return "this version has no Triton kernels; use backend='cpu' or 'reference'"
+    device = x.device.type
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            "it takes tensors on a GPU and x is on cpu; move x with x.cuda(), or set "
+            "TRITON_INTERPRET=1 before Python starts to run the kernels in Triton's interpreter"
+        )
+    if device not in ("cpu", "cuda", "meta"):
+        return f"it takes tensors on a GPU and x is on {x.device}; move x with x.cuda()"
+    problem = _triton_problem()
+    if problem is None and device == "cuda":
+        problem = _gpu_problem(x.device)
+    return problem
 
 
 def _refuse_cuda(x: Tensor) -> str | None:
@@ -38,7 +78,10 @@ BACKENDS: dict[str, Callable[[Tensor], str | None]] = {
     "cpu": _refuse_cpu,
     "reference": _refuse_reference,
 }
-"""The predicates by name, in the order in which ``backend=None`` asks them."""
+"""The predicates by name."""
+
+_AUTOMATIC = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
+"""What ``backend=None`` asks for tensors on a device, in this order."""
 
 
 def check_backend(backend: object) -> None:
@@ -59,8 +102,8 @@ def choose_backend(backend: str | None, x: Tensor) -> str:
         RuntimeError: the forced backend cannot run here; says why and how to get it.
     """
     if backend is None:
-        for name, refuse in BACKENDS.items():
-            if refuse(x) is None:
+        for name in _AUTOMATIC.get(x.device.type, _AUTOMATIC["cpu"]):
+            if BACKENDS[name](x) is None:
                 return name
         raise RuntimeError(f"no backend can run a call on {x.device}")
     check_backend(backend)

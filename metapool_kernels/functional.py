@@ -24,8 +24,8 @@ class _Settings(NamedTuple):
 
     candidates: tuple[Candidate, ...]
     stride: tuple[int, int]
-    contiguous: PoolSpec
-    channels_last: PoolSpec
+    specs: dict[str, tuple[PoolSpec, PoolSpec]]
+    """For each backend that has ops, with contiguous maps and with channels last."""
 
 
 def _settings(
@@ -34,8 +34,14 @@ def _settings(
     candidates = parse_candidates(names)
     checks.check_skip_connect(candidates, stride)
     codes = tuple(candidate.code for candidate in candidates)
-    specs = (PoolSpec(codes, stride, count_include_pad, last) for last in (False, True))
-    return _Settings(candidates, stride, *specs)
+    specs = {
+        backend: (
+            PoolSpec(codes, stride, count_include_pad, False, backend),
+            PoolSpec(codes, stride, count_include_pad, True, backend),
+        )
+        for backend in ("cpu", "triton")
+    }
+    return _Settings(candidates, stride, specs)
 
 
 # Calls repeat their settings, so the answer is kept. torch.compile looks through such a cache with
@@ -110,7 +116,7 @@ def fused_meta_pool(
         weights = alpha.to(accumulate)
 
     batch = x if x.dim() == 4 else x.unsqueeze(0)
-    spec = settings.channels_last if is_channels_last(batch) else settings.contiguous
+    channels_last = is_channels_last(batch)
     if chosen == "reference":
         out = reference.meta_pool(
             batch,
@@ -118,8 +124,8 @@ def fused_meta_pool(
             settings.candidates,
             settings.stride,
             count_include_pad,
-            spec.channels_last,
+            channels_last,
         )
     else:
-        out = autograd.pool(batch, weights, None, spec)
+        out = autograd.pool(batch, weights, None, settings.specs[chosen][channels_last])
     return out if x.dim() == 4 else out.squeeze(0)

@@ -1,14 +1,18 @@
 """The registered ops: their schemas, fake kernels and typed entry points.
 
 The schemas live here, so the ops exist (for tracing, fake and meta tensors) even where the
-compiled library does not. ``python_bindings/torch_ops.cpp`` holds the CPU kernels.
+compiled library does not. ``python_bindings/torch_ops.cpp`` holds the CPU kernels; those in Triton
+have ops of their own, so that a traced call keeps the backend that was chosen for it.
 
 Both ops are linear in each of ``values`` (or ``grad_out``) and ``weights``; ``x`` only picks the
 maxima. ``values=None`` means that ``values`` is ``x`` itself.
 """
 
+import importlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ from metapool_kernels.layout import empty_map, output_size
 
 
 class PoolSpec(NamedTuple):
-    """The arguments of a call that are not tensors, in the order of the schemas."""
+    """What a call says beside its tensors."""
 
     candidates: tuple[int, ...]
     """One :attr:`metapool_kernels.candidates.Candidate.code` per weight."""
@@ -25,19 +29,17 @@ class PoolSpec(NamedTuple):
     count_include_pad: bool
     channels_last: bool
     """Layout of every map that the ops return, see :mod:`metapool_kernels.layout`."""
+    backend: str = "cpu"
+    """Whose kernels run: ``"cpu"`` or ``"triton"``."""
+
+    @property
+    def arguments(self) -> tuple[tuple[int, ...], tuple[int, int], bool, bool]:
+        """Those that the ops take, in the order of their schemas."""
+        return self[:4]
 
 
 _LIBRARY = torch.library.Library("metapool_kernels", "DEF")
 _SPEC = "int[] candidates, int[] stride, bool count_include_pad, bool channels_last"
-_LIBRARY.define(
-    f"meta_pool_fwd(Tensor x, Tensor weights, Tensor? values, {_SPEC}) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_LIBRARY.define(
-    "meta_pool_bwd(Tensor grad_out, Tensor x, Tensor weights, Tensor? values, "
-    f"{_SPEC}, bool[2] output_mask) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
 
 def _meta_pool_fwd_fake(
@@ -69,12 +71,72 @@ def _meta_pool_bwd_fake(
     return grad_x, grad_weights
 
 
-torch.library.register_fake("metapool_kernels::meta_pool_fwd", _meta_pool_fwd_fake, lib=_LIBRARY)
-torch.library.register_fake("metapool_kernels::meta_pool_bwd", _meta_pool_bwd_fake, lib=_LIBRARY)
+def _define(prefix: str) -> tuple[Any, Any]:
+    """Define both ops under names with that prefix, and return them.
 
-# Looked up once: the attributes of torch.ops cost as much as a small kernel.
-_FWD = torch.ops.metapool_kernels.meta_pool_fwd.default
-_BWD = torch.ops.metapool_kernels.meta_pool_bwd.default
+    They are looked up once: the attributes of torch.ops cost as much as a small kernel.
+    """
+    names = f"{prefix}meta_pool_fwd", f"{prefix}meta_pool_bwd"
+    tags = (torch.Tag.pt2_compliant_tag,)
+    _LIBRARY.define(
+        f"{names[0]}(Tensor x, Tensor weights, Tensor? values, {_SPEC}) -> Tensor", tags=tags
+    )
+    _LIBRARY.define(
+        f"{names[1]}(Tensor grad_out, Tensor x, Tensor weights, Tensor? values, "
+        f"{_SPEC}, bool[2] output_mask) -> (Tensor, Tensor)",
+        tags=tags,
+    )
+    namespace = "metapool_kernels::"
+    torch.library.register_fake(namespace + names[0], _meta_pool_fwd_fake, lib=_LIBRARY)
+    torch.library.register_fake(namespace + names[1], _meta_pool_bwd_fake, lib=_LIBRARY)
+    fwd, bwd = (getattr(torch.ops.metapool_kernels, name).default for name in names)
+    return fwd, bwd
+
+
+_OPS = {"cpu": _define(""), "triton": _define("triton_")}
+
+
+@cache
+def _triton_kernels() -> ModuleType:
+    """The kernels in Triton, which is not imported before the first call that it runs."""
+    return importlib.import_module("metapool_kernels._triton")
+
+
+def _triton_fwd(x: Tensor, weights: Tensor, values: Tensor | None, *spec: Any) -> Tensor:
+    out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, _triton_spec(*spec))
+    return out
+
+
+def _triton_bwd(
+    grad_out: Tensor, x: Tensor, weights: Tensor, values: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    *spec, mask = rest
+    grads: tuple[Tensor, Tensor] = _triton_kernels().meta_pool_bwd(
+        grad_out, x, weights, values, _triton_spec(*spec), tuple(mask)
+    )
+    return grads
+
+
+def _triton_spec(
+    candidates: Sequence[int], stride: Sequence[int], count_include_pad: bool, channels_last: bool
+) -> PoolSpec:
+    steps = (stride[0], stride[1])
+    return PoolSpec(tuple(candidates), steps, count_include_pad, channels_last, "triton")
+
+
+for _device in ("CUDA", "CPU"):  # tensors on the CPU are for Triton's interpreter
+    _LIBRARY.impl("triton_meta_pool_fwd", _triton_fwd, _device)
+    _LIBRARY.impl("triton_meta_pool_bwd", _triton_bwd, _device)
+
+
+def _goes_to_triton(x: Tensor, spec: PoolSpec) -> bool:
+    """Whether a call needs no dispatcher, which costs a Python kernel more than its launch."""
+    return (
+        spec.backend == "triton"
+        and not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)  # no fake one
+        and torch._C._len_torch_dispatch_stack() == 0  # nobody traces; private, has no public twin
+    )
 
 
 def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
@@ -89,7 +151,11 @@ def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolS
     Returns:
         (N, C, H_out, W_out) in the dtype of ``x``.
     """
-    out: Tensor = _FWD(x, weights, values, *spec)
+    out: Tensor
+    if _goes_to_triton(x, spec):
+        out = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
+    else:
+        out = _OPS[spec.backend][0](x, weights, values, *spec.arguments)
     return out
 
 
@@ -112,5 +178,10 @@ def meta_pool_bwd(
         The gradient of ``values`` in the shape and dtype of ``x`` and that of ``weights`` in its
         shape and dtype; an empty tensor of one dimension stands for one that is not wanted.
     """
-    grads: tuple[Tensor, Tensor] = _BWD(grad_out, x, weights, values, *spec, output_mask)
+    grads: tuple[Tensor, Tensor]
+    if _goes_to_triton(x, spec):
+        grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
+    else:
+        op = _OPS[spec.backend][1]
+        grads = op(grad_out, x, weights, values, *spec.arguments, output_mask)
     return grads

@@ -125,7 +125,8 @@ def test_opcheck_forward(case: Case, with_values: bool, requires_grad: bool) -> 
     x, weights, values, _ = _inputs(case, with_values)
     _need_grad(requires_grad, x, weights, values)
     op = torch.ops.metapool_kernels.meta_pool_fwd.default
-    torch.library.opcheck(op, (x, weights, values, *_spec(case, x)), test_utils=STATIC_CHECKS)
+    arguments = (x, weights, values, *_spec(case, x).arguments)
+    torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
@@ -135,7 +136,7 @@ def test_opcheck_backward(case: Case, requires_grad: bool) -> None:
     for with_values, mask in itertools.product((False, True), MASKS):
         x, weights, values, grad_out = _inputs(case, with_values)
         _need_grad(requires_grad, grad_out, x, weights, values)
-        arguments = (grad_out, x, weights, values, *_spec(case, x), mask)
+        arguments = (grad_out, x, weights, values, *_spec(case, x).arguments, mask)
         torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
 
 
@@ -145,9 +146,12 @@ def test_opcheck_dynamic(case: Case) -> None:
     spec = _spec(case, x)
     ops = torch.ops.metapool_kernels
     only = ("test_aot_dispatch_dynamic",)
-    torch.library.opcheck(ops.meta_pool_fwd.default, (x, weights, None, *spec), test_utils=only)
+    arguments = spec.arguments
     torch.library.opcheck(
-        ops.meta_pool_bwd.default, (grad_out, x, weights, values, *spec, (True, True)),
+        ops.meta_pool_fwd.default, (x, weights, None, *arguments), test_utils=only
+    )
+    torch.library.opcheck(
+        ops.meta_pool_bwd.default, (grad_out, x, weights, values, *arguments, (True, True)),
         test_utils=only,
     )  # fmt: skip
 

@@ -10,15 +10,11 @@ Lanes come in segments of 32, one warp each, that hold whole planes, or overlapp
 plane where it is too wide; what goes to columns of other lanes is handed over inside the segment.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from metapool_kernels._triton.forward import add_row, heights_of, share_of_weights
 from metapool_kernels._triton.lanes import (
-    as_map,
-    as_weights,
     first_of,
     inside_row,
     load_row,
@@ -26,10 +22,15 @@ from metapool_kernels._triton.lanes import (
     store_row,
     window_size,
 )
-from metapool_kernels._triton.plan import SEGMENT, accumulator, backward_tile, pools_of
-from metapool_kernels._triton.windows import pushed, repeated, select_around, sum_around
-from metapool_kernels.layout import empty_map
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels._triton.plan import SEGMENT
+from metapool_kernels._triton.windows import (
+    added_around,
+    chosen_around,
+    picked_around,
+    pushed,
+    repeated,
+    sum_around,
+)
 
 _SEGMENT: tl.constexpr = tl.constexpr(SEGMENT)
 
@@ -64,10 +65,10 @@ def _keep_pixels(
         code = tl.zeros(nothing.shape, tl.int32)
         pick = nothing
         if TAKES:
-            top, offset = select_around(compared, _offsets(RADIUS), inside, RADIUS, MAX[p][1])
-            code += offset
+            top, keeps, moves = chosen_around(compared, inside, RADIUS, MAX[p][1])
+            code += picked_around(_offsets(RADIUS), keeps, moves, RADIUS)
             if len(picks) > 0:
-                _, pick = select_around(compared, pooled, inside, RADIUS, MAX[p][1])
+                pick = picked_around(pooled, keeps, moves, RADIUS)
         new_tops = new_tops + (pushed(tops[p], top),)
         new_codes = new_codes + (pushed(codes[p], code),)
         if len(picks) > 0:
@@ -81,26 +82,25 @@ def _keep_row(
     AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr, HAS_VALUES: tl.constexpr,
     TAKES: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Loads an input row and keeps of it what windows need that hold it."""
+    """Loads an input row, if it is on the map, and keeps of it what windows need that hold it."""
     COLUMNS: tl.constexpr = len(kepts)
-    on_map = _rows_on_map(row, h, group)
-    pooled = repeated(tl.zeros(group.shape, ACC), COLUMNS + 2 * RADIUS)
+    nothing = tl.full(group.shape, -0.0, ACC)
+    pooled = repeated(nothing, COLUMNS + 2 * RADIUS)
     compared = pooled
     if TAKES:
         pooled = load_row(
-            values, values_plane, row, on_map, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+            values, values_plane, row, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
         )
         if len(MAX) > 0:
             compared = pooled
             if HAS_VALUES:
                 compared = load_row(
-                    x, x_plane, row, on_map, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+                    x, x_plane, row, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
                 )
             filled = ()
             for i in tl.static_range(len(compared)):
-                filled = filled + (tl.where(inside[i] & on_map, compared[i], float("-inf")),)
+                filled = filled + (tl.where(inside[i], compared[i], float("-inf")),)
             compared = filled
-    nothing = tl.full(group.shape, -0.0, ACC)
     new = ()
     for v in tl.static_range(COLUMNS):
         kept = _keep_pixels(
@@ -113,25 +113,28 @@ def _keep_row(
 
 @triton.jit
 def _load_grad_row(
-    grad_out, plane, row, on_map, group, inside,
+    grad_out, plane, row, group, inside,
     COLUMNS: tl.constexpr, RADIUS: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the windows around a row's pixels; zero where there is no window."""
-    if STRIDE_H > 1:
-        on_map = on_map & (row % STRIDE_H + tl.zeros_like(group) == 0)
+    has_windows = row % STRIDE_H + tl.zeros_like(group) == 0
     if STRIDE_W == 1:
+        if STRIDE_H > 1:
+            of_windows = ()
+            for i in tl.static_range(len(inside)):
+                of_windows = of_windows + (inside[i] & has_windows,)
+            inside = of_windows
         grads = load_row(
-            grad_out, plane, row // STRIDE_H, on_map, group, inside, COLUMNS, RADIUS, WHOLE,
-            VECTOR, ACC,
-        )  # fmt: skip
+            grad_out, plane, row // STRIDE_H, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+        )
     else:
         grads = ()
         start = grad_out.data + plane + (row // STRIDE_H).to(tl.int64) * grad_out.stride_h
         for i in tl.static_range(2 * RADIUS + COLUMNS):
             column = group * COLUMNS + (i - RADIUS)
             at = start + (column // STRIDE_W).to(tl.int64) * grad_out.stride_w
-            mask = inside[i] & on_map & (column % STRIDE_W == 0)
+            mask = inside[i] & has_windows & (column % STRIDE_W == 0)
             grads = grads + (tl.load(at, mask=mask, other=0).to(ACC),)
     return grads
 
@@ -144,6 +147,7 @@ def _spread_row(
     RADIUS_H: tl.constexpr, RADIUS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, MERGED: tl.constexpr,
     WANTS_VALUES: tl.constexpr, WANTS_WEIGHTS: tl.constexpr,
+    AT_TOP: tl.constexpr, ONE_STRIP: tl.constexpr,
     WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Spreads the gradients of the windows around a row over the rows that these hold.
@@ -151,14 +155,13 @@ def _spread_row(
     What averages get goes where it belongs, what maxima get waits by pooling for its column.
     """
     COLUMNS: tl.constexpr = len(dues)
-    on_map = _rows_on_map(row, h, group)
     grads = _load_grad_row(
-        grad_out, plane, row, on_map, group, inside,
+        grad_out, plane, row, group, inside,
         COLUMNS, RADIUS, STRIDE_H, STRIDE_W, WHOLE, VECTOR, ACC,
     )  # fmt: skip
-    on_rows = ()
-    for i in tl.static_range(2 * RADIUS_H + 1):
-        on_rows = on_rows + (_rows_on_map(row + (i - RADIUS_H), h, group),)
+    rows_above = ()
+    for i in tl.static_range(RADIUS_H if AT_TOP else 0):
+        rows_above = rows_above + (row + (i - RADIUS_H) + tl.zeros_like(group) >= 0,)
     # For each average the gradients on their way to the pixels, weighted and divided.
     scaled = ()
     for p in tl.static_range(len(AVG) if WANTS_VALUES else 0):
@@ -168,7 +171,7 @@ def _spread_row(
             if not MERGED:
                 column = group * COLUMNS + (i - RADIUS)
                 count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
-                grad = tl.where(inside[i] & on_map, grad * (shares_avg[p] / count.to(ACC)), 0.0)
+                grad = tl.where(inside[i], grad * (shares_avg[p] / count.to(ACC)), 0.0)
             of_pooling = of_pooling + (grad,)
         scaled = scaled + (of_pooling,)
     new_dues = ()
@@ -177,12 +180,13 @@ def _spread_row(
         sums, tops, _, picks = kepts[v]
         pending, ready = dues[v]
         grad = grads[v + RADIUS]
-        is_center = inside[v + RADIUS] & on_map
-        if STRIDE_H > 1:
-            is_center = is_center & (row % STRIDE_H + tl.zeros_like(group) == 0)
-        if STRIDE_W > 1:
-            is_center = is_center & ((group * COLUMNS + v) % STRIDE_W == 0)
-        is_counted = is_center & _rows_on_map(row - row_begin, row_end - row_begin, group)
+        column = group * COLUMNS + v
+        is_center = inside[v + RADIUS]
+        if STRIDE_H > 1 or STRIDE_W > 1:
+            is_center &= (row % STRIDE_H + tl.zeros_like(group) == 0) & (column % STRIDE_W == 0)
+        is_counted = is_center
+        if not ONE_STRIP:
+            is_counted &= _rows_on_map(row - row_begin, row_end - row_begin, group)
         if WANTS_VALUES and len(AVG) > 0:
             merged = ()
             for p in tl.static_range(len(AVG)):
@@ -197,12 +201,11 @@ def _spread_row(
             new_totals = ()
             for p in tl.static_range(len(AVG)):
                 pooled = sum_around(sums[p], RADIUS_H, AVG[p][0])
-                if MERGED:
-                    pooled = tl.where(is_counted, pooled, 0.0)
-                else:
-                    column = group * COLUMNS + v
+                if not MERGED:
                     count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
-                    pooled = tl.where(is_counted, pooled / count.to(ACC), 0.0)
+                    pooled /= count.to(ACC)
+                if not (ONE_STRIP and STRIDE_H * STRIDE_W == 1):
+                    pooled = tl.where(is_counted, pooled, 0.0)
                 new_totals = new_totals + (avg_totals[p] + grad * pooled,)
             avg_totals = new_totals
             new_totals = ()
@@ -212,20 +215,18 @@ def _spread_row(
         new_max_totals = ()
         new_pending = ()
         for p in tl.static_range(len(MAX)):
-            top, offset = select_around(tops[p], _offsets(RADIUS_H), on_rows, RADIUS_H, MAX[p][0])
+            top, keeps, moves = chosen_around(tops[p], rows_above, RADIUS_H, MAX[p][0])
             if WANTS_WEIGHTS:
                 if len(picks) > 0:
-                    _, top = select_around(tops[p], picks[p], on_rows, RADIUS_H, MAX[p][0])
-                top = tl.where(is_counted, top, 0.0)
+                    top = picked_around(picks[p], keeps, moves, RADIUS_H)
+                if not (ONE_STRIP and STRIDE_H * STRIDE_W == 1):
+                    top = tl.where(is_counted, top, 0.0)
                 new_max_totals = new_max_totals + (max_totals[p] + grad * top,)
             if WANTS_VALUES:
-                share = tl.where(is_center, grad * shares_max[p], 0.0)
-                going = ()
-                for i in tl.static_range(2 * RADIUS_H + 1):
-                    due = pending[p][i]
-                    if i >= RADIUS_H - MAX[p][0] and i <= RADIUS_H + MAX[p][0]:
-                        due = tl.where(offset == i - RADIUS_H, due + share, due)
-                    going = going + (due,)
+                share = grad * shares_max[p]
+                if STRIDE_H * STRIDE_W > 1:
+                    share = tl.where(is_center, share, 0.0)
+                going = added_around(pending[p], share, keeps, moves, RADIUS_H)
                 new_pending = new_pending + (going,)
         max_totals = new_max_totals
         new_dues = new_dues + ((new_pending, ready),)
@@ -242,6 +243,54 @@ def _from_lane(block, DELTA: tl.constexpr):
     return tl.reshape(block, (SEGMENTS * _SEGMENT,))
 
 
+@triton.constexpr_function
+def _by_width(pools):
+    """The widest first: its number, its radius, and from which distance on it is alone."""
+    order = sorted(range(len(pools)), key=lambda p: -pools[p][1])
+    radii = [pools[p][1] for p in order]
+    inner = [radius + 1 for radius in radii[1:]] + [0]
+    return tuple(zip(order, radii, inner, strict=True))
+
+
+@triton.jit
+def _added(values, value, AT: tl.constexpr):
+    """A tuple with a value added to one of its own."""
+    return values[:AT] + (values[AT] + value,) + values[AT + 1 :]
+
+
+@triton.jit
+def _add_to_outer(
+    given, grad, code, CENTER: tl.constexpr, INNER: tl.constexpr, RADIUS: tl.constexpr
+):
+    """Adds a gradient where ``code`` says, if it is INNER to RADIUS columns from the center."""
+    inner = grad
+    for d in tl.static_range(INNER, RADIUS + 1):
+        is_before = code == -d
+        is_after = code == d
+        if d > 0:
+            given = _added(given, tl.where(is_before, grad, 0.0), CENTER - d)
+            inner = tl.where(is_before | is_after, 0.0, inner)
+        given = _added(given, tl.where(is_after, grad, 0.0), CENTER + d)
+    return given, inner
+
+
+@triton.jit
+def _add_to_columns(given, pending, codes, CENTER: tl.constexpr, MAX: tl.constexpr):
+    """Adds the oldest gradients of one column's maxima to the columns where these stand.
+
+    Where a maximum is not near the ends of its window, it is that of the narrower window too.
+    """
+    ORDER: tl.constexpr = _by_width(MAX)
+    inner = 0.0
+    for i in tl.static_range(len(ORDER)):
+        grad = pending[ORDER[i][0]][0]
+        if i > 0:
+            grad += inner
+        code = codes[ORDER[i][0]][0]
+        given, inner = _add_to_outer(given, grad, code, CENTER, ORDER[i][2], ORDER[i][1])
+    return given
+
+
 @triton.jit
 def _finish_row(
     dues, kepts, in_segment, MAX: tl.constexpr, RADIUS: tl.constexpr,
@@ -252,16 +301,11 @@ def _finish_row(
     HANDED: tl.constexpr = 0 if WHOLE else RADIUS if len(MAX) > 0 else 0
     nothing = tl.full(in_segment.shape, -0.0, dues[0][1][0].dtype)
     # What the maxima of this row give to each of the lane's columns and to its neighbours'.
-    given = ()
-    for i in tl.static_range(COLUMNS + 2 * HANDED):
-        total = nothing
-        for v in tl.static_range(COLUMNS):
-            _, _, codes, _ = kepts[v]
-            pending, _ = dues[v]
-            for p in tl.static_range(len(MAX)):
-                if i - HANDED - v >= -MAX[p][1] and i - HANDED - v <= MAX[p][1]:
-                    total += tl.where(codes[p][0] == i - HANDED - v, pending[p][0], 0.0)
-        given = given + (total,)
+    given = repeated(nothing, COLUMNS + 2 * HANDED)
+    for v in tl.static_range(COLUMNS):
+        _, _, codes, _ = kepts[v]
+        pending, _ = dues[v]
+        given = _add_to_columns(given, pending, codes, HANDED + v, MAX)
     row = ()
     for v in tl.static_range(COLUMNS):
         _, ready = dues[v]
@@ -303,8 +347,13 @@ def _store_total(total, at, first, index, groups, ROUNDS: tl.constexpr):
     tl.store(at, total, mask=first)
 
 
-@triton.jit
-def _meta_pool_bwd_kernel(
+@triton.jit(
+    do_not_specialize=[
+        "channels", "h", "w", "groups", "planes", "planes_per_segment", "tiles", "strips",
+        "strip_rows",
+    ],
+)  # fmt: skip
+def meta_pool_bwd_kernel(
     grad_out,
     x,
     values,
@@ -411,31 +460,46 @@ def _meta_pool_bwd_kernel(
     )
     # Where the strip begins with the map, no row is above it.
     for i in tl.static_range(2 * RADIUS_H if ONE_STRIP else 0, 4 * RADIUS_H):
-        kepts = _keep_row(
-            kepts, x, values, x_plane, values_plane, row_begin + (i - 2 * RADIUS_H), h,
-            group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, WHOLE, VECTOR, ACC,
-        )  # fmt: skip
-        if i >= (3 * RADIUS_H if ONE_STRIP else 2 * RADIUS_H):
-            dues, totals = _spread_row(
-                dues, kepts, totals, grad_out, grad_out_plane, row_begin + (i - 3 * RADIUS_H),
-                row_begin, row_end, h, w, group, inside, shares_avg, shares_max,
-                AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
-                WANTS_VALUES, WANTS_WEIGHTS, WHOLE, VECTOR, ACC,
+        row = row_begin + (i - 2 * RADIUS_H)
+        if (row >= 0) & (row < h):
+            kepts = _keep_row(
+                kepts, x, values, x_plane, values_plane, row, h,
+                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, WHOLE, VECTOR, ACC,
             )  # fmt: skip
+        else:
+            kepts = _keep_row(
+                kepts, x, values, x_plane, values_plane, row, h,
+                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, WHOLE, VECTOR, ACC,
+            )  # fmt: skip
+        if i >= (3 * RADIUS_H if ONE_STRIP else 2 * RADIUS_H):  # noqa: SIM102 (one is static)
+            if (row - RADIUS_H >= 0) & (row - RADIUS_H < h):
+                dues, totals = _spread_row(
+                    dues, kepts, totals, grad_out, grad_out_plane, row - RADIUS_H,
+                    row_begin, row_end, h, w, group, inside, shares_avg, shares_max,
+                    AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+                    WANTS_VALUES, WANTS_WEIGHTS, True, ONE_STRIP, WHOLE, VECTOR, ACC,
+                )  # fmt: skip
         dues = _moved_on(dues, nothing)
     for base in range(row_begin, row_end, UNROLL):
         for u in tl.static_range(UNROLL):
             row = base + u
-            kepts = _keep_row(
-                kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
-                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, WHOLE, VECTOR, ACC,
-            )  # fmt: skip
-            dues, totals = _spread_row(
-                dues, kepts, totals, grad_out, grad_out_plane, row + RADIUS_H,
-                row_begin, row_end, h, w, group, inside, shares_avg, shares_max,
-                AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
-                WANTS_VALUES, WANTS_WEIGHTS, WHOLE, VECTOR, ACC,
-            )  # fmt: skip
+            if row + 2 * RADIUS_H < h:
+                kepts = _keep_row(
+                    kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
+                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, WHOLE, VECTOR, ACC,
+                )  # fmt: skip
+            else:
+                kepts = _keep_row(
+                    kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
+                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, WHOLE, VECTOR, ACC,
+                )  # fmt: skip
+            if row + RADIUS_H < h:
+                dues, totals = _spread_row(
+                    dues, kepts, totals, grad_out, grad_out_plane, row + RADIUS_H,
+                    row_begin, row_end, h, w, group, inside, shares_avg, shares_max,
+                    AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+                    WANTS_VALUES, WANTS_WEIGHTS, False, ONE_STRIP, WHOLE, VECTOR, ACC,
+                )  # fmt: skip
             if WANTS_VALUES:
                 columns = _finish_row(dues, kepts, in_segment, MAX, RADIUS_W, WHOLE, TILED)
                 mask = is_owned & _rows_on_map(row, row_end, group)
@@ -464,77 +528,3 @@ def _meta_pool_bwd_kernel(
             total = tl.where(is_owned, none_totals[k], 0.0)
             at = grad_weights + part * COUNT + NONE[k]
             _store_total(total, at, first, index, per_plane, ROUNDS)
-
-
-def meta_pool_bwd(
-    grad_out: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    values: Tensor | None,
-    spec: PoolSpec,
-    output_mask: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """:func:`metapool_kernels.ops.meta_pool_bwd` on the device of ``x``."""
-    n, c, h, w = x.shape
-    wants_values, wants_weights = output_mask
-    grad_values = empty_map(x, x.shape, spec.channels_last) if wants_values else x.new_empty(0)
-    if n == 0 or not any(output_mask):
-        grad_weights = torch.zeros_like(weights) if wants_weights else weights.new_empty(0)
-        return grad_values, grad_weights
-    pools = pools_of(spec.candidates)
-    maps = (x, grad_out) if values is None else (x, values, grad_out)
-    tile = backward_tile(maps + ((grad_values,) if wants_values else ()), spec, pools)
-    vector = tile.columns if tile.vector and tile.groups > 1 else 1
-    parts = weights.new_empty((n, c, tile.tiles * tile.strips, len(spec.candidates)))
-    source = as_map(x, vector)
-    _meta_pool_bwd_kernel[(tile.programs,)](
-        as_map(grad_out, vector),
-        source,
-        source if values is None else as_map(values, vector),
-        as_weights(weights),
-        as_map(grad_values, vector) if wants_values else source,
-        parts,
-        c,
-        h,
-        w,
-        tile.groups,
-        n * c,
-        tile.planes_per_segment,
-        tile.tiles,
-        tile.strips,
-        tile.strip_rows,
-        AVG=pools.avg,
-        MAX=pools.max,
-        NONE=pools.none,
-        COUNT=len(spec.candidates),
-        RADIUS_H=pools.radius_h,
-        RADIUS_W=pools.radius_w,
-        STRIDE_H=min(spec.stride[0], h),
-        STRIDE_W=min(spec.stride[1], w),
-        MERGED=spec.count_include_pad,
-        HAS_VALUES=values is not None and bool(pools.max),
-        WANTS_VALUES=wants_values,
-        WANTS_WEIGHTS=wants_weights,
-        SHARED_WEIGHTS=weights.dim() == 1,
-        ACC=accumulator(x.dtype),
-        SEGMENTS=tile.num_warps,
-        COLUMNS=tile.columns,
-        WHOLE=tile.groups == 1,
-        VECTOR=tile.vector,
-        TILED=tile.tiles > 1,
-        ONE_STRIP=tile.strips == 1,
-        ROUNDS=tile.rounds,
-        UNROLL=tile.unroll,
-        num_warps=tile.num_warps,
-    )
-    return grad_values, _total(parts, weights) if wants_weights else weights.new_empty(0)
-
-
-def _total(parts: Tensor, weights: Tensor) -> Tensor:
-    """The terms (N, C, parts, K) summed to the shape of the weights, in a fixed order."""
-    if weights.dim() == 1:
-        return parts.sum((0, 1, 2))
-    if weights.dim() == 2:
-        return parts.sum((0, 2))
-    total = parts.sum(2)
-    return total if weights.shape[1] == parts.shape[1] else total.sum(1, keepdim=True)

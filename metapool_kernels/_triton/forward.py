@@ -7,11 +7,8 @@ until the last row of their window has come. Nothing but the output is ever writ
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from metapool_kernels._triton.lanes import (
-    as_map,
-    as_weights,
     first_of,
     inside_row,
     load_row,
@@ -20,17 +17,15 @@ from metapool_kernels._triton.lanes import (
     store_row,
     window_size,
 )
-from metapool_kernels._triton.plan import accumulator, forward_tile, pools_of
 from metapool_kernels._triton.windows import (
+    chosen_around,
     doubled_largest_around,
     largest_around,
+    picked_around,
     pushed,
     repeated,
-    select_around,
     sum_around,
 )
-from metapool_kernels.layout import empty_map, output_size
-from metapool_kernels.ops import PoolSpec
 
 
 @triton.jit
@@ -112,7 +107,8 @@ def _take_pixels(
     new_picks = ()
     for p in tl.static_range(len(MAX)):
         if HAS_VALUES:
-            top, pick = select_around(compared, pooled, inside, RADIUS, MAX[p][1])
+            top, keeps, moves = chosen_around(compared, inside, RADIUS, MAX[p][1])
+            pick = picked_around(pooled, keeps, moves, RADIUS)
             new_picks = new_picks + (pushed(picks[p], pick),)
         else:
             top = largest_around(compared, RADIUS, MAX[p][1])
@@ -131,18 +127,21 @@ def _take_row(
     COLUMNS: tl.constexpr = len(states)
     # Of blocks, not of scalars: the interpreter would make integers of these.
     on_map = (row + tl.zeros_like(group) >= 0) & (row + tl.zeros_like(group) < h)
+    present = ()
+    for i in tl.static_range(len(inside)):
+        present = present + (inside[i] & on_map,)
     pooled = load_row(
-        values, values_plane, row, on_map, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+        values, values_plane, row, group, present, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
     )
     compared = pooled
     if len(MAX) > 0:
         if HAS_VALUES:
             compared = load_row(
-                x, x_plane, row, on_map, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+                x, x_plane, row, group, present, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
             )
         filled = ()
         for i in tl.static_range(len(compared)):
-            filled = filled + (tl.where(inside[i] & on_map, compared[i], float("-inf")),)
+            filled = filled + (tl.where(present[i], compared[i], float("-inf")),)
         compared = filled
     new = ()
     for v in tl.static_range(COLUMNS):
@@ -178,7 +177,8 @@ def _finish_pixel(
             on_map = on_map + ((at >= 0) & (at < h),)
     for p in tl.static_range(len(MAX)):
         if HAS_VALUES:
-            _, pick = select_around(tops[p], picks[p], on_map, RADIUS, MAX[p][0])
+            _, keeps, moves = chosen_around(tops[p], on_map, RADIUS, MAX[p][0])
+            pick = picked_around(picks[p], keeps, moves, RADIUS)
         else:
             pick = doubled_largest_around(tops[p], RADIUS, MAX[p][0])
         acc += shares_max[p] * pick
@@ -188,8 +188,12 @@ def _finish_pixel(
     return acc, (moved, tops, picks)
 
 
-@triton.jit
-def _meta_pool_fwd_kernel(
+@triton.jit(
+    do_not_specialize=[
+        "channels", "h", "w", "h_out", "w_out", "groups", "lanes", "strips", "strip_rows"
+    ],
+)  # fmt: skip
+def meta_pool_fwd_kernel(
     x,
     values,
     weights,
@@ -289,54 +293,3 @@ def _meta_pool_fwd_kernel(
             states = moved
             lanes_out = tl.where(row_out < row_end, lanes, 0)
             store_row(out, out_plane, row_out, group, row, w_out, lane < lanes_out, WHOLE, VECTOR)
-
-
-def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
-    """:func:`metapool_kernels.ops.meta_pool_fwd` on the device of ``x``."""
-    n, c, h, w = x.shape
-    h_out, w_out = output_size((h, w), spec.stride)
-    out = empty_map(x, (n, c, h_out, w_out), spec.channels_last)
-    if n == 0:
-        return out
-    pools = pools_of(spec.candidates)
-    maps = (x, out) if values is None else (x, values, out)
-    tile = forward_tile(maps, spec, pools)
-    vector = tile.columns if tile.vector and tile.groups > 1 else 1
-    source = as_map(x, vector)
-    grid = (tile.blocks * tile.strips,)
-    _meta_pool_fwd_kernel[grid](
-        source,
-        source if values is None else as_map(values, vector),
-        as_weights(weights),
-        as_map(out, vector),
-        c,
-        h,
-        w,
-        h_out,
-        w_out,
-        tile.groups,
-        tile.lanes,
-        tile.strips,
-        tile.strip_rows,
-        AVG=pools.avg,
-        MAX=pools.max,
-        NONE=pools.none,
-        COUNT=len(spec.candidates),
-        RADIUS_H=pools.radius_h,
-        RADIUS_W=pools.radius_w,
-        STRIDE_H=min(spec.stride[0], h),
-        STRIDE_W=min(spec.stride[1], w),
-        MERGED=spec.count_include_pad,
-        HAS_VALUES=values is not None and bool(pools.max),
-        SHARED_WEIGHTS=weights.dim() == 1,
-        CHANNELS_LAST=spec.channels_last,
-        ACC=accumulator(x.dtype),
-        BLOCK=tile.block,
-        COLUMNS=tile.columns,
-        WHOLE=tile.groups == 1 and spec.stride[1] == 1,
-        VECTOR=tile.vector,
-        ONE_STRIP=tile.strips == 1,
-        UNROLL=tile.unroll,
-        num_warps=tile.num_warps,
-    )
-    return out

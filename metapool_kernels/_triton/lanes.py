@@ -4,49 +4,10 @@ A lane holds neighbouring columns of one plane: a tuple with one tensor of lanes
 columns share is computed once, and a lane can read and write them as one vector.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from metapool_kernels._triton.windows import repeated
-
-
-class Map(NamedTuple):
-    """A map in memory as kernels take it.
-
-    Strides are in elements; in a map that is read by vectors, in vectors (that of columns is 1).
-    """
-
-    data: Tensor
-    stride_n: int
-    stride_c: int
-    stride_h: int
-    stride_w: int
-
-
-def as_map(x: Tensor, vector: int) -> Map:
-    """The map of a tensor of shape (N, C, H, W), to be read by vectors of so many elements."""
-    n, c, h, w = x.stride()
-    return Map(x, n // vector, c // vector, h // vector, w)
-
-
-class Weights(NamedTuple):
-    """Weights of shape (N, C, K) as kernels take them; a stride of 0 repeats."""
-
-    data: Tensor
-    stride_n: int
-    stride_c: int
-    stride_k: int
-
-
-def as_weights(weights: Tensor) -> Weights:
-    """The weights of a tensor of shape (K,), (C, K), (N, 1, K) or (N, C, K)."""
-    strides = weights.stride()
-    stride_n = strides[-3] if weights.dim() == 3 and weights.shape[-3] > 1 else 0
-    stride_c = strides[-2] if weights.dim() >= 2 and weights.shape[-2] > 1 else 0
-    return Weights(weights, stride_n, stride_c, strides[-1])
 
 
 @triton.jit
@@ -71,7 +32,7 @@ def first_of(map, image, channel):
 
 @triton.jit
 def load_weights(weights, image, channel, in_lanes, SHARED: tl.constexpr, COUNT: tl.constexpr):
-    """The weights of each lane's plane: a tuple of COUNT, of scalars where all planes share them."""
+    """A tuple of the COUNT weights of each lane's plane, scalars where all planes share them."""
     loaded = ()
     for k in tl.static_range(COUNT):
         if SHARED:
@@ -119,7 +80,7 @@ def inside_row(
     inside = ()
     for i in tl.static_range(COLUMNS + 2 * RADIUS):
         if WHOLE:
-            on_map = in_lanes & tl.full(group.shape, RADIUS <= i and i < RADIUS + COLUMNS, tl.int1)
+            on_map = in_lanes & tl.full(group.shape, i >= RADIUS and i < RADIUS + COLUMNS, tl.int1)
         else:
             at = group * COLUMNS + (i - RADIUS)
             on_map = in_lanes & (at >= 0) & (at < w)
@@ -129,14 +90,13 @@ def inside_row(
 
 @triton.jit
 def load_row(
-    map, plane, row, on_map, group, inside,
+    map, plane, row, group, inside,
     COLUMNS: tl.constexpr, RADIUS: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """A lane's columns of a row, and RADIUS more on each side, as a tuple.
 
-    Zero stands for pixels that are not ``inside``, and for all of them where the row is not
-    ``on_map``.
+    Zero stands for pixels that are not ``inside``.
     """
     pixels = ()
     start = plane + row.to(tl.int64) * map.stride_h
@@ -145,13 +105,13 @@ def load_row(
         if VECTOR:
             WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
             at = start[:, None] + tl.arange(0, WIDTH)[None, :]
-            mask = (in_lanes_of(inside) & on_map)[:, None] & (tl.arange(0, WIDTH) < COLUMNS)[None, :]
+            mask = in_lanes_of(inside)[:, None] & (tl.arange(0, WIDTH) < COLUMNS)[None, :]
             block = tl.load(map.data + at, mask=mask, other=0)
             pixels = columns_of(block.to(ACC))[:COLUMNS]
         else:
             for i in tl.static_range(COLUMNS):
                 at = map.data + start + i * map.stride_w
-                mask = inside[RADIUS + i] & on_map
+                mask = inside[RADIUS + i]
                 pixels = pixels + (tl.load(at, mask=mask, other=0).to(ACC),)
         pixels = nothing + pixels + nothing
     elif VECTOR:
@@ -160,7 +120,7 @@ def load_row(
             # Written as a multiple of COLUMNS, from which follows that the address is aligned.
             at = (start + (group + (i - HALO))) * COLUMNS
             at = at[:, None] + tl.arange(0, COLUMNS)[None, :]
-            mask = inside[_clamp((i - HALO) * COLUMNS + RADIUS, len(inside))] & on_map
+            mask = inside[_clamp((i - HALO) * COLUMNS + RADIUS, len(inside))]
             block = tl.load(map.data + at, mask=mask[:, None], other=0)
             pixels = pixels + columns_of(block.to(ACC))
         pixels = pixels[HALO * COLUMNS - RADIUS : (HALO + 1) * COLUMNS + RADIUS]
@@ -168,7 +128,7 @@ def load_row(
         start += (group * COLUMNS).to(tl.int64) * map.stride_w
         for i in tl.static_range(COLUMNS + 2 * RADIUS):
             at = map.data + start + (i - RADIUS) * map.stride_w
-            pixels = pixels + (tl.load(at, mask=inside[i] & on_map, other=0).to(ACC),)
+            pixels = pixels + (tl.load(at, mask=inside[i], other=0).to(ACC),)
     return pixels
 
 
@@ -184,9 +144,7 @@ def _clamp(i, length):
 
 
 @triton.jit
-def store_row(
-    map, plane, row, group, columns, w, mask, WHOLE: tl.constexpr, VECTOR: tl.constexpr
-):
+def store_row(map, plane, row, group, columns, w, mask, WHOLE: tl.constexpr, VECTOR: tl.constexpr):
     """Write a lane's columns to a row, each rounded once."""
     COLUMNS: tl.constexpr = len(columns)
     WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)

@@ -1,4 +1,8 @@
-"""How a call is cut into programs, from what is known before it runs."""
+"""How a call is cut into programs: the only place that chooses, from what is known before it runs.
+
+A call falls into a :class:`Regime`. For each there are a few configurations that are worth trying,
+the first of them the default; ``METAPOOL_AUTOTUNE=1`` measures them all (:mod:`.autotune`).
+"""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,6 +13,15 @@ from torch import Tensor
 
 from metapool_kernels.candidates import Candidate, Kind
 from metapool_kernels.ops import PoolSpec
+
+SEGMENT = 32
+"""Lanes that can hand each other what they hold: those of a warp."""
+
+WHOLE_ROW = 8
+"""Up to so many columns a lane holds a whole row."""
+
+ENOUGH_PROGRAMS = 1024
+"""Maps are cut into strips of rows until there are so many programs: seven for each processor."""
 
 Pool = tuple[int, int, tuple[int, ...]]
 """Radius down and along, and the positions of the candidates that are this pooling."""
@@ -51,117 +64,164 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype is torch.float64 else tl.float32
 
 
-SEGMENT = 32
-"""Lanes that can hand each other what they hold: those of a warp."""
+class Config(NamedTuple):
+    """What can be tuned: columns to a lane, rows to a step of the loop, warps to a program."""
 
-
-class Tile(NamedTuple):
-    """What one program does: ``block`` lanes of ``columns`` columns over ``strip_rows`` rows."""
-
-    block: int
-    blocks: int
     columns: int
-    vector: bool
-    groups: int
-    lanes: int
-    strip_rows: int
-    strips: int
     unroll: int
     num_warps: int
+
+
+class Regime(NamedTuple):
+    """What a configuration depends on; coarse, so that new sizes and candidates fall into it."""
+
+    backward: bool
+    channels_last: bool
+    columns: int
+    """How many columns a lane can hold: a row's, or as many as can be read as one vector."""
+    has_whole_rows: bool
+    has_max: bool
+    has_large_windows: bool
+
+
+_FORWARD = {
+    4: (Config(4, 4, 4), Config(4, 2, 4), Config(2, 7, 4)),
+    2: (Config(2, 7, 4), Config(2, 4, 4), Config(1, 7, 4)),
+    1: (Config(1, 7, 4), Config(1, 4, 4), Config(1, 4, 8)),
+}
+_BACKWARD = (Config(1, 7, 4), Config(1, 4, 4), Config(1, 2, 4))
+_BACKWARD_AVG = {
+    4: (Config(2, 4, 4), Config(4, 4, 4), Config(1, 7, 4)),
+    2: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 7, 4)),
+    1: (Config(1, 7, 4), Config(1, 4, 4)),
+}
+_LARGE_WINDOWS = (Config(1, 1, 4), Config(1, 2, 4))
+
+
+def configs(regime: Regime) -> tuple[Config, ...]:
+    """The configurations of a regime, the default first."""
+    if regime.has_large_windows:
+        return _LARGE_WINDOWS
+    if regime.backward:
+        return _BACKWARD if regime.has_max else _BACKWARD_AVG[regime.columns]
+    if regime.has_whole_rows:
+        # Warps that stand alone exchange rows among their lanes, without shared memory.
+        warps = 4 if regime.channels_last else 1
+        return (Config(regime.columns, 2, warps), Config(regime.columns, 4, warps), Config(1, 7, 4))
+    return _FORWARD[regime.columns]
+
+
+def regime_of(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, backward: bool) -> Regime:
+    """The regime of a call on these maps, the input first."""
+    w = maps[0].shape[3]
+    has_dense_rows = all(x.stride(3) == 1 for x in maps)
+    has_whole_rows = (
+        not backward
+        and w <= WHOLE_ROW
+        and spec.stride[1] == 1
+        and (spec.channels_last or has_dense_rows)
+    )
+    columns = 1
+    if has_whole_rows:
+        columns = w
+    elif spec.stride[1] == 1 and spec.channels_last and not backward:
+        columns = 4
+    elif spec.stride[1] == 1:
+        columns = next(v for v in (4, 2, 1) if v == 1 or all(_has_vectors(x, v) for x in maps))
+    return Regime(
+        backward,
+        spec.channels_last,
+        columns,
+        has_whole_rows,
+        bool(pools.max),
+        max(pools.radius_h, pools.radius_w) > 3,
+    )
+
+
+def _has_vectors(x: Tensor, columns: int) -> bool:
+    """Whether rows consist of vectors of so many elements, all of them aligned."""
+    *outer, last = x.stride()
+    aligned = x.data_ptr() % (columns * x.element_size()) == 0 and x.shape[3] % columns == 0
+    return aligned and last == 1 and not any(stride % columns for stride in outer)
 
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _columns(maps: tuple[Tensor, ...], spec: PoolSpec) -> tuple[int, bool]:
-    """Columns to a lane, and whether they can be read and written as one vector."""
-    w = maps[0].shape[3]
-    rows_are_dense = all(x.stride(3) == 1 for x in maps)
-    if spec.stride[1] != 1:
-        return 1, False
-    if w <= 8 and (spec.channels_last or rows_are_dense):
-        return w, rows_are_dense and w > 1
-    if spec.channels_last:
-        return 4, False
-    columns = 4
-    while columns > 1 and not all(_has_vectors(x, columns) for x in maps):
-        columns //= 2
-    return columns, columns > 1
+class Strips(NamedTuple):
+    """How the rows are cut."""
+
+    number: int
+    rows: int
 
 
-def _has_vectors(x: Tensor, columns: int) -> bool:
-    *outer, w = x.stride()
-    aligned = x.data_ptr() % (columns * x.element_size()) == 0 and x.shape[3] % columns == 0
-    return aligned and w == 1 and not any(stride % columns for stride in outer)
+def _strips(blocks: int, rows: int, pools: Pools, unroll: int) -> Strips:
+    """As many strips as give enough programs, none so low that its halo costs more than itself."""
+    lowest = max(unroll, 4 * pools.radius_h)
+    count = max(1, min(_ceil_div(ENOUGH_PROGRAMS, blocks), rows // lowest))
+    height = _ceil_div(_ceil_div(rows, count), unroll) * unroll
+    return Strips(_ceil_div(rows, height), height)
 
 
-def forward_tile(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools) -> Tile:
+class Tile(NamedTuple):
+    """What the kernels need to know of a cut."""
+
+    config: Config
+    vector: int
+    """Elements that are read and written at once: a multiple of it is every stride."""
+    is_whole: bool
+    is_vector: bool
+    groups: int
+    strips: Strips
+    programs: int
+
+
+def forward_tile(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, config: Config) -> Tile:
     """Programs for an output of the shape of the last of ``maps``."""
     n, c, rows, w = maps[-1].shape
-    columns, vector = _columns(maps, spec)
-    groups = _ceil_div(w, columns)
-    lanes = n * c * groups
-    block = 128
-    unroll = 4
-    strip_rows = _ceil_div(rows, unroll) * unroll
-    return Tile(
-        block,
-        _ceil_div(lanes, block),
-        columns,
-        vector,
-        groups,
-        lanes,
-        strip_rows,
-        _ceil_div(rows, strip_rows),
-        unroll,
-        block // 32,
-    )
+    groups = _ceil_div(w, config.columns)
+    blocks = _ceil_div(n * c * groups, SEGMENT * config.num_warps)
+    strips = _strips(blocks, rows, pools, config.unroll)
+    return _tile(maps, spec, config, groups, strips, blocks * strips.number)
 
 
-class BackwardTile(NamedTuple):
-    """What one program does: ``num_warps`` segments of lanes over ``strip_rows`` rows."""
+def _tile(
+    maps: tuple[Tensor, ...],
+    spec: PoolSpec,
+    config: Config,
+    groups: int,
+    strips: Strips,
+    programs: int,
+) -> Tile:
+    is_whole = groups == 1 and spec.stride[1] == 1
+    is_vector = config.columns > 1 and all(x.stride(3) == 1 for x in maps)
+    vector = config.columns if is_vector and not is_whole else 1
+    return Tile(config, vector, is_whole, is_vector, groups, strips, programs)
 
-    programs: int
-    num_warps: int
-    columns: int
-    vector: bool
-    groups: int
-    planes_per_segment: int
+
+class Segments(NamedTuple):
+    """How planes lie in the segments of backward: several to one, or one in overlapping tiles."""
+
+    planes: int
     tiles: int
-    strip_rows: int
-    strips: int
     rounds: int
-    unroll: int
+    """Rounds of adding neighbours that add up the lanes of a plane."""
 
 
-def backward_tile(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools) -> BackwardTile:
+def backward_tile(
+    maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, config: Config
+) -> tuple[Tile, Segments]:
     """Programs for the gradients of a map of the shape of the first of ``maps``."""
     n, c, rows, w = maps[0].shape
-    columns, vector = _columns(maps, spec)
-    if columns > 2:
-        columns, vector = (2, vector) if w % 2 == 0 and vector else (1, False)
-    groups = _ceil_div(w, columns)
-    planes_per_segment, tiles = 1, 1
+    groups = _ceil_div(w, config.columns)
+    planes, tiles = 1, 1
     if groups <= SEGMENT:
-        planes_per_segment = SEGMENT // groups
+        planes = SEGMENT // groups
     else:
-        halo = _ceil_div(pools.radius_w, columns)
+        halo = _ceil_div(pools.radius_w, config.columns)
         tiles = _ceil_div(groups - 2 * halo, SEGMENT - 2 * halo)
-    num_warps = 4
-    unroll = 2
-    strips = 1
-    segments = _ceil_div(n * c, planes_per_segment)
-    return BackwardTile(
-        _ceil_div(segments, num_warps) * tiles * strips,
-        num_warps,
-        columns,
-        vector,
-        groups,
-        planes_per_segment,
-        tiles,
-        _ceil_div(rows, unroll) * unroll,
-        strips,
-        (min(groups, SEGMENT) - 1).bit_length(),
-        unroll,
-    )
+    blocks = _ceil_div(_ceil_div(n * c, planes), config.num_warps) * tiles
+    strips = _strips(blocks, rows, pools, config.unroll)
+    tile = _tile(maps, spec, config, groups, strips, blocks * strips.number)
+    return tile, Segments(planes, tiles, (min(groups, SEGMENT) - 1).bit_length())

@@ -38,7 +38,7 @@ def largest(left, right):
 
 @triton.jit
 def sum_around(row, CENTER: tl.constexpr, RADIUS: tl.constexpr):
-    """Sum of ``row[CENTER - RADIUS]`` to ``row[CENTER + RADIUS]``; a wider one shares a narrower."""
+    """Sum of the elements up to RADIUS from the center; a wider one shares a narrower."""
     total = row[CENTER]
     for d in tl.static_range(1, RADIUS + 1):
         total += row[CENTER - d] + row[CENTER + d]
@@ -47,7 +47,7 @@ def sum_around(row, CENTER: tl.constexpr, RADIUS: tl.constexpr):
 
 @triton.jit
 def largest_around(row, CENTER: tl.constexpr, RADIUS: tl.constexpr):
-    """Maximum of ``row[CENTER - RADIUS]`` to ``row[CENTER + RADIUS]``."""
+    """Maximum of the elements up to RADIUS from the center."""
     top = row[CENTER]
     for d in tl.static_range(1, RADIUS + 1):
         top = largest(largest(row[CENTER - d], top), row[CENTER + d])
@@ -78,22 +78,53 @@ def doubled_largest_around(ring, CENTER: tl.constexpr, RADIUS: tl.constexpr):
 
 
 @triton.jit
-def select_around(row, codes, valid, CENTER: tl.constexpr, RADIUS: tl.constexpr):
-    """The maximum, and the code that stands where it does.
+def chosen_around(row, valid, CENTER: tl.constexpr, RADIUS: tl.constexpr):
+    """Which of these is the maximum, as a chain of choices that begins at the center.
 
     Args:
         row: elements; beyond the map they are -Inf.
-        codes: what to return for each of them: a number, or an element of another map.
-        valid: whether each of them is inside the map.
+        valid: whether each of those before the center is on the map; empty if all of them are.
+
+    Returns:
+        The maximum and, for each distance from the center, whether the element so far before it
+        loses to all that are nearer, and whether the one so far after it wins.
     """
-    top, code = row[CENTER], codes[CENTER]
+    top = row[CENTER]
+    keeps = ()
+    moves = ()
     for d in tl.static_range(1, RADIUS + 1):
         before, after = row[CENTER - d], row[CENTER + d]
-        # An element that comes first is the maximum of equal ones, unless it is beyond the map.
-        keeps = right_wins(before, top) | (valid[CENTER - d] == 0)
-        code = tl.where(keeps, code, codes[CENTER - d])
-        top = tl.where(keeps, top, before)
-        moves = right_wins(top, after)
-        code = tl.where(moves, codes[CENTER + d], code)
-        top = tl.where(moves, after, top)
-    return top, code
+        # Of equal elements the first is the maximum, unless it is beyond the map.
+        keep = right_wins(before, top)
+        if len(valid) > 0:
+            keep = keep | (valid[CENTER - d] == 0)
+        keeps = keeps + (keep,)
+        top = largest(before, top)
+        moves = moves + (right_wins(top, after),)
+        top = largest(top, after)
+    return top, keeps, moves
+
+
+@triton.jit
+def picked_around(codes, keeps, moves, CENTER: tl.constexpr):
+    """What stands where the maximum does: a number, or an element of another map."""
+    code = codes[CENTER]
+    for i in tl.static_range(len(keeps)):
+        code = tl.where(keeps[i], code, codes[CENTER - 1 - i])
+        code = tl.where(moves[i], codes[CENTER + 1 + i], code)
+    return code
+
+
+@triton.jit
+def added_around(sums, grad, keeps, moves, CENTER: tl.constexpr):
+    """A tuple of sums, to that of which the gradient is added where the maximum stands."""
+    RADIUS: tl.constexpr = len(keeps)
+    before = ()
+    after = ()
+    for d in tl.static_range(RADIUS, 0, -1):
+        after = (sums[CENTER + d] + tl.where(moves[d - 1], grad, 0.0),) + after
+        grad = tl.where(moves[d - 1], 0.0, grad)
+        before = before + (sums[CENTER - d] + tl.where(keeps[d - 1], 0.0, grad),)
+        grad = tl.where(keeps[d - 1], grad, 0.0)
+    around = before + (sums[CENTER] + grad,) + after
+    return sums[: CENTER - RADIUS] + around + sums[CENTER + RADIUS + 1 :]

@@ -1,0 +1,244 @@
+"""Calls of the kernels: on the device of their tensors, with the configuration of their regime."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import triton.testing
+from torch import Tensor
+
+from metapool_kernels._triton.backward import meta_pool_bwd_kernel
+from metapool_kernels._triton.forward import meta_pool_fwd_kernel
+from metapool_kernels._triton.plan import (
+    SEGMENT,
+    Config,
+    Regime,
+    accumulator,
+    backward_tile,
+    configs,
+    forward_tile,
+    pools_of,
+    regime_of,
+)
+from metapool_kernels.layout import empty_map, output_size
+from metapool_kernels.ops import PoolSpec
+
+
+class Map(NamedTuple):
+    """A map in memory as kernels take it.
+
+    Strides are in elements; in a map that is read by vectors, in vectors (that of columns is 1).
+    """
+
+    data: Tensor
+    stride_n: int
+    stride_c: int
+    stride_h: int
+    stride_w: int
+
+
+def as_map(x: Tensor, vector: int) -> Map:
+    """The map of a tensor of shape (N, C, H, W), to be read by vectors of so many elements."""
+    n, c, h, w = x.stride()
+    return Map(x, n // vector, c // vector, h // vector, w)
+
+
+class Weights(NamedTuple):
+    """Weights of shape (N, C, K) as kernels take them; a stride of 0 repeats."""
+
+    data: Tensor
+    stride_n: int
+    stride_c: int
+    stride_k: int
+
+
+def as_weights(weights: Tensor) -> Weights:
+    """The weights of a tensor of shape (K,), (C, K), (N, 1, K) or (N, C, K)."""
+    strides = weights.stride()
+    stride_n = strides[-3] if weights.dim() == 3 and weights.shape[-3] > 1 else 0
+    stride_c = strides[-2] if weights.dim() >= 2 and weights.shape[-2] > 1 else 0
+    return Weights(weights, stride_n, stride_c, strides[-1])
+
+
+_tuned: dict[tuple[torch.dtype, Regime], Config] = {}
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes the device of ``x`` the current one, on which Triton launches."""
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
+
+
+def choose_config(x: Tensor, regime: Regime, run: Callable[[Config], object]) -> Config:
+    """The default of a regime or, under ``METAPOOL_AUTOTUNE=1``, the fastest, measured once.
+
+    Args:
+        x: the input of the call.
+        regime: of the call.
+        run: runs it with a configuration.
+    """
+    choices = configs(regime)
+    if os.environ.get("METAPOOL_AUTOTUNE") != "1" or x.device.type != "cuda":
+        return choices[0]
+    key = (x.dtype, regime)
+    if key not in _tuned:
+        if torch.cuda.is_current_stream_capturing():
+            return choices[0]
+        with on_device_of(x):
+            times = [
+                triton.testing.do_bench(lambda c=c: run(c), return_mode="median") for c in choices
+            ]
+        _tuned[key] = choices[times.index(min(times))]
+    return _tuned[key]
+
+
+def meta_pool_fwd(
+    x: Tensor,
+    weights: Tensor,
+    values: Tensor | None,
+    spec: PoolSpec,
+    config: Config | None = None,
+) -> Tensor:
+    """:func:`metapool_kernels.ops.meta_pool_fwd` on the device of ``x``.
+
+    ``config`` overrides the choice that is made for the call.
+    """
+    n, c, h, w = x.shape
+    h_out, w_out = output_size((h, w), spec.stride)
+    out = empty_map(x, (n, c, h_out, w_out), spec.channels_last)
+    if n == 0:
+        return out
+    pools = pools_of(spec.candidates)
+    maps = (x, out) if values is None else (x, values, out)
+    if config is None:
+        regime = regime_of(maps, spec, pools, backward=False)
+        config = choose_config(x, regime, lambda c: meta_pool_fwd(x, weights, values, spec, c))
+    tile = forward_tile(maps, spec, pools, config)
+    source = as_map(x, tile.vector)
+    with on_device_of(x):
+        meta_pool_fwd_kernel[(tile.programs,)](
+            source,
+            source if values is None else as_map(values, tile.vector),
+            as_weights(weights),
+            as_map(out, tile.vector),
+            c,
+            h,
+            w,
+            h_out,
+            w_out,
+            tile.groups,
+            n * c * tile.groups,
+            tile.strips.number,
+            tile.strips.rows,
+            AVG=pools.avg,
+            MAX=pools.max,
+            NONE=pools.none,
+            COUNT=len(spec.candidates),
+            RADIUS_H=pools.radius_h,
+            RADIUS_W=pools.radius_w,
+            STRIDE_H=min(spec.stride[0], h),
+            STRIDE_W=min(spec.stride[1], w),
+            MERGED=spec.count_include_pad,
+            HAS_VALUES=values is not None and bool(pools.max),
+            SHARED_WEIGHTS=weights.dim() == 1,
+            CHANNELS_LAST=spec.channels_last,
+            ACC=accumulator(x.dtype),
+            BLOCK=SEGMENT * config.num_warps,
+            COLUMNS=config.columns,
+            WHOLE=tile.is_whole,
+            VECTOR=tile.is_vector,
+            ONE_STRIP=tile.strips.number == 1,
+            UNROLL=config.unroll,
+            num_warps=config.num_warps,
+            enable_fp_fusion=True,
+        )
+    return out
+
+
+def meta_pool_bwd(
+    grad_out: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    values: Tensor | None,
+    spec: PoolSpec,
+    output_mask: tuple[bool, bool],
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`metapool_kernels.ops.meta_pool_bwd` on the device of ``x``.
+
+    ``config`` overrides the choice that is made for the call.
+    """
+    n, c, h, w = x.shape
+    wants_values, wants_weights = output_mask
+    grad_values = empty_map(x, x.shape, spec.channels_last) if wants_values else x.new_empty(0)
+    if n == 0 or not any(output_mask):
+        return grad_values, weights.new_zeros(weights.shape if wants_weights else 0)
+    pools = pools_of(spec.candidates)
+    optional = (values, grad_values if wants_values else None)
+    maps = (x, grad_out, *(y for y in optional if y is not None))
+    if config is None:
+        regime = regime_of(maps, spec, pools, backward=True)
+        config = choose_config(
+            x,
+            regime,
+            lambda c: meta_pool_bwd(grad_out, x, weights, values, spec, output_mask, c),
+        )
+    tile, segments = backward_tile(maps, spec, pools, config)
+    parts = weights.new_empty((n, c, segments.tiles * tile.strips.number, len(spec.candidates)))
+    source = as_map(x, tile.vector)
+    with on_device_of(x):
+        meta_pool_bwd_kernel[(tile.programs,)](
+            as_map(grad_out, tile.vector),
+            source,
+            source if values is None else as_map(values, tile.vector),
+            as_weights(weights),
+            as_map(grad_values, tile.vector) if wants_values else source,
+            parts,
+            c,
+            h,
+            w,
+            tile.groups,
+            n * c,
+            segments.planes,
+            segments.tiles,
+            tile.strips.number,
+            tile.strips.rows,
+            AVG=pools.avg,
+            MAX=pools.max,
+            NONE=pools.none,
+            COUNT=len(spec.candidates),
+            RADIUS_H=pools.radius_h,
+            RADIUS_W=pools.radius_w,
+            STRIDE_H=min(spec.stride[0], h),
+            STRIDE_W=min(spec.stride[1], w),
+            MERGED=spec.count_include_pad,
+            HAS_VALUES=values is not None and bool(pools.max),
+            WANTS_VALUES=wants_values,
+            WANTS_WEIGHTS=wants_weights,
+            SHARED_WEIGHTS=weights.dim() == 1,
+            ACC=accumulator(x.dtype),
+            SEGMENTS=config.num_warps,
+            COLUMNS=config.columns,
+            WHOLE=tile.is_whole,
+            VECTOR=tile.is_vector,
+            TILED=segments.tiles > 1,
+            ONE_STRIP=tile.strips.number == 1,
+            ROUNDS=segments.rounds,
+            UNROLL=config.unroll,
+            num_warps=config.num_warps,
+            enable_fp_fusion=True,
+        )
+        return grad_values, _total(parts, weights) if wants_weights else weights.new_empty(0)
+
+
+def _total(parts: Tensor, weights: Tensor) -> Tensor:
+    """The terms (N, C, parts, K) summed to the shape of the weights, in a fixed order."""
+    if weights.dim() == 1:
+        return parts.sum((0, 1, 2))
+    if weights.dim() == 2:
+        return parts.sum((0, 2))
+    total = parts.sum(2)
+    return total if weights.shape[1] == parts.shape[1] else total.sum(1, keepdim=True)
