@@ -129,13 +129,22 @@ for _device in ("CUDA", "CPU"):  # tensors on the CPU are for Triton's interpret
     _LIBRARY.impl("triton_meta_pool_bwd", _triton_bwd, _device)
 
 
-def _goes_to_triton(x: Tensor, spec: PoolSpec) -> bool:
-    """Whether a call needs no dispatcher, which costs a Python kernel more than its launch."""
+def _launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
+    """Whether a call needs no dispatcher, which takes a Python kernel longer than its launch."""
     return (
         spec.backend == "triton"
         and not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)  # no fake one
         and torch._C._len_torch_dispatch_stack() == 0  # nobody traces; private, has no public twin
+        and all(tensor is None or _has_memory(tensor) for tensor in tensors)
+    )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether it is none that the dispatcher has to see: fake, without memory, or of a vmap."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not tensor.is_meta
+        and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Batched)
     )
 
 
@@ -152,7 +161,7 @@ def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolS
         (N, C, H_out, W_out) in the dtype of ``x``.
     """
     out: Tensor
-    if _goes_to_triton(x, spec):
+    if _launches(spec, x, weights, values):
         out = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
     else:
         out = _OPS[spec.backend][0](x, weights, values, *spec.arguments)
@@ -179,7 +188,7 @@ def meta_pool_bwd(
         shape and dtype; an empty tensor of one dimension stands for one that is not wanted.
     """
     grads: tuple[Tensor, Tensor]
-    if _goes_to_triton(x, spec):
+    if _launches(spec, grad_out, x, weights, values):
         grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:
         op = _OPS[spec.backend][1]

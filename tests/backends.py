@@ -7,8 +7,12 @@ import torch
 
 from metapool_kernels.dispatch import BACKENDS as PREDICATES
 
-BACKENDS = ("reference", "cpu")
-"""The backends that take CPU tensors."""
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether this process runs Triton's kernels in its interpreter, on CPU tensors."""
+
+BACKENDS = ("triton",) if INTERPRETED else ("reference", "cpu")
+"""The backends that take CPU tensors; the interpreter has a process of its own, and time for little
+else."""
 
 
 def native_is_required() -> bool:

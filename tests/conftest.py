@@ -1,6 +1,7 @@
 """Fixtures of every test file."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.backends import BACKENDS, require
+from tests import interpreter
+from tests.backends import BACKENDS, INTERPRETED, require
 
 _PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("local", max_examples=150, **_PROFILE)
@@ -19,12 +21,29 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 # enough: test_determinism.py shows that any number of them gives the same bits.
 torch.set_num_threads(1)
 
+if INTERPRETED:
+    interpreter.mend()
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies in this folder itself needs the op alone; folders below need more."""
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What lies in this folder itself needs the op alone; folders below need more.
+
+    The interpreter takes a second for a small map: of the tests that are for it, those run whose
+    names fall into METAPOOL_INTERPRET_SHARE (a fraction; 1 runs all).
+    """
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("kernel")
+    if INTERPRETED:
+        share = float(os.environ.get("METAPOOL_INTERPRET_SHARE", "1"))
+        chosen = [item for item in items if "triton" in item.name and _number(item) < share]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
+def _number(item: pytest.Item) -> float:
+    """A number from 0 to 1 that a test's name stands for, always the same."""
+    return zlib.crc32(item.nodeid.encode()) / 2**32
 
 
 @pytest.fixture(params=BACKENDS)

@@ -13,7 +13,7 @@ plane where it is too wide; what goes to columns of other lanes is handed over i
 import triton
 import triton.language as tl
 
-from metapool_kernels._triton.forward import add_row, heights_of, share_of_weights
+from metapool_kernels._triton.forward import add_row, heights_of, weights_of
 from metapool_kernels._triton.lanes import (
     first_of,
     inside_row,
@@ -430,7 +430,8 @@ def meta_pool_bwd_kernel(
     grad_values_plane = first_of(grad_values, image, channel)
     inside = inside_row(group, w, in_lanes, COLUMNS, RADIUS_W, WHOLE)
     weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
-    shares_avg, shares_max = share_of_weights(weight, AVG, MAX, MERGED)
+    shares_avg = weights_of(weight, AVG, MERGED)
+    shares_max = weights_of(weight, MAX, False)
 
     LENGTH: tl.constexpr = 2 * RADIUS_H + 1
     USES_X: tl.constexpr = len(MAX) > 0 or (WANTS_WEIGHTS and len(AVG) > 0)
@@ -516,14 +517,12 @@ def meta_pool_bwd_kernel(
             total = tl.where(is_owned, avg_totals[p], 0.0)
             if MERGED:
                 total /= (2 * AVG[p][0] + 1) * (2 * AVG[p][1] + 1)
-            for k in tl.static_range(len(AVG[p][2])):
-                at = grad_weights + part * COUNT + AVG[p][2][k]
-                _store_total(total, at, first, index, per_plane, ROUNDS)
+            at = grad_weights + part * COUNT + AVG[p][2]
+            _store_total(total, at, first, index, per_plane, ROUNDS)
         for p in tl.static_range(len(MAX)):
             total = tl.where(is_owned, max_totals[p], 0.0)
-            for k in tl.static_range(len(MAX[p][2])):
-                at = grad_weights + part * COUNT + MAX[p][2][k]
-                _store_total(total, at, first, index, per_plane, ROUNDS)
+            at = grad_weights + part * COUNT + MAX[p][2]
+            _store_total(total, at, first, index, per_plane, ROUNDS)
         for k in tl.static_range(len(NONE)):
             total = tl.where(is_owned, none_totals[k], 0.0)
             at = grad_weights + part * COUNT + NONE[k]

@@ -29,23 +29,15 @@ from metapool_kernels._triton.windows import (
 
 
 @triton.jit
-def share_of_weights(weights, AVG: tl.constexpr, MAX: tl.constexpr, AREA: tl.constexpr):
-    """For each distinct pooling the sum of its candidates' weights, over its area if AREA."""
-    shares_avg = ()
-    for p in tl.static_range(len(AVG)):
-        share = weights[AVG[p][2][0]]
-        for k in tl.static_range(1, len(AVG[p][2])):
-            share += weights[AVG[p][2][k]]
-        if AREA:
-            share /= (2 * AVG[p][0] + 1) * (2 * AVG[p][1] + 1)
-        shares_avg = shares_avg + (share,)
-    shares_max = ()
-    for p in tl.static_range(len(MAX)):
-        share = weights[MAX[p][2][0]]
-        for k in tl.static_range(1, len(MAX[p][2])):
-            share += weights[MAX[p][2][k]]
-        shares_max = shares_max + (share,)
-    return shares_avg, shares_max
+def weights_of(weights, POOLS: tl.constexpr, OVER_AREA: tl.constexpr):
+    """The weights of these poolings, divided by their areas if OVER_AREA."""
+    chosen = ()
+    for p in tl.static_range(len(POOLS)):
+        weight = weights[POOLS[p][2]]
+        if OVER_AREA:
+            weight /= (2 * POOLS[p][0] + 1) * (2 * POOLS[p][1] + 1)
+        chosen = chosen + (weight,)
+    return chosen
 
 
 @triton.jit
@@ -229,10 +221,9 @@ def meta_pool_fwd_kernel(
 ):
     """Computes ``out = sum_k weights_k * P_k(values)``, the maxima picked by ``x``.
 
-    AVG and MAX hold (radius_h, radius_w, candidates) for each distinct pooling, of COUNT candidates
-    in all, the higher first; the average of one pixel is the identity. NONE holds the candidates
-    that are zero. With MERGED all averages are summed up together, which asks that the divisor does
-    not depend on the place.
+    AVG and MAX hold (radius_h, radius_w, k) for each of the COUNT candidates, the higher first; the
+    average of one pixel is the identity. NONE holds those that are zero. With MERGED all averages
+    are summed up together, which asks that the divisor does not depend on the place.
     """
     pid = tl.program_id(0)  # strips of the same lanes follow each other and share their halos
     row_begin = 0 if ONE_STRIP else (pid % strips) * strip_rows
@@ -246,7 +237,8 @@ def meta_pool_fwd_kernel(
     group_in = group * STRIDE_W  # one column to a lane where STRIDE_W is not 1
     inside = inside_row(group_in, w, in_lanes, COLUMNS, RADIUS_W, WHOLE)
     weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
-    shares, shares_max = share_of_weights(weight, AVG, MAX, MERGED)
+    shares = weights_of(weight, AVG, MERGED)
+    shares_max = weights_of(weight, MAX, False)
     nothing = tl.full((BLOCK,), -0.0, ACC)  # adding it changes no number
     zeros = nothing
     for k in tl.static_range(len(NONE)):

@@ -23,8 +23,8 @@ WHOLE_ROW = 8
 ENOUGH_PROGRAMS = 1024
 """Maps are cut into strips of rows until there are so many programs: seven for each processor."""
 
-Pool = tuple[int, int, tuple[int, ...]]
-"""Radius down and along, and the positions of the candidates that are this pooling."""
+Pool = tuple[int, int, int]
+"""Radius down and along, and which candidate it is."""
 
 
 class Pools(NamedTuple):
@@ -39,24 +39,21 @@ class Pools(NamedTuple):
 
 @lru_cache(maxsize=256)
 def pools_of(codes: tuple[int, ...]) -> Pools:
-    """Group candidates, given by :attr:`metapool_kernels.candidates.Candidate.code`."""
-    positions: dict[tuple[Kind, int, int], list[int]] = {}
-    none = []
-    for k, code in enumerate(codes):
-        candidate = Candidate.from_code(code)
-        if candidate.kind is Kind.NONE:
-            none.append(k)
-            continue
-        kind = Kind.AVG if candidate.kind is Kind.SKIP else candidate.kind
-        positions.setdefault((kind, candidate.kh // 2, candidate.kw // 2), []).append(k)
+    """Sort candidates, given by :attr:`metapool_kernels.candidates.Candidate.code`, by kind."""
+    candidates = [Candidate.from_code(code) for code in codes]
 
-    def of(kind: Kind) -> tuple[Pool, ...]:
-        pools = ((rh, rw, tuple(ks)) for (k, rh, rw), ks in positions.items() if k is kind)
+    def of(*kinds: Kind) -> tuple[Pool, ...]:
+        """The highest first."""
+        pools = ((c.kh // 2, c.kw // 2, k) for k, c in enumerate(candidates) if c.kind in kinds)
         return tuple(sorted(pools, reverse=True))
 
-    radius_h = max((rh for _, rh, _ in positions), default=0)
-    radius_w = max((rw for _, _, rw in positions), default=0)
-    return Pools(of(Kind.AVG), of(Kind.MAX), tuple(none), radius_h, radius_w)
+    return Pools(
+        of(Kind.AVG, Kind.SKIP),
+        of(Kind.MAX),
+        tuple(k for _, _, k in of(Kind.NONE)),
+        max(c.kh // 2 for c in candidates),
+        max(c.kw // 2 for c in candidates),
+    )
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
