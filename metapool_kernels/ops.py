@@ -141,11 +141,10 @@ def _launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
 
 def _has_memory(tensor: Tensor) -> bool:
     """Whether it is none that the dispatcher has to see: fake, without memory, or of a vmap."""
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and not tensor.is_meta
-        and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Batched)
-    )
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    keys = torch._C._dispatch_keys(tensor)
+    return keys.has(torch._C.DispatchKey.CUDA) or keys.has(torch._C.DispatchKey.CPU)
 
 
 def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:

@@ -1,0 +1,179 @@
+"""The machine code of the Triton kernels for GPUs that need not be there.
+
+:func:`compile_call` compiles what a call would run, down to the specialisation on its strides;
+:class:`Kernel` reads registers, memory and instructions off the result.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from metapool_kernels._triton import launch
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", re.M)
+_LABEL = re.compile(r"^(\.L_x_\d+):", re.M)
+_TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Machine code: its instructions in order, and what it needs."""
+
+    instructions: tuple[str, ...]
+    loop: range
+    """The instructions of the loop over the rows."""
+    registers: int
+    stack: int
+    shared: int
+    programs: int
+    arguments: dict[str, Any]
+
+    def count(self, *names: str) -> int:
+        """Instructions of these kinds, such as ``"LDG"``, wherever they stand."""
+        return sum(name.split(".")[0] in names for name in self.instructions)
+
+    def executed(self, rows: int) -> Counter[str]:
+        """What a program runs, by kind, to produce ``rows`` rows of its lanes."""
+        once = Counter(name.split(".")[0] for name in self.instructions)
+        loop = Counter(name.split(".")[0] for name in self.instructions[slice(*_ends(self.loop))])
+        times = -(-rows // self.arguments["UNROLL"])
+        return once + Counter({name: count * (times - 1) for name, count in loop.items()})
+
+
+def _ends(span: range) -> tuple[int, int]:
+    return span.start, span.stop
+
+
+class _Recorder:
+    """Stands in for a kernel and keeps what it is called with."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.calls: list[tuple[int, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        return lambda *args, **kwargs: self.calls.append((grid[0], args, kwargs))
+
+
+@contextmanager
+def _recorded(name: str) -> Iterator[_Recorder]:
+    kernel = getattr(launch, name)
+    recorder = _Recorder(kernel)
+    setattr(launch, name, recorder)
+    try:
+        yield recorder
+    finally:
+        setattr(launch, name, kernel)
+
+
+def compile_call(call: Callable[[], object], *, backward: bool, capability: int) -> Kernel:
+    """Compile the kernel that a call would start.
+
+    Args:
+        call: calls :mod:`metapool_kernels._triton`, on tensors without memory.
+        backward: which of the two kernels it starts.
+        capability: 80, 90 or 100, as in sm_90.
+    """
+    with _recorded("meta_pool_bwd_kernel" if backward else "meta_pool_fwd_kernel") as recorder:
+        call()
+    ((programs, args, kwargs),) = recorder.calls
+    options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    signature, constants, attributes = _specialised(recorder.kernel, args, kwargs)
+    source = ASTSource(recorder.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    instructions, loop = _disassemble(compiled.asm["cubin"])
+    usage = _usage(compiled.asm["cubin"])
+    return Kernel(
+        instructions,
+        loop,
+        usage["REG"],
+        usage["STACK"] + usage["LOCAL"],
+        compiled.metadata.shared,
+        programs,
+        kwargs,
+    )
+
+
+def _specialised(
+    kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
+    """What the launcher makes of arguments: their types, constants among them, and what divides."""
+    constants: dict[Any, Any] = {}
+    attributes: dict[Any, Any] = {}
+
+    def of(value: Any, path: tuple[int, ...], specialises: bool) -> Any:
+        if isinstance(value, Tensor):
+            if value.data_ptr() % 16 == 0:
+                attributes[path] = [["tt.divisibility", 16]]
+            return f"*{_TYPES[value.dtype]}"
+        if isinstance(value, tuple):
+            items = (of(item, (*path, i), specialises) for i, item in enumerate(value))
+            return type(value)(*items)
+        if specialises and value == 1:
+            constants[path] = 1
+            return "constexpr"
+        if specialises and value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    signature = {}
+    for i, (param, value) in enumerate(zip(kernel.params, args, strict=False)):
+        signature[param.name] = of(value, (i,), not param.do_not_specialize)
+    for name, value in kwargs.items():
+        signature[name] = "constexpr"
+        constants[(kernel.arg_names.index(name),)] = value
+    return signature, constants, attributes
+
+
+def _run(tool: str, option: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(_TOOLS / tool), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    found = re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", "-res-usage", cubin))
+    return {name: int(value) for name, value in found}
+
+
+def _disassemble(cubin: bytes) -> tuple[tuple[str, ...], range]:
+    """All instructions, and where the longest loop of them is."""
+    text = _run("nvdisasm", "-c", cubin)
+    found = list(_INSTRUCTION.finditer(text))
+    begins = [match.start() for match in found]
+    labels = {
+        match[1]: sum(begin < match.start() for begin in begins) for match in _LABEL.finditer(text)
+    }
+    loop = range(0)
+    for i, match in enumerate(found):
+        target = re.search(r"\.L_x_\d+", match[2]) if match[1].startswith("BRA") else None
+        if target and labels[target[0]] <= i and i + 1 - labels[target[0]] > len(loop):
+            loop = range(labels[target[0]], i + 1)
+    return tuple(match[1] for match in found), loop
+
+
+@cache
+def triton_version() -> str:
+    """Figures depend on it."""
+    return str(triton.__version__)
