@@ -248,14 +248,16 @@ def _by_width(pools):
     """The widest first: its number, its radius, and from which distance on it is alone."""
     order = sorted(range(len(pools)), key=lambda p: -pools[p][1])
     radii = [pools[p][1] for p in order]
-    inner = [radius + 1 for radius in radii[1:]] + [0]
+    inner = [radius + 1 for radius in radii[1:]] + [0] * (len(radii) > 0)
     return tuple(zip(order, radii, inner, strict=True))
 
 
 @triton.jit
 def _added(values, value, AT: tl.constexpr):
-    """A tuple with a value added to one of its own."""
-    return values[:AT] + (values[AT] + value,) + values[AT + 1 :]
+    """A tuple with a value added to one of its own, if it has that one."""
+    if AT >= 0 and AT < len(values):
+        values = values[:AT] + (values[AT] + value,) + values[AT + 1 :]
+    return values
 
 
 @triton.jit
@@ -389,6 +391,7 @@ def meta_pool_bwd_kernel(
     VECTOR: tl.constexpr,
     TILED: tl.constexpr,
     ONE_STRIP: tl.constexpr,
+    HEIGHT: tl.constexpr,
     ROUNDS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
@@ -401,6 +404,7 @@ def meta_pool_bwd_kernel(
     strip = pid % strips
     tile = pid // strips % tiles
     row_begin = 0 if ONE_STRIP else strip * strip_rows
+    h = HEIGHT if HEIGHT > 0 else h
     row_end = tl.minimum(row_begin + strip_rows, h)
     lane = tl.arange(0, SEGMENTS * _SEGMENT)
     in_segment = lane % _SEGMENT
@@ -481,9 +485,9 @@ def meta_pool_bwd_kernel(
                     WANTS_VALUES, WANTS_WEIGHTS, True, ONE_STRIP, WHOLE, VECTOR, ACC,
                 )  # fmt: skip
         dues = _moved_on(dues, nothing)
-    for base in range(row_begin, row_end, UNROLL):
+    for base in range(row_begin, 1 if HEIGHT > 0 else row_end, UNROLL):
         for u in tl.static_range(UNROLL):
-            row = base + u
+            row = u if HEIGHT > 0 else base + u
             if row + 2 * RADIUS_H < h:
                 kepts = _keep_row(
                     kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,

@@ -147,6 +147,22 @@ def _take_row(
 
 
 @triton.jit
+def _take_no_row(states, lowest, nothing):
+    """What an input row beyond the map does to the state of each column."""
+    new = ()
+    for v in tl.static_range(len(states)):
+        pending, tops, picks = states[v]
+        new_tops = ()
+        for p in tl.static_range(len(tops)):
+            new_tops = new_tops + (pushed(tops[p], lowest),)
+        new_picks = ()
+        for p in tl.static_range(len(picks)):
+            new_picks = new_picks + (pushed(picks[p], nothing),)
+        new = new + ((pending, new_tops, new_picks),)
+    return new
+
+
+@triton.jit
 def _finish_pixel(
     state, shares_avg, shares_max, zeros, row, column, h, w,
     AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr,
@@ -217,17 +233,20 @@ def meta_pool_fwd_kernel(
     WHOLE: tl.constexpr,
     VECTOR: tl.constexpr,
     ONE_STRIP: tl.constexpr,
+    HEIGHT: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     """Computes ``out = sum_k weights_k * P_k(values)``, the maxima picked by ``x``.
 
     AVG and MAX hold (radius_h, radius_w, k) for each of the COUNT candidates, the higher first; the
     average of one pixel is the identity. NONE holds those that are zero. With MERGED all averages
-    are summed up together, which asks that the divisor does not depend on the place.
+    are summed up together, which asks that the divisor does not depend on the place. HEIGHT is that
+    of a map so low that one round of the loop does all of it, else 0.
     """
     pid = tl.program_id(0)  # strips of the same lanes follow each other and share their halos
     row_begin = 0 if ONE_STRIP else (pid % strips) * strip_rows
     row_end = tl.minimum(row_begin + strip_rows, h_out)
+    h = HEIGHT if HEIGHT > 0 else h
     lane = (pid // strips).to(lanes.dtype) * BLOCK + tl.arange(0, BLOCK)
     in_lanes = lane < lanes
     image, channel, group = locate(lane, groups, channels, CHANNELS_LAST)
@@ -240,6 +259,7 @@ def meta_pool_fwd_kernel(
     shares = weights_of(weight, AVG, MERGED)
     shares_max = weights_of(weight, MAX, False)
     nothing = tl.full((BLOCK,), -0.0, ACC)  # adding it changes no number
+    lowest = tl.full((BLOCK,), float("-inf"), ACC)
     zeros = nothing
     for k in tl.static_range(len(NONE)):
         zeros += weight[NONE[k]] * 0
@@ -250,28 +270,36 @@ def meta_pool_fwd_kernel(
     states = repeated(
         (
             repeated(repeated(nothing, PENDING), min(len(AVG), 1) if MERGED else len(AVG)),
-            repeated(repeated(tl.full((BLOCK,), float("-inf"), ACC), LENGTH), len(MAX)),
+            repeated(repeated(lowest, LENGTH), len(MAX)),
             repeated(repeated(nothing, LENGTH), len(MAX) if HAS_VALUES else 0),
         ),
         COLUMNS,
     )
     # Where the strip begins with the map, no row is above it.
     for i in tl.static_range(RADIUS_H if ONE_STRIP else 0, LENGTH - STEP):
-        states = _take_row(
-            states, x, values, x_plane, values_plane, row_begin * STRIDE_H - RADIUS_H + i,
-            h, group_in, inside, shares,
-            AVG, MAX, RADIUS_W, i - RADIUS_H, STRIDE_H, MERGED, HAS_VALUES, WHOLE, VECTOR, ACC,
-        )  # fmt: skip
-    for base in range(row_begin, row_end, UNROLL):
+        if HEIGHT == 0 or i - RADIUS_H < HEIGHT:
+            states = _take_row(
+                states, x, values, x_plane, values_plane, row_begin * STRIDE_H - RADIUS_H + i,
+                h, group_in, inside, shares,
+                AVG, MAX, RADIUS_W, i - RADIUS_H, STRIDE_H, MERGED, HAS_VALUES,
+                WHOLE, VECTOR, ACC,
+            )  # fmt: skip
+        else:
+            states = _take_no_row(states, lowest, nothing)
+    for base in range(row_begin, 1 if HEIGHT > 0 else row_end, UNROLL):
         for u in tl.static_range(UNROLL):
-            row_out = base + u
+            row_out = u if HEIGHT > 0 else base + u
             for i in tl.static_range(STEP):
-                states = _take_row(
-                    states, x, values, x_plane, values_plane,
-                    row_out * STRIDE_H + (RADIUS_H - STEP + 1 + i), h, group_in, inside, shares,
-                    AVG, MAX, RADIUS_W, RADIUS_H - STEP + 1 + i, STRIDE_H, MERGED, HAS_VALUES,
-                    WHOLE, VECTOR, ACC,
-                )  # fmt: skip
+                if HEIGHT == 0 or u * STRIDE_H + RADIUS_H - STEP + 1 + i < HEIGHT:
+                    states = _take_row(
+                        states, x, values, x_plane, values_plane,
+                        row_out * STRIDE_H + (RADIUS_H - STEP + 1 + i),
+                        h, group_in, inside, shares,
+                        AVG, MAX, RADIUS_W, RADIUS_H - STEP + 1 + i, STRIDE_H, MERGED, HAS_VALUES,
+                        WHOLE, VECTOR, ACC,
+                    )  # fmt: skip
+                else:
+                    states = _take_no_row(states, lowest, nothing)
             row = ()
             moved = ()
             for v in tl.static_range(COLUMNS):
@@ -283,5 +311,5 @@ def meta_pool_fwd_kernel(
                 row = row + (acc,)
                 moved = moved + (state,)
             states = moved
-            lanes_out = tl.where(row_out < row_end, lanes, 0)
-            store_row(out, out_plane, row_out, group, row, w_out, lane < lanes_out, WHOLE, VECTOR)
+            mask = in_lanes & (row_out + tl.zeros_like(group) < row_end)
+            store_row(out, out_plane, row_out, group, row, w_out, mask, WHOLE, VECTOR)

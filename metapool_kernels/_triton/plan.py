@@ -20,8 +20,8 @@ SEGMENT = 32
 WHOLE_ROW = 8
 """Up to so many columns a lane holds a whole row."""
 
-ENOUGH_PROGRAMS = 1024
-"""Maps are cut into strips of rows until there are so many programs: seven for each processor."""
+ENOUGH_PROGRAMS = 264
+"""Maps are cut into strips of rows until there are so many programs: two for each processor."""
 
 Pool = tuple[int, int, int]
 """Radius down and along, and which candidate it is."""
@@ -104,7 +104,7 @@ def configs(regime: Regime) -> tuple[Config, ...]:
     if regime.has_whole_rows:
         # Warps that stand alone exchange rows among their lanes, without shared memory.
         warps = 4 if regime.channels_last else 1
-        return (Config(regime.columns, 2, warps), Config(regime.columns, 4, warps), Config(1, 7, 4))
+        return (Config(regime.columns, 7, warps), Config(regime.columns, 2, warps), Config(1, 7, 4))
     return _FORWARD[regime.columns]
 
 
@@ -169,6 +169,8 @@ class Tile(NamedTuple):
     """Elements that are read and written at once: a multiple of it is every stride."""
     is_whole: bool
     is_vector: bool
+    is_low: bool
+    """Whether one round of the loop does all rows, so that it can be compiled for their number."""
     groups: int
     strips: Strips
     programs: int
@@ -194,7 +196,8 @@ def _tile(
     is_whole = groups == 1 and spec.stride[1] == 1
     is_vector = config.columns > 1 and all(x.stride(3) == 1 for x in maps)
     vector = config.columns if is_vector and not is_whole else 1
-    return Tile(config, vector, is_whole, is_vector, groups, strips, programs)
+    is_low = strips.number == 1 and strips.rows == config.unroll
+    return Tile(config, vector, is_whole, is_vector, is_low, groups, strips, programs)
 
 
 class Segments(NamedTuple):
