@@ -80,7 +80,7 @@ def _keep_pixels(
 def _keep_row(
     kepts, x, values, x_plane, values_plane, row, h, group, inside,
     AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr, HAS_VALUES: tl.constexpr,
-    TAKES: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
+    TAKES: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Loads an input row, if it is on the map, and keeps of it what windows need that hold it."""
     COLUMNS: tl.constexpr = len(kepts)
@@ -88,15 +88,11 @@ def _keep_row(
     pooled = repeated(nothing, COLUMNS + 2 * RADIUS)
     compared = pooled
     if TAKES:
-        pooled = load_row(
-            values, values_plane, row, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
-        )
+        pooled = load_row(values, values_plane, row, group, inside, COLUMNS, RADIUS, VECTOR, ACC)
         if len(MAX) > 0:
             compared = pooled
             if HAS_VALUES:
-                compared = load_row(
-                    x, x_plane, row, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
-                )
+                compared = load_row(x, x_plane, row, group, inside, COLUMNS, RADIUS, VECTOR, ACC)
             filled = ()
             for i in tl.static_range(len(compared)):
                 filled = filled + (tl.where(inside[i], compared[i], float("-inf")),)
@@ -115,7 +111,7 @@ def _keep_row(
 def _load_grad_row(
     grad_out, plane, row, group, inside,
     COLUMNS: tl.constexpr, RADIUS: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
+    VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the windows around a row's pixels; zero where there is no window."""
     has_windows = row % STRIDE_H + tl.zeros_like(group) == 0
@@ -126,7 +122,7 @@ def _load_grad_row(
                 of_windows = of_windows + (inside[i] & has_windows,)
             inside = of_windows
         grads = load_row(
-            grad_out, plane, row // STRIDE_H, group, inside, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
+            grad_out, plane, row // STRIDE_H, group, inside, COLUMNS, RADIUS, VECTOR, ACC
         )
     else:
         grads = ()
@@ -148,7 +144,7 @@ def _spread_row(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, MERGED: tl.constexpr,
     WANTS_VALUES: tl.constexpr, WANTS_WEIGHTS: tl.constexpr,
     AT_TOP: tl.constexpr, ONE_STRIP: tl.constexpr,
-    WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
+    VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Spreads the gradients of the windows around a row over the rows that these hold.
 
@@ -157,7 +153,7 @@ def _spread_row(
     COLUMNS: tl.constexpr = len(dues)
     grads = _load_grad_row(
         grad_out, plane, row, group, inside,
-        COLUMNS, RADIUS, STRIDE_H, STRIDE_W, WHOLE, VECTOR, ACC,
+        COLUMNS, RADIUS, STRIDE_H, STRIDE_W, VECTOR, ACC,
     )  # fmt: skip
     rows_above = ()
     for i in tl.static_range(RADIUS_H if AT_TOP else 0):
@@ -255,7 +251,7 @@ def _by_width(pools):
 @triton.jit
 def _added(values, value, AT: tl.constexpr):
     """A tuple with a value added to one of its own, if it has that one."""
-    if AT >= 0 and AT < len(values):
+    if AT >= 0 and len(values) > AT:
         values = values[:AT] + (values[AT] + value,) + values[AT + 1 :]
     return values
 
@@ -296,11 +292,11 @@ def _add_to_columns(given, pending, codes, CENTER: tl.constexpr, MAX: tl.constex
 @triton.jit
 def _finish_row(
     dues, kepts, in_segment, MAX: tl.constexpr, RADIUS: tl.constexpr,
-    WHOLE: tl.constexpr, TILED: tl.constexpr,
+    TILED: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the oldest row."""
     COLUMNS: tl.constexpr = len(dues)
-    HANDED: tl.constexpr = 0 if WHOLE else RADIUS if len(MAX) > 0 else 0
+    HANDED: tl.constexpr = RADIUS if len(MAX) > 0 else 0
     nothing = tl.full(in_segment.shape, -0.0, dues[0][1][0].dtype)
     # What the maxima of this row give to each of the lane's columns and to its neighbours'.
     given = repeated(nothing, COLUMNS + 2 * HANDED)
@@ -387,7 +383,6 @@ def meta_pool_bwd_kernel(
     ACC: tl.constexpr,
     SEGMENTS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
     VECTOR: tl.constexpr,
     TILED: tl.constexpr,
     ONE_STRIP: tl.constexpr,
@@ -432,7 +427,7 @@ def meta_pool_bwd_kernel(
     values_plane = first_of(values, image, channel)
     grad_out_plane = first_of(grad_out, image, channel)
     grad_values_plane = first_of(grad_values, image, channel)
-    inside = inside_row(group, w, in_lanes, COLUMNS, RADIUS_W, WHOLE)
+    inside = inside_row(group, w, in_lanes, COLUMNS, RADIUS_W)
     weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
     shares_avg = weights_of(weight, AVG, MERGED)
     shares_max = weights_of(weight, MAX, False)
@@ -469,12 +464,12 @@ def meta_pool_bwd_kernel(
         if (row >= 0) & (row < h):
             kepts = _keep_row(
                 kepts, x, values, x_plane, values_plane, row, h,
-                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, WHOLE, VECTOR, ACC,
+                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, VECTOR, ACC,
             )  # fmt: skip
         else:
             kepts = _keep_row(
                 kepts, x, values, x_plane, values_plane, row, h,
-                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, WHOLE, VECTOR, ACC,
+                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
             )  # fmt: skip
         if i >= (3 * RADIUS_H if ONE_STRIP else 2 * RADIUS_H):  # noqa: SIM102 (one is static)
             if (row - RADIUS_H >= 0) & (row - RADIUS_H < h):
@@ -482,7 +477,7 @@ def meta_pool_bwd_kernel(
                     dues, kepts, totals, grad_out, grad_out_plane, row - RADIUS_H,
                     row_begin, row_end, h, w, group, inside, shares_avg, shares_max,
                     AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
-                    WANTS_VALUES, WANTS_WEIGHTS, True, ONE_STRIP, WHOLE, VECTOR, ACC,
+                    WANTS_VALUES, WANTS_WEIGHTS, True, ONE_STRIP, VECTOR, ACC,
                 )  # fmt: skip
         dues = _moved_on(dues, nothing)
     for base in range(row_begin, 1 if HEIGHT > 0 else row_end, UNROLL):
@@ -491,26 +486,24 @@ def meta_pool_bwd_kernel(
             if row + 2 * RADIUS_H < h:
                 kepts = _keep_row(
                     kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
-                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, WHOLE, VECTOR, ACC,
+                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, VECTOR, ACC,
                 )  # fmt: skip
             else:
                 kepts = _keep_row(
                     kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
-                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, WHOLE, VECTOR, ACC,
+                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
                 )  # fmt: skip
             if row + RADIUS_H < h:
                 dues, totals = _spread_row(
                     dues, kepts, totals, grad_out, grad_out_plane, row + RADIUS_H,
                     row_begin, row_end, h, w, group, inside, shares_avg, shares_max,
                     AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
-                    WANTS_VALUES, WANTS_WEIGHTS, False, ONE_STRIP, WHOLE, VECTOR, ACC,
+                    WANTS_VALUES, WANTS_WEIGHTS, False, ONE_STRIP, VECTOR, ACC,
                 )  # fmt: skip
             if WANTS_VALUES:
-                columns = _finish_row(dues, kepts, in_segment, MAX, RADIUS_W, WHOLE, TILED)
+                columns = _finish_row(dues, kepts, in_segment, MAX, RADIUS_W, TILED)
                 mask = is_owned & _rows_on_map(row, row_end, group)
-                store_row(
-                    grad_values, grad_values_plane, row, group, columns, w, mask, WHOLE, VECTOR
-                )
+                store_row(grad_values, grad_values_plane, row, group, columns, w, mask, VECTOR)
             dues = _moved_on(dues, nothing)
     if WANTS_WEIGHTS:
         avg_totals, max_totals, none_totals = totals

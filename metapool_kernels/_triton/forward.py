@@ -113,7 +113,7 @@ def _take_row(
     states, x, values, x_plane, values_plane, row, h, group, inside, shares,
     AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr,
     AHEAD: tl.constexpr, STRIDE: tl.constexpr, MERGED: tl.constexpr, HAS_VALUES: tl.constexpr,
-    WHOLE: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
+    VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Loads an input row and adds it to the state of each column."""
     COLUMNS: tl.constexpr = len(states)
@@ -122,15 +122,11 @@ def _take_row(
     present = ()
     for i in tl.static_range(len(inside)):
         present = present + (inside[i] & on_map,)
-    pooled = load_row(
-        values, values_plane, row, group, present, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
-    )
+    pooled = load_row(values, values_plane, row, group, present, COLUMNS, RADIUS, VECTOR, ACC)
     compared = pooled
     if len(MAX) > 0:
         if HAS_VALUES:
-            compared = load_row(
-                x, x_plane, row, group, present, COLUMNS, RADIUS, WHOLE, VECTOR, ACC
-            )
+            compared = load_row(x, x_plane, row, group, present, COLUMNS, RADIUS, VECTOR, ACC)
         filled = ()
         for i in tl.static_range(len(compared)):
             filled = filled + (tl.where(present[i], compared[i], float("-inf")),)
@@ -230,7 +226,6 @@ def meta_pool_fwd_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
     VECTOR: tl.constexpr,
     ONE_STRIP: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -254,7 +249,7 @@ def meta_pool_fwd_kernel(
     values_plane = first_of(values, image, channel)
     out_plane = first_of(out, image, channel)
     group_in = group * STRIDE_W  # one column to a lane where STRIDE_W is not 1
-    inside = inside_row(group_in, w, in_lanes, COLUMNS, RADIUS_W, WHOLE)
+    inside = inside_row(group_in, w, in_lanes, COLUMNS, RADIUS_W)
     weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
     shares = weights_of(weight, AVG, MERGED)
     shares_max = weights_of(weight, MAX, False)
@@ -282,7 +277,7 @@ def meta_pool_fwd_kernel(
                 states, x, values, x_plane, values_plane, row_begin * STRIDE_H - RADIUS_H + i,
                 h, group_in, inside, shares,
                 AVG, MAX, RADIUS_W, i - RADIUS_H, STRIDE_H, MERGED, HAS_VALUES,
-                WHOLE, VECTOR, ACC,
+                VECTOR, ACC,
             )  # fmt: skip
         else:
             states = _take_no_row(states, lowest, nothing)
@@ -296,7 +291,7 @@ def meta_pool_fwd_kernel(
                         row_out * STRIDE_H + (RADIUS_H - STEP + 1 + i),
                         h, group_in, inside, shares,
                         AVG, MAX, RADIUS_W, RADIUS_H - STEP + 1 + i, STRIDE_H, MERGED, HAS_VALUES,
-                        WHOLE, VECTOR, ACC,
+                        VECTOR, ACC,
                     )  # fmt: skip
                 else:
                     states = _take_no_row(states, lowest, nothing)
@@ -312,4 +307,4 @@ def meta_pool_fwd_kernel(
                 moved = moved + (state,)
             states = moved
             mask = in_lanes & (row_out + tl.zeros_like(group) < row_end)
-            store_row(out, out_plane, row_out, group, row, w_out, mask, WHOLE, VECTOR)
+            store_row(out, out_plane, row_out, group, row, w_out, mask, VECTOR)

@@ -7,8 +7,6 @@ columns share is computed once, and a lane can read and write them as one vector
 import triton
 import triton.language as tl
 
-from metapool_kernels._triton.windows import repeated
-
 
 @triton.jit
 def locate(lane, groups, channels, CHANNELS_LAST: tl.constexpr):
@@ -73,26 +71,19 @@ def block_of(columns):
 
 
 @triton.jit
-def inside_row(
-    group, w, in_lanes, COLUMNS: tl.constexpr, RADIUS: tl.constexpr, WHOLE: tl.constexpr
-):
+def inside_row(group, w, in_lanes, COLUMNS: tl.constexpr, RADIUS: tl.constexpr):
     """Whether a lane's columns, and RADIUS more on each side, are on the map."""
     inside = ()
     for i in tl.static_range(COLUMNS + 2 * RADIUS):
-        if WHOLE:
-            on_map = in_lanes & tl.full(group.shape, i >= RADIUS and i < RADIUS + COLUMNS, tl.int1)
-        else:
-            at = group * COLUMNS + (i - RADIUS)
-            on_map = in_lanes & (at >= 0) & (at < w)
-        inside = inside + (on_map,)
+        at = group * COLUMNS + (i - RADIUS)
+        inside = inside + (in_lanes & (at >= 0) & (at < w),)
     return inside
 
 
 @triton.jit
 def load_row(
     map, plane, row, group, inside,
-    COLUMNS: tl.constexpr, RADIUS: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
-    ACC: tl.constexpr,
+    COLUMNS: tl.constexpr, RADIUS: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """A lane's columns of a row, and RADIUS more on each side, as a tuple.
 
@@ -100,21 +91,7 @@ def load_row(
     """
     pixels = ()
     start = plane + row.to(tl.int64) * map.stride_h
-    if WHOLE:
-        nothing = repeated(tl.full(group.shape, -0.0, ACC), RADIUS)  # adding it changes no number
-        if VECTOR:
-            WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
-            at = start[:, None] + tl.arange(0, WIDTH)[None, :]
-            mask = in_lanes_of(inside)[:, None] & (tl.arange(0, WIDTH) < COLUMNS)[None, :]
-            block = tl.load(map.data + at, mask=mask, other=0)
-            pixels = columns_of(block.to(ACC))[:COLUMNS]
-        else:
-            for i in tl.static_range(COLUMNS):
-                at = map.data + start + i * map.stride_w
-                mask = inside[RADIUS + i]
-                pixels = pixels + (tl.load(at, mask=mask, other=0).to(ACC),)
-        pixels = nothing + pixels + nothing
-    elif VECTOR:
+    if VECTOR:
         HALO: tl.constexpr = (RADIUS + COLUMNS - 1) // COLUMNS
         for i in tl.static_range(2 * HALO + 1):
             # Written as a multiple of COLUMNS, from which follows that the address is aligned.
@@ -132,32 +109,20 @@ def load_row(
     return pixels
 
 
-@triton.jit
-def in_lanes_of(inside):
-    """Whether lanes have a plane: that of their first column is on the map."""
-    return inside[len(inside) // 2]
-
-
 @triton.constexpr_function
 def _clamp(i, length):
     return min(max(i, 0), length - 1)
 
 
 @triton.jit
-def store_row(map, plane, row, group, columns, w, mask, WHOLE: tl.constexpr, VECTOR: tl.constexpr):
+def store_row(map, plane, row, group, columns, w, mask, VECTOR: tl.constexpr):
     """Write a lane's columns to a row, each rounded once."""
     COLUMNS: tl.constexpr = len(columns)
-    WIDTH: tl.constexpr = triton.next_power_of_2(COLUMNS)
     start = plane + row.to(tl.int64) * map.stride_h
     if VECTOR:
-        block = block_of(columns + repeated(columns[0], WIDTH - COLUMNS))
-        if WHOLE:
-            at = start[:, None] + tl.arange(0, WIDTH)[None, :]
-            mask = mask[:, None] & (tl.arange(0, WIDTH) < COLUMNS)[None, :]
-        else:
-            at = ((start + group) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
-            mask = mask[:, None]
-        tl.store(map.data + at, block.to(map.data.dtype.element_ty), mask=mask)
+        at = ((start + group) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
+        block = block_of(columns).to(map.data.dtype.element_ty)
+        tl.store(map.data + at, block, mask=mask[:, None])
     else:
         for v in tl.static_range(COLUMNS):
             column = group * COLUMNS + v

@@ -17,8 +17,11 @@ from metapool_kernels.ops import PoolSpec
 SEGMENT = 32
 """Lanes that can hand each other what they hold: those of a warp."""
 
-WHOLE_ROW = 8
-"""Up to so many columns a lane holds a whole row."""
+LOW = 14
+"""Up to so many rows a kernel is compiled for the number of them."""
+
+ALL_ROWS = 0
+"""Stands for that number in a configuration."""
 
 ENOUGH_PROGRAMS = 264
 """Maps are cut into strips of rows until there are so many programs: two for each processor."""
@@ -73,24 +76,32 @@ class Regime(NamedTuple):
     """What a configuration depends on; coarse, so that new sizes and candidates fall into it."""
 
     backward: bool
-    channels_last: bool
-    columns: int
-    """How many columns a lane can hold: a row's, or as many as can be read as one vector."""
-    has_whole_rows: bool
     has_max: bool
     has_large_windows: bool
+    is_low: bool
+    vector: int
+    """Columns that can be read as one vector: 4, 2 or 1; 0 with channels last."""
 
 
+_LOW_FORWARD = {
+    4: (Config(4, ALL_ROWS, 4), Config(2, ALL_ROWS, 4)),
+    2: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+    1: (Config(4, ALL_ROWS, 4), Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+    0: (Config(4, ALL_ROWS, 4), Config(2, ALL_ROWS, 4)),
+}
 _FORWARD = {
     4: (Config(4, 4, 4), Config(4, 2, 4), Config(2, 7, 4)),
     2: (Config(2, 7, 4), Config(2, 4, 4), Config(1, 7, 4)),
-    1: (Config(1, 7, 4), Config(1, 4, 4), Config(1, 4, 8)),
+    1: (Config(1, 7, 4), Config(4, 4, 4), Config(1, 4, 8)),
+    0: (Config(4, 4, 4), Config(2, 7, 4)),
 }
+_LOW_BACKWARD = (Config(1, ALL_ROWS, 4), Config(1, ALL_ROWS, 8))
 _BACKWARD = (Config(1, 7, 4), Config(1, 4, 4), Config(1, 2, 4))
 _BACKWARD_AVG = {
-    4: (Config(2, 4, 4), Config(4, 4, 4), Config(1, 7, 4)),
-    2: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 7, 4)),
+    4: (Config(4, 4, 4), Config(2, 4, 4)),
+    2: (Config(2, 4, 4), Config(1, 7, 4)),
     1: (Config(1, 7, 4), Config(1, 4, 4)),
+    0: (Config(1, 7, 4), Config(1, 4, 4)),
 }
 _LARGE_WINDOWS = (Config(1, 1, 4), Config(1, 2, 4))
 
@@ -99,39 +110,23 @@ def configs(regime: Regime) -> tuple[Config, ...]:
     """The configurations of a regime, the default first."""
     if regime.has_large_windows:
         return _LARGE_WINDOWS
-    if regime.backward:
-        return _BACKWARD if regime.has_max else _BACKWARD_AVG[regime.columns]
-    if regime.has_whole_rows:
-        # Warps that stand alone exchange rows among their lanes, without shared memory.
-        warps = 4 if regime.channels_last else 1
-        return (Config(regime.columns, 7, warps), Config(regime.columns, 2, warps), Config(1, 7, 4))
-    return _FORWARD[regime.columns]
+    if not regime.backward:
+        return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
+    if regime.is_low:
+        return _LOW_BACKWARD
+    return _BACKWARD if regime.has_max else _BACKWARD_AVG[regime.vector]
 
 
 def regime_of(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, backward: bool) -> Regime:
     """The regime of a call on these maps, the input first."""
-    w = maps[0].shape[3]
-    has_dense_rows = all(x.stride(3) == 1 for x in maps)
-    has_whole_rows = (
-        not backward
-        and w <= WHOLE_ROW
-        and spec.stride[1] == 1
-        and (spec.channels_last or has_dense_rows)
-    )
-    columns = 1
-    if has_whole_rows:
-        columns = w
-    elif spec.stride[1] == 1 and spec.channels_last and not backward:
-        columns = 4
-    elif spec.stride[1] == 1:
-        columns = next(v for v in (4, 2, 1) if v == 1 or all(_has_vectors(x, v) for x in maps))
+    has_steps = spec.stride[1] != 1
+    vector = next(v for v in (4, 2, 1) if v == 1 or all(_has_vectors(x, v) for x in maps))
     return Regime(
         backward,
-        spec.channels_last,
-        columns,
-        has_whole_rows,
         bool(pools.max),
-        max(pools.radius_h, pools.radius_w) > 3,
+        max(pools.radius_h, pools.radius_w) > 3 or has_steps,
+        maps[0].shape[2] <= LOW and not has_steps,
+        0 if spec.channels_last else vector,
     )
 
 
@@ -165,10 +160,9 @@ class Tile(NamedTuple):
     """What the kernels need to know of a cut."""
 
     config: Config
+    unroll: int
     vector: int
     """Elements that are read and written at once: a multiple of it is every stride."""
-    is_whole: bool
-    is_vector: bool
     is_low: bool
     """Whether one round of the loop does all rows, so that it can be compiled for their number."""
     groups: int
@@ -181,23 +175,30 @@ def forward_tile(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, config:
     n, c, rows, w = maps[-1].shape
     groups = _ceil_div(w, config.columns)
     blocks = _ceil_div(n * c * groups, SEGMENT * config.num_warps)
-    strips = _strips(blocks, rows, pools, config.unroll)
-    return _tile(maps, spec, config, groups, strips, blocks * strips.number)
+    return _tile(maps, spec, pools, config, groups, rows, blocks)
 
 
 def _tile(
     maps: tuple[Tensor, ...],
     spec: PoolSpec,
+    pools: Pools,
     config: Config,
     groups: int,
-    strips: Strips,
-    programs: int,
+    rows: int,
+    blocks: int,
 ) -> Tile:
-    is_whole = groups == 1 and spec.stride[1] == 1
-    is_vector = config.columns > 1 and all(x.stride(3) == 1 for x in maps)
-    vector = config.columns if is_vector and not is_whole else 1
-    is_low = strips.number == 1 and strips.rows == config.unroll
-    return Tile(config, vector, is_whole, is_vector, is_low, groups, strips, programs)
+    unroll = rows if config.unroll == ALL_ROWS else config.unroll
+    strips = _strips(blocks, rows, pools, unroll)
+    has_vectors = spec.stride[1] == 1 and all(_has_vectors(x, config.columns) for x in maps)
+    return Tile(
+        config,
+        unroll,
+        config.columns if has_vectors else 1,
+        strips.number == 1 and strips.rows == unroll,
+        groups,
+        strips,
+        blocks * strips.number,
+    )
 
 
 class Segments(NamedTuple):
@@ -222,6 +223,5 @@ def backward_tile(
         halo = _ceil_div(pools.radius_w, config.columns)
         tiles = _ceil_div(groups - 2 * halo, SEGMENT - 2 * halo)
     blocks = _ceil_div(_ceil_div(n * c, planes), config.num_warps) * tiles
-    strips = _strips(blocks, rows, pools, config.unroll)
-    tile = _tile(maps, spec, config, groups, strips, blocks * strips.number)
+    tile = _tile(maps, spec, pools, config, groups, rows, blocks)
     return tile, Segments(planes, tiles, (min(groups, SEGMENT) - 1).bit_length())
