@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +51,20 @@ class Kernel:
         return sum(name.split(".")[0] in names for name in self.instructions)
 
     def executed(self, rows: int) -> Counter[str]:
-        """What a program runs, by kind, to produce ``rows`` rows of its lanes."""
+        """What a program runs, by kind, to produce ``rows`` rows of its lanes.
+
+        Branches count as taken both ways, so that this is an upper bound where there are any.
+        """
         once = Counter(name.split(".")[0] for name in self.instructions)
-        loop = Counter(name.split(".")[0] for name in self.instructions[slice(*_ends(self.loop))])
-        times = -(-rows // self.arguments["UNROLL"])
-        return once + Counter({name: count * (times - 1) for name, count in loop.items()})
+        loop = self.instructions[self.loop.start : self.loop.stop]
+        times = -(-rows // self.arguments["UNROLL"]) - 1
+        return once + Counter(name.split(".")[0] for name in loop for _ in range(times))
 
-
-def _ends(span: range) -> tuple[int, int]:
-    return span.start, span.stop
+    @property
+    def lanes(self) -> int:
+        """Lanes of all programs, those that have nothing to do among them."""
+        warps = self.arguments.get("SEGMENTS") or self.arguments["BLOCK"] // 32
+        return self.programs * warps * 32
 
 
 class _Recorder:
@@ -104,12 +108,12 @@ def compile_call(call: Callable[[], object], *, backward: bool, capability: int)
     usage = _usage(compiled.asm["cubin"])
     return Kernel(
         instructions,
-        loop,
-        usage["REG"],
-        usage["STACK"] + usage["LOCAL"],
-        compiled.metadata.shared,
-        programs,
-        kwargs,
+        loop=loop,
+        registers=usage["REG"],
+        stack=usage["STACK"] + usage["LOCAL"],
+        shared=compiled.metadata.shared,
+        programs=programs,
+        arguments=kwargs,
     )
 
 
@@ -171,9 +175,3 @@ def _disassemble(cubin: bytes) -> tuple[tuple[str, ...], range]:
         if target and labels[target[0]] <= i and i + 1 - labels[target[0]] > len(loop):
             loop = range(labels[target[0]], i + 1)
     return tuple(match[1] for match in found), loop
-
-
-@cache
-def triton_version() -> str:
-    """Figures depend on it."""
-    return str(triton.__version__)

@@ -77,7 +77,8 @@ class Regime(NamedTuple):
 
     backward: bool
     has_max: bool
-    has_large_windows: bool
+    is_heavy: bool
+    """Large windows, steps along the row or float64: one column is all that registers hold."""
     is_low: bool
     vector: int
     """Columns that can be read as one vector: 4, 2 or 1; 0 with channels last."""
@@ -103,13 +104,13 @@ _BACKWARD_AVG = {
     1: (Config(1, 7, 4), Config(1, 4, 4)),
     0: (Config(1, 7, 4), Config(1, 4, 4)),
 }
-_LARGE_WINDOWS = (Config(1, 1, 4), Config(1, 2, 4))
+_HEAVY = (Config(1, 1, 4), Config(1, 2, 4))
 
 
 def configs(regime: Regime) -> tuple[Config, ...]:
     """The configurations of a regime, the default first."""
-    if regime.has_large_windows:
-        return _LARGE_WINDOWS
+    if regime.is_heavy:
+        return _HEAVY
     if not regime.backward:
         return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
     if regime.is_low:
@@ -120,11 +121,13 @@ def configs(regime: Regime) -> tuple[Config, ...]:
 def regime_of(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, backward: bool) -> Regime:
     """The regime of a call on these maps, the input first."""
     has_steps = spec.stride[1] != 1
+    has_large_windows = max(pools.radius_h, pools.radius_w) > 3
+    is_heavy = has_large_windows or has_steps or maps[0].dtype is torch.float64
     vector = next(v for v in (4, 2, 1) if v == 1 or all(_has_vectors(x, v) for x in maps))
     return Regime(
         backward,
         bool(pools.max),
-        max(pools.radius_h, pools.radius_w) > 3 or has_steps,
+        is_heavy,
         maps[0].shape[2] <= LOW and not has_steps,
         0 if spec.channels_last else vector,
     )

@@ -1,0 +1,167 @@
+"""The Triton kernels compiled for GPUs that need not be there, and what their machine code says."""
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from metapool_kernels import DEFAULT_CANDIDATES, pool_candidates
+from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.layout import memory_format
+from metapool_kernels.ops import PoolSpec
+from tests.backends import INTERPRETED
+
+pytest.importorskip("triton")
+if INTERPRETED:
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from benches.machine_code import Kernel, compile_call
+from metapool_kernels._triton import launch
+
+RATCHET = Path(__file__).parent / "machine_code.json"
+"""Registers and instructions of each kernel, as they were when they were last improved.
+
+``METAPOOL_WRITE_RATCHET=1 pytest tests/test_machine_code.py`` writes them again.
+"""
+
+SLACK = 1.1
+"""Figures may be so much worse: they depend on the version of Triton."""
+
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes that a program can have."""
+
+AVG = pool_candidates(kinds=("avg",), skip=False)
+
+Size = tuple[int, int, int, int]
+
+
+def _call(
+    *,
+    size: Size,
+    backward: bool = False,
+    candidates: tuple[str, ...] = DEFAULT_CANDIDATES,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    offset: int = 0,
+    has_values: bool = False,
+    stride: tuple[int, int] = (1, 1),
+    weights: tuple[int, ...] = (),
+) -> Callable[[], object]:
+    """A call of a kernel on tensors without memory, ``offset`` columns off an aligned address."""
+    n, c, h, w = size
+    x = torch.empty(
+        (n, c, h, w + offset),
+        dtype=dtype,
+        device="meta",
+        memory_format=memory_format(channels_last),
+    )[..., offset:]
+    codes = tuple(candidate.code for candidate in parse_candidates(candidates))
+    spec = PoolSpec(codes, stride, True, channels_last, "triton")
+    accumulate = torch.float64 if dtype is torch.float64 else torch.float32
+    alpha = torch.empty((*weights, len(codes)), dtype=accumulate, device="meta")
+    values = x if has_values else None
+    grad_out = x[..., :: stride[0], :: stride[1]]
+    if backward:
+        return lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, (True, True))
+    return lambda: launch.meta_pool_fwd(x, alpha, values, spec)
+
+
+BIG, LOW14, LOW7 = (32, 96, 56, 56), (32, 384, 14, 14), (32, 960, 7, 7)
+BF16 = torch.bfloat16
+
+CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
+    name: ("backward" in about, _call(**about))
+    for name, about in {
+        "forward, vectors of four": {"size": BIG},
+        "forward, vectors of four, bfloat16": {"size": BIG, "dtype": BF16},
+        "forward, not aligned": {"size": (32, 96, 57, 57), "offset": 1},
+        "forward, 14²": {"size": LOW14},
+        "forward, 7²": {"size": LOW7},
+        "forward, channels_last": {"size": BIG, "channels_last": True},
+        "forward, averages, bfloat16": {"size": BIG, "candidates": AVG, "dtype": BF16},
+        "forward of values": {"size": LOW14, "has_values": True},
+        "forward, float64, weights by plane": {
+            "size": LOW14,
+            "dtype": torch.float64,
+            "weights": (32, 384),
+        },
+        "backward, tiles": {"size": BIG, "backward": True},
+        "backward, 28², bfloat16": {"size": (32, 144, 28, 28), "dtype": BF16, "backward": True},
+        "backward, 7²": {"size": LOW7, "backward": True},
+        "backward, channels_last": {"size": LOW7, "channels_last": True, "backward": True},
+        "backward, averages": {"size": BIG, "candidates": AVG, "backward": True},
+        "backward of values": {"size": LOW7, "has_values": True, "backward": True},
+        "backward, stride 2": {
+            "size": (32, 96, 28, 28),
+            "candidates": AVG,
+            "stride": (2, 2),
+            "backward": True,
+        },
+    }.items()
+}
+
+ONLY_SM90 = {
+    "forward of values",
+    "forward, float64, weights by plane",
+    "backward of values",
+    "backward, stride 2",
+    "backward, channels_last",
+}
+
+KERNELS = [
+    pytest.param(name, capability, id=f"{name}-sm_{capability}")
+    for name in CALLS
+    for capability in (80, 90, 100)
+    if capability == 90 or name not in ONLY_SM90
+]
+
+
+@cache
+def _kernel(name: str, capability: int) -> Kernel:
+    backward, call = CALLS[name]
+    return compile_call(call, backward=backward, capability=capability)
+
+
+def _names(kernel: Kernel) -> str:
+    return " ".join(kernel.instructions)
+
+
+@pytest.mark.parametrize("name, capability", KERNELS)
+def test_machine_code(name: str, capability: int) -> None:
+    kernel = _kernel(name, capability)
+    code = _names(kernel)
+    assert kernel.stack == 0, "registers are spilled to the stack"
+    assert kernel.count("LDL", "STL") == 0, "registers are spilled to local memory"
+    assert kernel.count("ATOM", "ATOMG", "ATOMS", "RED", "REDG") == 0, (
+        "atomics are not deterministic"
+    )
+    assert kernel.shared <= SHARED_MEMORY[capability]
+    if "averages" not in name and "stride" not in name and "float64" not in name:
+        assert "FMNMX.NAN" in code or "FMNMX3.NAN" in code, "a maximum has to pass NaN on"
+    if "four" in name or ("averages" in name and "backward" not in name):
+        wide = "64" if "bfloat16" in name else "128"
+        assert f"LDG.E.{wide}" in code and f"STG.E.{wide}" in code, "four columns at a time"
+    if "bfloat16" in name:
+        assert "F2FP.BF16" in code and ".RZ" not in code, "bfloat16 is rounded to the nearest"
+
+
+@pytest.mark.parametrize("name, capability", KERNELS)
+def test_ratchet(name: str, capability: int) -> None:
+    kernel = _kernel(name, capability)
+    elements = kernel.lanes * kernel.arguments["COLUMNS"] * kernel.arguments["UNROLL"]
+    span = len(kernel.loop) if len(kernel.loop) > 1 else len(kernel.instructions)
+    found = {
+        "registers": kernel.registers,
+        "instructions": round(span * kernel.lanes / elements, 1),
+    }
+    key = f"{name}, sm_{capability}"
+    kept = json.loads(RATCHET.read_text()) if RATCHET.exists() else {}
+    if os.environ.get("METAPOOL_WRITE_RATCHET") == "1":
+        RATCHET.write_text(json.dumps(kept | {key: found}, indent=1, ensure_ascii=False) + "\n")
+        return
+    for figure, value in found.items():
+        assert value <= SLACK * kept[key][figure], f"more {figure} than when this was last improved"
