@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests import interpreter
-from tests.backends import BACKENDS, INTERPRETED, require
+from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require
 
 _PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("local", max_examples=150, **_PROFILE)
@@ -28,14 +28,14 @@ if INTERPRETED:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What lies in this folder itself needs the op alone; folders below need more.
 
-    The interpreter takes a second for a small map: of the tests that are for it, those run whose
-    names fall into METAPOOL_INTERPRET_SHARE (a fraction; 1 runs all).
+    The interpreter takes a second for a small map, a GPU for every kernel that it has to compile:
+    of the tests that are for them, those run whose names fall into METAPOOL_TEST_SHARE, a fraction.
     """
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("kernel")
-    if INTERPRETED:
-        share = float(os.environ.get("METAPOOL_INTERPRET_SHARE", "1"))
+    if SAMPLED:
+        share = float(os.environ.get("METAPOOL_TEST_SHARE", "1"))
         chosen = [item for item in items if "triton" in item.name and _number(item) < share]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen

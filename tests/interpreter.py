@@ -10,14 +10,18 @@ def mend() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    cut = interpreter.InterpreterBuilder.cast_impl
+    convert = interpreter.InterpreterBuilder.cast_impl
 
     def cast(self: Any, src: Any, dst_type: Any) -> Any:
-        """Float32 goes to the nearest bfloat16: the interpreter would cut the lower bits off."""
-        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+        """Leave bfloat16 to torch: the interpreter cuts bits off, and loses denormal numbers."""
+        kinds = src.dtype.scalar, dst_type.scalar
+        if kinds == (tl.float32, tl.bfloat16):
             rounded = torch.from_numpy(src.data.copy()).to(torch.bfloat16)
             return interpreter.TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
-        return cut(self, src, dst_type)
+        if kinds == (tl.bfloat16, tl.float32):
+            widened = torch.from_numpy(src.data.copy()).view(torch.bfloat16).float()
+            return interpreter.TensorHandle(widened.numpy(), tl.float32)
+        return convert(self, src, dst_type)
 
     interpreter.InterpreterBuilder.cast_impl = cast
     patch = interpreter._patch_lang

@@ -15,6 +15,7 @@ from torch import Tensor
 from metapool_kernels import fused_meta_pool, reference
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.checks import check_stride
+from tests.backends import DEVICE
 from tests.cases import Case
 
 Function = Callable[[Tensor, Tensor, Case], Tensor]
@@ -24,10 +25,13 @@ ALL = ("out", "grad_x", "grad_alpha")
 
 
 def fused(backend: str) -> Function:
-    """The op on one backend."""
-    return lambda x, alpha, case: fused_meta_pool(
-        x, alpha, case.candidates, backend=backend, **case.options
-    )
+    """The op on one backend, of tensors on the CPU."""
+
+    def function(x: Tensor, alpha: Tensor, case: Case) -> Tensor:
+        there = x.to(DEVICE), alpha.to(DEVICE)
+        return fused_meta_pool(*there, case.candidates, backend=backend, **case.options).to("cpu")
+
+    return function
 
 
 def definition(x: Tensor, alpha: Tensor, case: Case) -> Tensor:

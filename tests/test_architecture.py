@@ -14,10 +14,10 @@ PACKAGE = ROOT / "metapool_kernels"
 RANKS = (
     {"candidates", "version"},
     {"checks", "layout"},
-    {"native", "reference", "_triton"},
+    {"native", "reference"},
     {"dispatch"},
     {"ops"},
-    {"autograd"},
+    {"_triton", "autograd"},
     {"functional"},
     {"nn"},
     {"__init__"},
