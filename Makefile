@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
 CPP_SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp python_bindings/*.cpp)
+SHARE = 0.04
 DIGITS := --config configs/digits.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
@@ -16,7 +17,8 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-sanitize=null,object-size,vptr,pointer-overflow \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
-.PHONY: test test-isas test-sanitized search bench bench-report lint format install clean
+.PHONY: test test-isas test-interpreter test-sanitized search bench bench-report gpu-check \
+	gpu-model lint format install clean
 
 test: install  ## the whole test suite
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests
@@ -25,6 +27,9 @@ test-isas: install  ## the kernels' tests under each instruction set that this m
 	test -n "$(ISAS)"
 	set -e; for isa in $(ISAS); do echo "-- $$isa"; METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
 		$(RUN)/python $(KERNEL_PYTEST) $(KERNEL_TESTS); done
+
+test-interpreter: install  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
+	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel
 
 # A copy of the tree is built, so that the libraries in this one stay as they are.
 test-sanitized: install  ## the same with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
@@ -50,6 +55,12 @@ bench: install  ## our op against its peers; QUICK=--quick for under a minute
 bench-report: install  ## the full report under benches/results; QUICK=--quick for under 90 s
 	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,bench]"
 	$(RUN)/python -m benches.report $(QUICK)
+
+gpu-check: ## everything that only a GPU can tell, into benches/results; DRY=--dry-run without one
+	$(PYTHON) -m benches.gpu_check $(DRY)
+
+gpu-model: install  ## what the Triton kernels' machine code should reach on a GPU
+	$(RUN)/python -m benches.gpu_model
 
 lint: $(VENV)/.installed  ## ruff, mypy and clang-format
 	$(RUN)/ruff check .
