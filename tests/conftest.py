@@ -36,14 +36,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("kernel")
     if SAMPLED:
         share = float(os.environ.get("METAPOOL_TEST_SHARE", "1"))
-        chosen = [item for item in items if "triton" in item.name and _number(item) < share]
+        chosen = [item for item in items if "triton" in item.name and _is_in(share, item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen
 
 
-def _number(item: pytest.Item) -> float:
-    """A number from 0 to 1 that a test's name stands for, always the same."""
-    return zlib.crc32(item.nodeid.encode()) / 2**32
+def _is_in(share: float, item: pytest.Item) -> bool:
+    """Whether a test runs: its name stands for a number from 0 to 1, always the same."""
+    number = zlib.crc32(item.nodeid.encode()) / 2**32
+    return number < share or item.get_closest_marker("every") is not None
 
 
 @pytest.fixture(params=BACKENDS)

@@ -12,6 +12,7 @@ from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last, memory_format
 from metapool_kernels.ops import PoolSpec, meta_pool_bwd, meta_pool_fwd
 from tests import cases, judge
+from tests.backends import INTERPRETED
 from tests.cases import Case
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -154,6 +155,19 @@ def test_opcheck_dynamic(case: Case) -> None:
         ops.meta_pool_bwd.default, (grad_out, x, weights, values, *arguments, (True, True)),
         test_utils=only,
     )  # fmt: skip
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="takes CPU tensors in Triton's interpreter alone")
+@pytest.mark.every
+def test_opcheck_triton() -> None:
+    case = CASES[0]
+    x, weights, values, grad_out = _inputs(case, True)
+    arguments = _spec(case, x).arguments
+    ops = torch.ops.metapool_kernels
+    forward, backward = ops.triton_meta_pool_fwd.default, ops.triton_meta_pool_bwd.default
+    torch.library.opcheck(forward, (x, weights, values, *arguments), test_utils=STATIC_CHECKS)
+    all_of_it = (grad_out, x, weights, values, *arguments, (True, True))
+    torch.library.opcheck(backward, all_of_it, test_utils=STATIC_CHECKS)
 
 
 def _need_grad(wanted: bool, *tensors: Tensor | None) -> None:

@@ -1,0 +1,92 @@
+"""Every configuration that the Triton kernels can be tuned to gives the right results."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from metapool_kernels import pool_candidates
+from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.layout import is_channels_last
+from metapool_kernels.ops import PoolSpec
+from tests import judge
+from tests.backends import DEVICE, SAMPLED
+from tests.cases import Case
+
+if not SAMPLED:
+    pytest.skip("Triton runs on a GPU or in its interpreter", allow_module_level=True)
+
+from metapool_kernels._triton import launch, plan
+
+pytestmark = pytest.mark.every
+
+AVG = pool_candidates(kinds=("avg",), skip=False)
+MAPS = {
+    "low, vectors of 4": Case((1, 3, 6, 8)),
+    "low, vectors of 2": Case((1, 3, 6, 6)),
+    "low, odd": Case((2, 3, 7, 7)),
+    "low, channels_last": Case((2, 3, 7, 7), layout="channels_last"),
+    "high, vectors of 4": Case((1, 2, 17, 8)),
+    "high, vectors of 2": Case((1, 2, 17, 6)),
+    "high, odd": Case((1, 2, 17, 5)),
+    "high, channels_last": Case((1, 2, 17, 6), layout="channels_last"),
+    "high, averages, vectors of 4": Case((1, 2, 17, 8), candidates=AVG),
+    "high, averages, odd": Case((1, 2, 17, 5), candidates=AVG),
+    "heavy": Case((1, 2, 16, 9), candidates=("max_pool_9x9", "avg_pool_9x9")),
+    "strips": Case((1, 1, 61, 5)),
+    "tiles": Case((1, 2, 5, 71)),
+}
+
+
+def _regime(case: Case, backward: bool) -> plan.Regime:
+    x, _, grad_out = case.tensors()
+    spec, pools = _spec(case, x)
+    return plan.regime_of((x, grad_out), spec, pools, backward)
+
+
+def _spec(case: Case, x: Tensor) -> tuple[PoolSpec, plan.Pools]:
+    codes = tuple(candidate.code for candidate in parse_candidates(case.candidates))
+    return PoolSpec(codes, (1, 1), True, is_channels_last(x), "triton"), plan.pools_of(codes)
+
+
+CONFIGS = [
+    pytest.param(case, backward, config, id=f"triton-{name}-{'bwd' if backward else 'fwd'}-{i}")
+    for name, case in MAPS.items()
+    for backward in (False, True)
+    for i, config in enumerate(plan.configs(_regime(case, backward)))
+]
+
+
+@pytest.mark.parametrize("case, backward, config", CONFIGS)
+def test_configuration(case: Case, backward: bool, config: plan.Config) -> None:
+    x, weights, grad_out = (t.to(DEVICE) for t in replace(case, normalize=None).tensors())
+    spec, _ = _spec(case, x)
+    if backward:
+        grads = launch.meta_pool_bwd(grad_out, x, weights, None, spec, (True, True), config)
+        got = {"grad_x": grads[0].cpu(), "grad_alpha": grads[1].cpu()}
+    else:
+        got = {"out": launch.meta_pool_fwd(x, weights, None, spec, config).cpu()}
+    case = replace(case, normalize=None)
+    judge.verdict(got, case, x.cpu(), weights.cpu(), grad_out.cpu())
+
+
+def test_every_configuration_of_triton_is_tried() -> None:
+    tables = (plan._LOW_FORWARD, plan._FORWARD, plan._BACKWARD_AVG)
+    known = {config for table in tables for configs in table.values() for config in configs}
+    known |= {*plan._LOW_BACKWARD, *plan._BACKWARD, *plan._HEAVY}
+    tried = {parameters.values[2] for parameters in CONFIGS}
+    assert tried == known
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_strips_and_tiles_are_cut_in_triton(columns: int) -> None:
+    x = torch.empty(1, 1, 61, 71)
+    pools = plan.pools_of(tuple(c.code for c in parse_candidates(Case().candidates)))
+    spec = PoolSpec((), (1, 1), True, False, "triton")
+    config = plan.Config(columns, 4, 4)
+    forward = plan.forward_tile((x,), spec, pools, config)
+    backward, segments = plan.backward_tile((x,), spec, pools, config)
+    assert forward.strips.number > 1
+    assert backward.strips.number > 1
+    assert segments.tiles > 1 or backward.groups <= plan.SEGMENT
