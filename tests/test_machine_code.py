@@ -71,6 +71,7 @@ def _call(
 
 
 BIG, LOW14, LOW7 = (32, 96, 56, 56), (32, 384, 14, 14), (32, 960, 7, 7)
+HUGE = (2**17, 2**15, 3, 4)
 BF16 = torch.bfloat16
 
 CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
@@ -101,6 +102,8 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
             "stride": (2, 2),
             "backward": True,
         },
+        "forward, 64-bit lanes": {"size": HUGE},
+        "backward, 64-bit planes": {"size": HUGE, "backward": True},
     }.items()
 }
 
@@ -110,6 +113,8 @@ ONLY_SM90 = {
     "backward of values",
     "backward, stride 2",
     "backward, channels_last",
+    "forward, 64-bit lanes",
+    "backward, 64-bit planes",
 }
 
 KERNELS = [
