@@ -134,17 +134,23 @@ def _launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
     return (
         spec.backend == "triton"
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0  # nobody traces; private, has no public twin
-        and all(tensor is None or _has_memory(tensor) for tensor in tensors)
+        # Nobody traces. All that is asked below is private and has no public twin.
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and all(tensor is None or _is_plain(tensor) for tensor in tensors)
     )
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    """Whether it is none that the dispatcher has to see: fake, without memory, or of a vmap."""
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether memory holds what the tensor says: it is not fake, wrapped, negated or batched."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg():
         return False
     keys = torch._C._dispatch_keys(tensor)
-    return keys.has(torch._C.DispatchKey.CUDA) or keys.has(torch._C.DispatchKey.CPU)
+    return (
+        (keys.has(torch._C.DispatchKey.CUDA) or keys.has(torch._C.DispatchKey.CPU))
+        and not keys.has(torch._C.DispatchKey.ZeroTensor)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:

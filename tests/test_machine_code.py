@@ -50,6 +50,7 @@ def _call(
     has_values: bool = False,
     stride: tuple[int, int] = (1, 1),
     weights: tuple[int, ...] = (),
+    mask: tuple[bool, bool] = (True, True),
 ) -> Callable[[], object]:
     """A call of a kernel on tensors without memory, ``offset`` columns off an aligned address."""
     n, c, h, w = size
@@ -66,11 +67,17 @@ def _call(
     values = x if has_values else None
     grad_out = x[..., :: stride[0], :: stride[1]]
     if backward:
-        return lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, (True, True))
+        return lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, mask)
     return lambda: launch.meta_pool_fwd(x, alpha, values, spec)
 
 
 BIG, LOW14, LOW7 = (32, 96, 56, 56), (32, 384, 14, 14), (32, 960, 7, 7)
+ALONE = {
+    "averages": AVG,
+    "maxima": ("max_pool_3x3", "max_pool_7x7"),
+    "skip": ("skip_connect",),
+    "none": ("none",),
+}
 HUGE = (2**17, 2**15, 3, 4)
 BF16 = torch.bfloat16
 
@@ -102,6 +109,16 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
             "stride": (2, 2),
             "backward": True,
         },
+        **{
+            f"backward, {names} alone, {wanted} alone": {
+                "size": (32, 96, 40, 40),
+                "candidates": candidates,
+                "mask": mask,
+                "backward": True,
+            }
+            for names, candidates in ALONE.items()
+            for wanted, mask in {"x": (True, False), "weights": (False, True)}.items()
+        },
         "forward, 64-bit lanes": {"size": HUGE},
         "backward, 64-bit planes": {"size": HUGE, "backward": True},
     }.items()
@@ -121,7 +138,7 @@ KERNELS = [
     pytest.param(name, capability, id=f"{name}-sm_{capability}")
     for name in CALLS
     for capability in (80, 90, 100)
-    if capability == 90 or name not in ONLY_SM90
+    if capability == 90 or not (name in ONLY_SM90 or "alone" in name)
 ]
 
 
@@ -145,7 +162,7 @@ def test_machine_code(name: str, capability: int) -> None:
         "atomics are not deterministic"
     )
     assert kernel.shared <= SHARED_MEMORY[capability]
-    if "averages" not in name and "stride" not in name and "float64" not in name:
+    if not any(word in name for word in ("averages", "stride", "float64", "skip", "none")):
         assert "FMNMX.NAN" in code or "FMNMX3.NAN" in code, "a maximum has to pass NaN on"
     if "four" in name or ("averages" in name and "backward" not in name):
         wide = "64" if "bfloat16" in name else "128"

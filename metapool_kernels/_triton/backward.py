@@ -26,6 +26,7 @@ from metapool_kernels._triton.plan import SEGMENT
 from metapool_kernels._triton.windows import (
     added_around,
     chosen_around,
+    divided,
     picked_around,
     pushed,
     repeated,
@@ -167,7 +168,11 @@ def _spread_row(
             if not MERGED:
                 column = group * COLUMNS + (i - RADIUS)
                 count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
-                grad = tl.where(inside[i], grad * (shares_avg[p] / count.to(ACC)), 0.0)
+                grad = tl.where(
+                    inside[i],
+                    grad * divided(shares_avg[p] + tl.zeros_like(grad), count.to(ACC)),
+                    0.0,
+                )
             of_pooling = of_pooling + (grad,)
         scaled = scaled + (of_pooling,)
     new_dues = ()
@@ -199,7 +204,7 @@ def _spread_row(
                 pooled = sum_around(sums[p], RADIUS_H, AVG[p][0])
                 if not MERGED:
                     count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
-                    pooled /= count.to(ACC)
+                    pooled = divided(pooled, count.to(ACC))
                 if not (ONE_STRIP and STRIDE_H * STRIDE_W == 1):
                     pooled = tl.where(is_counted, pooled, 0.0)
                 new_totals = new_totals + (avg_totals[p] + grad * pooled,)
@@ -410,7 +415,7 @@ def meta_pool_bwd_kernel(
         index = in_segment
         group = in_segment + tile * (_SEGMENT - 2 * HALO)
         per_plane = _SEGMENT
-        in_lanes = (plane < planes) & (group < groups)
+        in_lanes = (plane >= 0) & (plane < planes) & (group < groups)
         is_owned = (in_segment >= HALO) | (tile == 0 + tl.zeros_like(lane))
         is_owned &= (in_segment < _SEGMENT - HALO) | (tile == tiles - 1 + tl.zeros_like(lane))
         is_owned &= in_lanes
@@ -419,7 +424,7 @@ def meta_pool_bwd_kernel(
         group = in_segment % groups
         index = group
         per_plane = groups
-        in_lanes = (plane < planes) & (in_segment < planes_per_segment * groups)
+        in_lanes = (plane >= 0) & (plane < planes) & (in_segment < planes_per_segment * groups)
         is_owned = in_lanes
     image = (plane // channels).to(tl.int64)
     channel = (plane % channels).to(tl.int64)
@@ -461,16 +466,17 @@ def meta_pool_bwd_kernel(
     # Where the strip begins with the map, no row is above it.
     for i in tl.static_range(2 * RADIUS_H if ONE_STRIP else 0, 4 * RADIUS_H):
         row = row_begin + (i - 2 * RADIUS_H)
-        if (row >= 0) & (row < h):
-            kepts = _keep_row(
-                kepts, x, values, x_plane, values_plane, row, h,
-                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, VECTOR, ACC,
-            )  # fmt: skip
-        else:
-            kepts = _keep_row(
-                kepts, x, values, x_plane, values_plane, row, h,
-                group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
-            )  # fmt: skip
+        if USES_X:
+            if (row >= 0) & (row < h):
+                kepts = _keep_row(
+                    kepts, x, values, x_plane, values_plane, row, h,
+                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, True, VECTOR, ACC,
+                )  # fmt: skip
+            else:
+                kepts = _keep_row(
+                    kepts, x, values, x_plane, values_plane, row, h,
+                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
+                )  # fmt: skip
         if i >= (3 * RADIUS_H if ONE_STRIP else 2 * RADIUS_H):  # noqa: SIM102 (one is static)
             if (row - RADIUS_H >= 0) & (row - RADIUS_H < h):
                 dues, totals = _spread_row(
@@ -483,16 +489,17 @@ def meta_pool_bwd_kernel(
     for base in range(row_begin, 1 if HEIGHT > 0 else row_end, UNROLL):
         for u in tl.static_range(UNROLL):
             row = u if HEIGHT > 0 else base + u
-            if row + 2 * RADIUS_H < h:
-                kepts = _keep_row(
-                    kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
-                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, USES_X, VECTOR, ACC,
-                )  # fmt: skip
-            else:
-                kepts = _keep_row(
-                    kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
-                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
-                )  # fmt: skip
+            if USES_X:
+                if row + 2 * RADIUS_H < h:
+                    kepts = _keep_row(
+                        kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
+                        group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, True, VECTOR, ACC,
+                    )  # fmt: skip
+                else:
+                    kepts = _keep_row(
+                        kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
+                        group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
+                    )  # fmt: skip
             if row + RADIUS_H < h:
                 dues, totals = _spread_row(
                     dues, kepts, totals, grad_out, grad_out_plane, row + RADIUS_H,

@@ -19,6 +19,7 @@ from metapool_kernels._triton.lanes import (
 )
 from metapool_kernels._triton.windows import (
     chosen_around,
+    divided,
     doubled_largest_around,
     largest_around,
     picked_around,
@@ -173,7 +174,7 @@ def _finish_pixel(
     else:
         for p in tl.static_range(len(AVG)):
             count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
-            acc += shares_avg[p] * (pending[p][0] / count.to(acc.dtype))
+            acc += shares_avg[p] * divided(pending[p][0], count.to(acc.dtype))
     on_map = ()
     if HAS_VALUES:
         for i in tl.static_range(2 * RADIUS + 1):
@@ -238,6 +239,7 @@ def meta_pool_fwd_kernel(
     are summed up together, which asks that the divisor does not depend on the place. HEIGHT is that
     of a map so low that one round of the loop does all of it, else 0.
     """
+    tl.static_assert(STRIDE_W == 1 or COLUMNS == 1, "columns of one lane are neighbours")
     pid = tl.program_id(0)  # strips of the same lanes follow each other and share their halos
     row_begin = 0 if ONE_STRIP else (pid % strips) * strip_rows
     row_end = tl.minimum(row_begin + strip_rows, h_out)

@@ -32,11 +32,12 @@ def first_of(map, image, channel):
 def load_weights(weights, image, channel, in_lanes, SHARED: tl.constexpr, COUNT: tl.constexpr):
     """A tuple of the COUNT weights of each lane's plane, scalars where all planes share them."""
     loaded = ()
+    step = tl.cast(weights.stride_k, tl.int64)
     for k in tl.static_range(COUNT):
         if SHARED:
-            weight = tl.load(weights.data + k * weights.stride_k)
+            weight = tl.load(weights.data + k * step)
         else:
-            at = image * weights.stride_n + channel * weights.stride_c + k * weights.stride_k
+            at = image * weights.stride_n + channel * weights.stride_c + k * step
             weight = tl.load(weights.data + at, mask=in_lanes, other=0)
         loaded = loaded + (weight,)
     return loaded
@@ -102,9 +103,10 @@ def load_row(
             pixels = pixels + columns_of(block.to(ACC))
         pixels = pixels[HALO * COLUMNS - RADIUS : (HALO + 1) * COLUMNS + RADIUS]
     else:
-        start += (group * COLUMNS).to(tl.int64) * map.stride_w
+        step = tl.cast(map.stride_w, tl.int64)
+        start += (group * COLUMNS) * step
         for i in tl.static_range(COLUMNS + 2 * RADIUS):
-            at = map.data + start + (i - RADIUS) * map.stride_w
+            at = map.data + start + (i - RADIUS) * step
             pixels = pixels + (tl.load(at, mask=inside[i], other=0).to(ACC),)
     return pixels
 

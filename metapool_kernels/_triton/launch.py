@@ -62,7 +62,7 @@ def as_weights(weights: Tensor) -> Weights:
     return Weights(weights, stride_n, stride_c, strides[-1])
 
 
-_tuned: dict[tuple[torch.dtype, Regime], Config] = {}
+_tuned: dict[tuple[torch.device, torch.dtype, Regime], Config] = {}
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
@@ -83,7 +83,7 @@ def choose_config(x: Tensor, regime: Regime, run: Callable[[Config], object]) ->
     choices = configs(regime)
     if os.environ.get("METAPOOL_AUTOTUNE") != "1" or x.device.type != "cuda":
         return choices[0]
-    key = (x.dtype, regime)
+    key = (x.device, x.dtype, regime)
     if key not in _tuned:
         if torch.cuda.is_current_stream_capturing():
             return choices[0]
@@ -187,7 +187,9 @@ def meta_pool_bwd(
             lambda c: meta_pool_bwd(grad_out, x, weights, values, spec, output_mask, c),
         )
     tile, segments = backward_tile(maps, spec, pools, config)
-    parts = weights.new_empty((n, c, segments.tiles * tile.strips.number, len(spec.candidates)))
+    parts = weights
+    if wants_weights:
+        parts = weights.new_empty((n, c, segments.tiles * tile.strips.number, len(spec.candidates)))
     source = as_map(x, tile.vector)
     with on_device_of(x):
         meta_pool_bwd_kernel[(tile.programs,)](

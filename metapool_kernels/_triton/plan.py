@@ -197,7 +197,7 @@ def _tile(
         config,
         unroll,
         config.columns if has_vectors else 1,
-        strips.number == 1 and strips.rows == unroll,
+        strips.number == 1 and strips.rows == unroll and maps[0].shape[2] <= LOW,
         groups,
         strips,
         blocks * strips.number,

@@ -37,6 +37,12 @@ def largest(left, right):
 
 
 @triton.jit
+def divided(total, count):
+    """The quotient, rounded to the nearest: float32 would be divided less exactly."""
+    return tl.div_rn(total, count) if total.dtype == tl.float32 else total / count
+
+
+@triton.jit
 def sum_around(row, CENTER: tl.constexpr, RADIUS: tl.constexpr):
     """Sum of the elements up to RADIUS from the center; a wider one shares a narrower."""
     total = row[CENTER]
