@@ -30,6 +30,7 @@ from metapool_kernels._triton.windows import (
     picked_around,
     pushed,
     repeated,
+    rings_of,
     sum_around,
 )
 
@@ -441,22 +442,21 @@ def meta_pool_bwd_kernel(
     USES_X: tl.constexpr = len(MAX) > 0 or (WANTS_WEIGHTS and len(AVG) > 0)
     nothing = tl.full(lane.shape, -0.0, ACC)
     lowest = tl.full(lane.shape, float("-inf"), ACC)
-    kepts = repeated(
-        (
-            repeated(repeated(nothing, LENGTH), len(AVG) if WANTS_WEIGHTS else 0),
-            repeated(repeated(lowest, LENGTH), len(MAX)),
-            repeated(repeated(tl.zeros(lane.shape, tl.int32), LENGTH), len(MAX)),
-            repeated(repeated(nothing, LENGTH), len(MAX) if HAS_VALUES and WANTS_WEIGHTS else 0),
-        ),
-        COLUMNS,
+    kept = (
+        rings_of(nothing, len(AVG) if WANTS_WEIGHTS else 0, LENGTH),
+        rings_of(lowest, len(MAX), LENGTH),
+        rings_of(tl.zeros(lane.shape, tl.int32), len(MAX), LENGTH),
+        rings_of(nothing, len(MAX) if HAS_VALUES and WANTS_WEIGHTS else 0, LENGTH),
     )
-    dues = repeated(
-        (
-            repeated(repeated(nothing, LENGTH), len(MAX) if WANTS_VALUES else 0),
-            repeated(nothing, LENGTH),
-        ),
-        COLUMNS,
+    due = (
+        rings_of(nothing, len(MAX) if WANTS_VALUES else 0, LENGTH),
+        repeated(nothing, LENGTH),
     )
+    kepts = ()
+    dues = ()
+    for _ in tl.static_range(COLUMNS):
+        kepts = kepts + (kept,)
+        dues = dues + (due,)
     zero = tl.zeros(lane.shape, ACC)
     totals = (
         repeated(zero, len(AVG) if WANTS_WEIGHTS else 0),

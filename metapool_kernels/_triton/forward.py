@@ -24,7 +24,7 @@ from metapool_kernels._triton.windows import (
     largest_around,
     picked_around,
     pushed,
-    repeated,
+    rings_of,
     sum_around,
 )
 
@@ -264,14 +264,14 @@ def meta_pool_fwd_kernel(
     LENGTH: tl.constexpr = 2 * RADIUS_H + 1
     STEP: tl.constexpr = min(STRIDE_H, LENGTH)  # input rows for each output row
     PENDING: tl.constexpr = (LENGTH - 1) // STRIDE_H + 1
-    states = repeated(
-        (
-            repeated(repeated(nothing, PENDING), min(len(AVG), 1) if MERGED else len(AVG)),
-            repeated(repeated(lowest, LENGTH), len(MAX)),
-            repeated(repeated(nothing, LENGTH), len(MAX) if HAS_VALUES else 0),
-        ),
-        COLUMNS,
+    state = (
+        rings_of(nothing, min(len(AVG), 1) if MERGED else len(AVG), PENDING),
+        rings_of(lowest, len(MAX), LENGTH),
+        rings_of(nothing, len(MAX) if HAS_VALUES else 0, LENGTH),
     )
+    states = ()
+    for _ in tl.static_range(COLUMNS):
+        states = states + (state,)
     # Where the strip begins with the map, no row is above it.
     for i in tl.static_range(RADIUS_H if ONE_STRIP else 0, LENGTH - STEP):
         if HEIGHT == 0 or i - RADIUS_H < HEIGHT:

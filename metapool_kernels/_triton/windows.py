@@ -19,6 +19,15 @@ def repeated(value, TIMES: tl.constexpr):
 
 
 @triton.jit
+def rings_of(value, COUNT: tl.constexpr, LENGTH: tl.constexpr):
+    """A tuple of COUNT such rings."""
+    rings = ()
+    for _ in tl.static_range(COUNT):
+        rings = rings + (repeated(value, LENGTH),)
+    return rings
+
+
+@triton.jit
 def pushed(ring, item):
     """The ring without its oldest item, and with a new one."""
     return ring[1:] + (item,)
