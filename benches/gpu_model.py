@@ -146,16 +146,7 @@ def predict(case: Case) -> Prediction:
 
 def table(predictions: list[Prediction]) -> str:
     """All of it as Markdown."""
-    head = [
-        "map",
-        "dtype",
-        "layout",
-        "candidates",
-        "registers",
-        "shared",
-        "instructions",
-        "integer",
-    ]
+    head = ["map", "dtype", "layout", "candidates", "registers", "instructions", "integer"]
     head += [f"{gpu.name}: share of copy speed" for gpu in GPUS]
     lines = []
     for backward in (False, True):
