@@ -18,11 +18,12 @@ from metapool_kernels._triton.lanes import (
     first_of,
     inside_row,
     load_row,
+    load_rows,
     load_weights,
     store_row,
     window_size,
 )
-from metapool_kernels._triton.plan import SEGMENT
+from metapool_kernels._triton.segments import LANES, gradients_of_row, store_total
 from metapool_kernels._triton.windows import (
     added_around,
     chosen_around,
@@ -33,8 +34,6 @@ from metapool_kernels._triton.windows import (
     rings_of,
     sum_around,
 )
-
-_SEGMENT: tl.constexpr = tl.constexpr(SEGMENT)
 
 
 @triton.constexpr_function
@@ -80,25 +79,20 @@ def _keep_pixels(
 
 @triton.jit
 def _keep_row(
-    kepts, x, values, x_plane, values_plane, row, h, group, inside,
+    kepts, x, values, x_plane, values_plane, row, group, inside,
     AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr, HAS_VALUES: tl.constexpr,
     TAKES: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Loads an input row, if it is on the map, and keeps of it what windows need that hold it."""
+    """Loads an input row, if TAKES, and keeps of it what windows need that hold it."""
     COLUMNS: tl.constexpr = len(kepts)
     nothing = tl.full(group.shape, -0.0, ACC)
     pooled = repeated(nothing, COLUMNS + 2 * RADIUS)
     compared = pooled
     if TAKES:
-        pooled = load_row(values, values_plane, row, group, inside, COLUMNS, RADIUS, VECTOR, ACC)
-        if len(MAX) > 0:
-            compared = pooled
-            if HAS_VALUES:
-                compared = load_row(x, x_plane, row, group, inside, COLUMNS, RADIUS, VECTOR, ACC)
-            filled = ()
-            for i in tl.static_range(len(compared)):
-                filled = filled + (tl.where(inside[i], compared[i], float("-inf")),)
-            compared = filled
+        pooled, compared = load_rows(
+            x, values, x_plane, values_plane, row, group, inside,
+            COLUMNS, RADIUS, len(MAX) > 0, HAS_VALUES, VECTOR, ACC,
+        )  # fmt: skip
     new = ()
     for v in tl.static_range(COLUMNS):
         kept = _keep_pixels(
@@ -107,6 +101,26 @@ def _keep_row(
         )  # fmt: skip
         new = new + (kept,)
     return new
+
+
+@triton.jit
+def _keep_row_or_none(
+    kepts, x, values, x_plane, values_plane, row, on_map, group, inside,
+    AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr, HAS_VALUES: tl.constexpr,
+    VECTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The same for any row: one that is not ``on_map`` has nothing to load."""
+    if on_map:
+        kepts = _keep_row(
+            kepts, x, values, x_plane, values_plane, row, group, inside,
+            AVG, MAX, RADIUS, HAS_VALUES, True, VECTOR, ACC,
+        )  # fmt: skip
+    else:
+        kepts = _keep_row(
+            kepts, x, values, x_plane, values_plane, row, group, inside,
+            AVG, MAX, RADIUS, HAS_VALUES, False, VECTOR, ACC,
+        )  # fmt: skip
+    return kepts
 
 
 @triton.jit
@@ -236,100 +250,6 @@ def _spread_row(
 
 
 @triton.jit
-def _from_lane(block, DELTA: tl.constexpr):
-    """What the lane DELTA further in the segment holds, around its end."""
-    SEGMENTS: tl.constexpr = block.shape[0] // _SEGMENT
-    lane = (tl.arange(0, _SEGMENT) + (DELTA + _SEGMENT)) % _SEGMENT
-    lane = tl.broadcast_to(lane[None, :], (SEGMENTS, _SEGMENT))
-    block = tl.gather(tl.reshape(block, (SEGMENTS, _SEGMENT)), lane, 1)
-    return tl.reshape(block, (SEGMENTS * _SEGMENT,))
-
-
-@triton.constexpr_function
-def _by_width(pools):
-    """The widest first: its number, its radius, and from which distance on it is alone."""
-    order = sorted(range(len(pools)), key=lambda p: -pools[p][1])
-    radii = [pools[p][1] for p in order]
-    inner = [radius + 1 for radius in radii[1:]] + [0] * (len(radii) > 0)
-    return tuple(zip(order, radii, inner, strict=True))
-
-
-@triton.jit
-def _added(values, value, AT: tl.constexpr):
-    """A tuple with a value added to one of its own, if it has that one."""
-    if AT >= 0 and len(values) > AT:
-        values = values[:AT] + (values[AT] + value,) + values[AT + 1 :]
-    return values
-
-
-@triton.jit
-def _add_to_outer(
-    given, grad, code, CENTER: tl.constexpr, INNER: tl.constexpr, RADIUS: tl.constexpr
-):
-    """Adds a gradient where ``code`` says, if it is INNER to RADIUS columns from the center."""
-    inner = grad
-    for d in tl.static_range(INNER, RADIUS + 1):
-        is_before = code == -d
-        is_after = code == d
-        if d > 0:
-            given = _added(given, tl.where(is_before, grad, 0.0), CENTER - d)
-            inner = tl.where(is_before | is_after, 0.0, inner)
-        given = _added(given, tl.where(is_after, grad, 0.0), CENTER + d)
-    return given, inner
-
-
-@triton.jit
-def _add_to_columns(given, pending, codes, CENTER: tl.constexpr, MAX: tl.constexpr):
-    """Adds the oldest gradients of one column's maxima to the columns where these stand.
-
-    Where a maximum is not near the ends of its window, it is that of the narrower window too.
-    """
-    ORDER: tl.constexpr = _by_width(MAX)
-    inner = 0.0
-    for i in tl.static_range(len(ORDER)):
-        grad = pending[ORDER[i][0]][0]
-        if i > 0:
-            grad += inner
-        code = codes[ORDER[i][0]][0]
-        given, inner = _add_to_outer(given, grad, code, CENTER, ORDER[i][2], ORDER[i][1])
-    return given
-
-
-@triton.jit
-def _finish_row(
-    dues, kepts, in_segment, MAX: tl.constexpr, RADIUS: tl.constexpr,
-    TILED: tl.constexpr,
-):  # fmt: skip
-    """The gradients of the oldest row."""
-    COLUMNS: tl.constexpr = len(dues)
-    HANDED: tl.constexpr = RADIUS if len(MAX) > 0 else 0
-    nothing = tl.full(in_segment.shape, -0.0, dues[0][1][0].dtype)
-    # What the maxima of this row give to each of the lane's columns and to its neighbours'.
-    given = repeated(nothing, COLUMNS + 2 * HANDED)
-    for v in tl.static_range(COLUMNS):
-        _, _, codes, _ = kepts[v]
-        pending, _ = dues[v]
-        given = _add_to_columns(given, pending, codes, HANDED + v, MAX)
-    row = ()
-    for v in tl.static_range(COLUMNS):
-        _, ready = dues[v]
-        grad = ready[0] + given[v + HANDED]
-        for lanes in tl.static_range(1, (HANDED + COLUMNS - 1) // COLUMNS + 1):
-            if v + lanes * COLUMNS < COLUMNS + HANDED:
-                handed = _from_lane(given[v + lanes * COLUMNS + HANDED], -lanes)
-                if TILED:
-                    handed = tl.where(in_segment >= lanes, handed, 0.0)
-                grad += handed
-            if v - lanes * COLUMNS >= -HANDED:
-                handed = _from_lane(given[v - lanes * COLUMNS + HANDED], lanes)
-                if TILED:
-                    handed = tl.where(in_segment < _SEGMENT - lanes, handed, 0.0)
-                grad += handed
-        row = row + (grad,)
-    return row
-
-
-@triton.jit
 def _moved_on(dues, nothing):
     """What is due without the oldest row, and with a new one."""
     moved = ()
@@ -340,15 +260,6 @@ def _moved_on(dues, nothing):
             new_pending = new_pending + (pushed(pending[p], nothing),)
         moved = moved + ((new_pending, pushed(ready, nothing)),)
     return moved
-
-
-@triton.jit
-def _store_total(total, at, first, index, groups, ROUNDS: tl.constexpr):
-    """Adds up a total over the lanes of each plane, in a fixed order, and writes it."""
-    for i in tl.static_range(ROUNDS):
-        handed = _from_lane(total, 2**i)
-        total += tl.where(index + 2**i < groups, handed, 0.0)
-    tl.store(at, total, mask=first)
 
 
 @triton.jit(
@@ -407,18 +318,18 @@ def meta_pool_bwd_kernel(
     row_begin = 0 if ONE_STRIP else strip * strip_rows
     h = HEIGHT if HEIGHT > 0 else h
     row_end = tl.minimum(row_begin + strip_rows, h)
-    lane = tl.arange(0, SEGMENTS * _SEGMENT)
-    in_segment = lane % _SEGMENT
-    segment = (pid // strips // tiles).to(planes.dtype) * SEGMENTS + lane // _SEGMENT
+    lane = tl.arange(0, SEGMENTS * LANES)
+    in_segment = lane % LANES
+    segment = (pid // strips // tiles).to(planes.dtype) * SEGMENTS + lane // LANES
     HALO: tl.constexpr = (RADIUS_W + COLUMNS - 1) // COLUMNS
     if TILED:
         plane = segment
         index = in_segment
-        group = in_segment + tile * (_SEGMENT - 2 * HALO)
-        per_plane = _SEGMENT
+        group = in_segment + tile * (LANES - 2 * HALO)
+        per_plane = LANES
         in_lanes = (plane >= 0) & (plane < planes) & (group < groups)
         is_owned = (in_segment >= HALO) | (tile == 0 + tl.zeros_like(lane))
-        is_owned &= (in_segment < _SEGMENT - HALO) | (tile == tiles - 1 + tl.zeros_like(lane))
+        is_owned &= (in_segment < LANES - HALO) | (tile == tiles - 1 + tl.zeros_like(lane))
         is_owned &= in_lanes
     else:
         plane = segment * planes_per_segment + in_segment // groups
@@ -467,16 +378,10 @@ def meta_pool_bwd_kernel(
     for i in tl.static_range(2 * RADIUS_H if ONE_STRIP else 0, 4 * RADIUS_H):
         row = row_begin + (i - 2 * RADIUS_H)
         if USES_X:
-            if (row >= 0) & (row < h):
-                kepts = _keep_row(
-                    kepts, x, values, x_plane, values_plane, row, h,
-                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, True, VECTOR, ACC,
-                )  # fmt: skip
-            else:
-                kepts = _keep_row(
-                    kepts, x, values, x_plane, values_plane, row, h,
-                    group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
-                )  # fmt: skip
+            kepts = _keep_row_or_none(
+                kepts, x, values, x_plane, values_plane, row, (row >= 0) & (row < h), group, inside,
+                AVG, MAX, RADIUS_W, HAS_VALUES, VECTOR, ACC,
+            )  # fmt: skip
         if i >= (3 * RADIUS_H if ONE_STRIP else 2 * RADIUS_H):  # noqa: SIM102 (one is static)
             if (row - RADIUS_H >= 0) & (row - RADIUS_H < h):
                 dues, totals = _spread_row(
@@ -490,16 +395,11 @@ def meta_pool_bwd_kernel(
         for u in tl.static_range(UNROLL):
             row = u if HEIGHT > 0 else base + u
             if USES_X:
-                if row + 2 * RADIUS_H < h:
-                    kepts = _keep_row(
-                        kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
-                        group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, True, VECTOR, ACC,
-                    )  # fmt: skip
-                else:
-                    kepts = _keep_row(
-                        kepts, x, values, x_plane, values_plane, row + 2 * RADIUS_H, h,
-                        group, inside, AVG, MAX, RADIUS_W, HAS_VALUES, False, VECTOR, ACC,
-                    )  # fmt: skip
+                kepts = _keep_row_or_none(
+                    kepts, x, values, x_plane, values_plane,
+                    row + 2 * RADIUS_H, row + 2 * RADIUS_H < h, group, inside,
+                    AVG, MAX, RADIUS_W, HAS_VALUES, VECTOR, ACC,
+                )  # fmt: skip
             if row + RADIUS_H < h:
                 dues, totals = _spread_row(
                     dues, kepts, totals, grad_out, grad_out_plane, row + RADIUS_H,
@@ -508,7 +408,7 @@ def meta_pool_bwd_kernel(
                     WANTS_VALUES, WANTS_WEIGHTS, False, ONE_STRIP, VECTOR, ACC,
                 )  # fmt: skip
             if WANTS_VALUES:
-                columns = _finish_row(dues, kepts, in_segment, MAX, RADIUS_W, TILED)
+                columns = gradients_of_row(dues, kepts, in_segment, MAX, RADIUS_W, TILED)
                 mask = is_owned & _rows_on_map(row, row_end, group)
                 store_row(grad_values, grad_values_plane, row, group, columns, w, mask, VECTOR)
             dues = _moved_on(dues, nothing)
@@ -522,12 +422,12 @@ def meta_pool_bwd_kernel(
             if MERGED:
                 total /= (2 * AVG[p][0] + 1) * (2 * AVG[p][1] + 1)
             at = grad_weights + part * COUNT + AVG[p][2]
-            _store_total(total, at, first, index, per_plane, ROUNDS)
+            store_total(total, at, first, index, per_plane, ROUNDS)
         for p in tl.static_range(len(MAX)):
             total = tl.where(is_owned, max_totals[p], 0.0)
             at = grad_weights + part * COUNT + MAX[p][2]
-            _store_total(total, at, first, index, per_plane, ROUNDS)
+            store_total(total, at, first, index, per_plane, ROUNDS)
         for k in tl.static_range(len(NONE)):
             total = tl.where(is_owned, none_totals[k], 0.0)
             at = grad_weights + part * COUNT + NONE[k]
-            _store_total(total, at, first, index, per_plane, ROUNDS)
+            store_total(total, at, first, index, per_plane, ROUNDS)

@@ -11,7 +11,7 @@ import triton.language as tl
 from metapool_kernels._triton.lanes import (
     first_of,
     inside_row,
-    load_row,
+    load_rows,
     load_weights,
     locate,
     store_row,
@@ -123,15 +123,10 @@ def _take_row(
     present = ()
     for i in tl.static_range(len(inside)):
         present = present + (inside[i] & on_map,)
-    pooled = load_row(values, values_plane, row, group, present, COLUMNS, RADIUS, VECTOR, ACC)
-    compared = pooled
-    if len(MAX) > 0:
-        if HAS_VALUES:
-            compared = load_row(x, x_plane, row, group, present, COLUMNS, RADIUS, VECTOR, ACC)
-        filled = ()
-        for i in tl.static_range(len(compared)):
-            filled = filled + (tl.where(present[i], compared[i], float("-inf")),)
-        compared = filled
+    pooled, compared = load_rows(
+        x, values, x_plane, values_plane, row, group, present,
+        COLUMNS, RADIUS, len(MAX) > 0, HAS_VALUES, VECTOR, ACC,
+    )  # fmt: skip
     new = ()
     for v in tl.static_range(COLUMNS):
         state = _take_pixels(

@@ -111,6 +111,25 @@ def load_row(
     return pixels
 
 
+@triton.jit
+def load_rows(
+    x, values, x_plane, values_plane, row, group, inside,
+    COLUMNS: tl.constexpr, RADIUS: tl.constexpr, HAS_MAX: tl.constexpr, HAS_VALUES: tl.constexpr,
+    VECTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What sums take of a row, and what maxima compare: -Inf where not ``inside``."""
+    pooled = load_row(values, values_plane, row, group, inside, COLUMNS, RADIUS, VECTOR, ACC)
+    compared = pooled
+    if HAS_MAX:
+        if HAS_VALUES:
+            compared = load_row(x, x_plane, row, group, inside, COLUMNS, RADIUS, VECTOR, ACC)
+        filled = ()
+        for i in tl.static_range(len(compared)):
+            filled = filled + (tl.where(inside[i], compared[i], float("-inf")),)
+        compared = filled
+    return pooled, compared
+
+
 @triton.constexpr_function
 def _clamp(i, length):
     return min(max(i, 0), length - 1)

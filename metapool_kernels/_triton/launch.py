@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton.testing
@@ -15,6 +15,7 @@ from metapool_kernels._triton.plan import (
     SEGMENT,
     Config,
     Regime,
+    Tile,
     accumulator,
     backward_tile,
     configs,
@@ -95,6 +96,35 @@ def choose_config(x: Tensor, regime: Regime, run: Callable[[Config], object]) ->
     return _tuned[key]
 
 
+def _constants(
+    x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec, tile: Tile
+) -> dict[str, Any]:
+    """What both kernels are compiled for."""
+    pools = pools_of(spec.candidates)
+    h, w = x.shape[2:]
+    return {
+        "AVG": pools.avg,
+        "MAX": pools.max,
+        "NONE": pools.none,
+        "COUNT": len(spec.candidates),
+        "RADIUS_H": pools.radius_h,
+        "RADIUS_W": pools.radius_w,
+        "STRIDE_H": min(spec.stride[0], h),
+        "STRIDE_W": min(spec.stride[1], w),
+        "MERGED": spec.count_include_pad,
+        "HAS_VALUES": values is not None and bool(pools.max),
+        "SHARED_WEIGHTS": weights.dim() == 1,
+        "ACC": accumulator(x.dtype),
+        "COLUMNS": tile.config.columns,
+        "VECTOR": tile.vector > 1,
+        "ONE_STRIP": tile.strips.number == 1,
+        "HEIGHT": h if tile.is_low else 0,
+        "UNROLL": tile.unroll,
+        "num_warps": tile.config.num_warps,
+        "enable_fp_fusion": True,
+    }
+
+
 def meta_pool_fwd(
     x: Tensor,
     weights: Tensor,
@@ -133,27 +163,9 @@ def meta_pool_fwd(
             n * c * tile.groups,
             tile.strips.number,
             tile.strips.rows,
-            AVG=pools.avg,
-            MAX=pools.max,
-            NONE=pools.none,
-            COUNT=len(spec.candidates),
-            RADIUS_H=pools.radius_h,
-            RADIUS_W=pools.radius_w,
-            STRIDE_H=min(spec.stride[0], h),
-            STRIDE_W=min(spec.stride[1], w),
-            MERGED=spec.count_include_pad,
-            HAS_VALUES=values is not None and bool(pools.max),
-            SHARED_WEIGHTS=weights.dim() == 1,
+            **_constants(x, weights, values, spec, tile),
             CHANNELS_LAST=spec.channels_last,
-            ACC=accumulator(x.dtype),
             BLOCK=SEGMENT * config.num_warps,
-            COLUMNS=config.columns,
-            VECTOR=tile.vector > 1,
-            ONE_STRIP=tile.strips.number == 1,
-            HEIGHT=h if tile.is_low else 0,
-            UNROLL=tile.unroll,
-            num_warps=config.num_warps,
-            enable_fp_fusion=True,
         )
     return out
 
@@ -208,30 +220,12 @@ def meta_pool_bwd(
             segments.tiles,
             tile.strips.number,
             tile.strips.rows,
-            AVG=pools.avg,
-            MAX=pools.max,
-            NONE=pools.none,
-            COUNT=len(spec.candidates),
-            RADIUS_H=pools.radius_h,
-            RADIUS_W=pools.radius_w,
-            STRIDE_H=min(spec.stride[0], h),
-            STRIDE_W=min(spec.stride[1], w),
-            MERGED=spec.count_include_pad,
-            HAS_VALUES=values is not None and bool(pools.max),
+            **_constants(x, weights, values, spec, tile),
             WANTS_VALUES=wants_values,
             WANTS_WEIGHTS=wants_weights,
-            SHARED_WEIGHTS=weights.dim() == 1,
-            ACC=accumulator(x.dtype),
             SEGMENTS=config.num_warps,
-            COLUMNS=config.columns,
-            VECTOR=tile.vector > 1,
             TILED=segments.tiles > 1,
-            ONE_STRIP=tile.strips.number == 1,
-            HEIGHT=h if tile.is_low else 0,
             ROUNDS=segments.rounds,
-            UNROLL=tile.unroll,
-            num_warps=config.num_warps,
-            enable_fp_fusion=True,
         )
         return grad_values, _total(parts, weights) if wants_weights else weights.new_empty(0)
 
