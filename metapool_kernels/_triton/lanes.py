@@ -85,13 +85,14 @@ def inside_row(group, w, in_lanes, COLUMNS: tl.constexpr, RADIUS: tl.constexpr):
 def load_row(
     map, plane, row, group, inside,
     COLUMNS: tl.constexpr, RADIUS: tl.constexpr, VECTOR: tl.constexpr, ACC: tl.constexpr,
+    OTHER: tl.constexpr = 0,
 ):  # fmt: skip
     """A lane's columns of a row, and RADIUS more on each side, as a tuple.
 
-    Zero stands for pixels that are not ``inside``.
+    OTHER stands for pixels that are not ``inside``.
     """
     pixels = ()
-    start = plane + row.to(tl.int64) * map.stride_h
+    start = plane + tl.cast(row, tl.int64) * map.stride_h
     if VECTOR:
         HALO: tl.constexpr = (RADIUS + COLUMNS - 1) // COLUMNS
         for i in tl.static_range(2 * HALO + 1):
@@ -99,7 +100,7 @@ def load_row(
             at = (start + (group + (i - HALO))) * COLUMNS
             at = at[:, None] + tl.arange(0, COLUMNS)[None, :]
             mask = inside[_clamp((i - HALO) * COLUMNS + RADIUS, len(inside))]
-            block = tl.load(map.data + at, mask=mask[:, None], other=0)
+            block = tl.load(map.data + at, mask=mask[:, None], other=OTHER)
             pixels = pixels + columns_of(block.to(ACC))
         pixels = pixels[HALO * COLUMNS - RADIUS : (HALO + 1) * COLUMNS + RADIUS]
     else:
@@ -107,7 +108,7 @@ def load_row(
         start += (group * COLUMNS) * step
         for i in tl.static_range(COLUMNS + 2 * RADIUS):
             at = map.data + start + (i - RADIUS) * step
-            pixels = pixels + (tl.load(at, mask=inside[i], other=0).to(ACC),)
+            pixels = pixels + (tl.load(at, mask=inside[i], other=OTHER).to(ACC),)
     return pixels
 
 
@@ -139,7 +140,7 @@ def _clamp(i, length):
 def store_row(map, plane, row, group, columns, w, mask, VECTOR: tl.constexpr):
     """Write a lane's columns to a row, each rounded once."""
     COLUMNS: tl.constexpr = len(columns)
-    start = plane + row.to(tl.int64) * map.stride_h
+    start = plane + tl.cast(row, tl.int64) * map.stride_h
     if VECTOR:
         at = ((start + group) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
         block = block_of(columns).to(map.data.dtype.element_ty)

@@ -226,6 +226,7 @@ def meta_pool_bwd(
             SEGMENTS=config.num_warps,
             TILED=segments.tiles > 1,
             ROUNDS=segments.rounds,
+            RERUNS=True,
         )
         return grad_values, _total(parts, weights) if wants_weights else weights.new_empty(0)
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from metapool_kernels._triton.plan import SEGMENT
-from metapool_kernels._triton.windows import repeated
+from metapool_kernels._triton.windows import repeated, unpacked
 
 LANES: tl.constexpr = tl.constexpr(SEGMENT)
 """Lanes of a segment, as kernels take it."""
@@ -24,15 +24,6 @@ def _from_lane(block, DELTA: tl.constexpr):
     return tl.reshape(block, (SEGMENTS * LANES,))
 
 
-@triton.constexpr_function
-def _by_width(pools):
-    """The widest first: its number, its radius, and from which distance on it is alone."""
-    order = sorted(range(len(pools)), key=lambda p: -pools[p][1])
-    radii = [pools[p][1] for p in order]
-    inner = [radius + 1 for radius in radii[1:]] + [0] * (len(radii) > 0)
-    return tuple(zip(order, radii, inner, strict=True))
-
-
 @triton.jit
 def _added(values, value, AT: tl.constexpr):
     """A tuple with a value added to one of its own, if it has that one."""
@@ -41,54 +32,50 @@ def _added(values, value, AT: tl.constexpr):
     return values
 
 
+@triton.constexpr_function
+def widest(pools):
+    """The largest radius along the row, 0 where there are no poolings."""
+    return max((pool[1] for pool in pools), default=0)
+
+
 @triton.jit
-def _add_to_outer(
-    given, grad, code, CENTER: tl.constexpr, INNER: tl.constexpr, RADIUS: tl.constexpr
+def _add_to_columns(
+    given, pending, code, CENTER: tl.constexpr, RADIUS: tl.constexpr, MAX: tl.constexpr
 ):
-    """Adds a gradient where ``code`` says, if it is INNER to RADIUS columns from the center."""
-    inner = grad
-    for d in tl.static_range(INNER, RADIUS + 1):
-        is_before = code == -d
-        is_after = code == d
-        if d > 0:
-            given = _added(given, tl.where(is_before, grad, 0.0), CENTER - d)
-            inner = tl.where(is_before | is_after, 0.0, inner)
-        given = _added(given, tl.where(is_after, grad, 0.0), CENTER + d)
-    return given, inner
-
-
-@triton.jit
-def _add_to_columns(given, pending, codes, CENTER: tl.constexpr, MAX: tl.constexpr):
     """Adds the oldest gradients of one column's maxima to the columns where these stand.
 
     Where a maximum is not near the ends of its window, it is that of the narrower window too.
     """
-    ORDER: tl.constexpr = _by_width(MAX)
-    inner = 0.0
-    for i in tl.static_range(len(ORDER)):
-        grad = pending[ORDER[i][0]][0]
-        if i > 0:
-            grad += inner
-        code = codes[ORDER[i][0]][0]
-        given, inner = _add_to_outer(given, grad, code, CENTER, ORDER[i][2], ORDER[i][1])
-    return given
+    before, behind, nearer = unpacked(code, RADIUS)
+    grad = -0.0
+    for d in tl.static_range(RADIUS, 0, -1):
+        for p in tl.static_range(len(MAX)):
+            if MAX[p][1] == d:
+                grad += pending[p][0]
+        given = _added(given, tl.where(before[d - 1], grad, 0.0), CENTER - d)
+        given = _added(given, tl.where(behind[d - 1], grad, 0.0), CENTER + d)
+        grad = tl.where(nearer[d - 1], grad, 0.0)
+    for p in tl.static_range(len(MAX)):
+        if MAX[p][1] == 0:
+            grad += pending[p][0]
+    return _added(given, grad, CENTER)
 
 
 @triton.jit
 def gradients_of_row(
-    dues, kepts, in_segment, MAX: tl.constexpr, RADIUS: tl.constexpr,
-    TILED: tl.constexpr,
+    dues, kepts, in_segment, MAX: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the oldest row."""
     COLUMNS: tl.constexpr = len(dues)
-    HANDED: tl.constexpr = RADIUS if len(MAX) > 0 else 0
+    HANDED: tl.constexpr = widest(MAX)
     nothing = tl.full(in_segment.shape, -0.0, dues[0][1][0].dtype)
     # What the maxima of this row give to each of the lane's columns and to its neighbours'.
     given = repeated(nothing, COLUMNS + 2 * HANDED)
     for v in tl.static_range(COLUMNS):
         _, _, codes, _ = kepts[v]
         pending, _ = dues[v]
-        given = _add_to_columns(given, pending, codes, HANDED + v, MAX)
+        if len(MAX) > 0:
+            given = _add_to_columns(given, pending, codes[0], HANDED + v, HANDED, MAX)
     row = ()
     for v in tl.static_range(COLUMNS):
         _, ready = dues[v]

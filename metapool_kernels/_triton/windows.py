@@ -34,15 +34,24 @@ def pushed(ring, item):
 
 
 @triton.jit
-def right_wins(left, right):
-    """Whether ``right``, which comes later in the window, is the maximum of the two."""
-    return (right > left) | (right != right)
+def right_wins(left, right, CAREFUL: tl.constexpr):
+    """Whether ``right``, which comes later in the window, is the maximum of the two.
+
+    Only if CAREFUL is the answer right for NaN too.
+    """
+    return (right > left) | (right != right) if CAREFUL else right > left
 
 
 @triton.jit
 def largest(left, right):
     """The maximum where it does not matter which of equal elements it is."""
     return tl.maximum(left, right, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def lower(left, right):
+    """The minimum, or NaN."""
+    return tl.minimum(left, right, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -93,12 +102,15 @@ def doubled_largest_around(ring, CENTER: tl.constexpr, RADIUS: tl.constexpr):
 
 
 @triton.jit
-def chosen_around(row, valid, CENTER: tl.constexpr, RADIUS: tl.constexpr):
+def chosen_around(
+    row, valid, CENTER: tl.constexpr, RADIUS: tl.constexpr, CAREFUL: tl.constexpr = True
+):
     """Which of these is the maximum, as a chain of choices that begins at the center.
 
     Args:
         row: elements; beyond the map they are -Inf.
         valid: whether each of those before the center is on the map; empty if all of them are.
+        CAREFUL: whether there may be NaN, or windows of nothing but -Inf.
 
     Returns:
         The maximum and, for each distance from the center, whether the element so far before it
@@ -110,12 +122,12 @@ def chosen_around(row, valid, CENTER: tl.constexpr, RADIUS: tl.constexpr):
     for d in tl.static_range(1, RADIUS + 1):
         before, after = row[CENTER - d], row[CENTER + d]
         # Of equal elements the first is the maximum, unless it is beyond the map.
-        keep = right_wins(before, top)
-        if len(valid) > 0:
+        keep = right_wins(before, top, CAREFUL)
+        if CAREFUL and len(valid) > 0:
             keep = keep | (valid[CENTER - d] == 0)
         keeps = keeps + (keep,)
         top = largest(before, top)
-        moves = moves + (right_wins(top, after),)
+        moves = moves + (right_wins(top, after, CAREFUL),)
         top = largest(top, after)
     return top, keeps, moves
 
@@ -143,3 +155,37 @@ def added_around(sums, grad, keeps, moves, CENTER: tl.constexpr):
         grad = tl.where(keeps[d - 1], grad, 0.0)
     around = before + (sums[CENTER] + grad,) + after
     return sums[: CENTER - RADIUS] + around + sums[CENTER + RADIUS + 1 :]
+
+
+@triton.jit
+def added_to_first(sums, grad, ring, top, CENTER: tl.constexpr, RADIUS: tl.constexpr):
+    """The same, where the gradient goes to the first element that equals the maximum."""
+    around = ()
+    for i in tl.static_range(2 * RADIUS + 1):
+        total = sums[CENTER - RADIUS + i]
+        hit = ring[CENTER - RADIUS + i] == top
+        around = around + (tl.where(hit, total + grad, total),)
+        top = tl.where(hit, float("nan"), top)  # nothing equals it any more
+    return sums[: CENTER - RADIUS] + around + sums[CENTER + RADIUS + 1 :]
+
+
+@triton.jit
+def packed(keeps, moves):
+    """Choices as a number: for each distance from the center three bits, of which one is set."""
+    code = 0
+    for i in tl.static_range(len(keeps)):
+        code |= tl.where(moves[i], 2 << (3 * i), tl.where(keeps[i], 4 << (3 * i), 1 << (3 * i)))
+    return code
+
+
+@triton.jit
+def unpacked(code, RADIUS: tl.constexpr):
+    """Whether a maximum is before the center, behind it or nearer, for each distance."""
+    before = ()
+    behind = ()
+    nearer = ()
+    for i in tl.static_range(RADIUS):
+        before = before + ((code & (6 << (3 * i))) == 0,)
+        behind = behind + ((code & (5 << (3 * i))) == 0,)
+        nearer = nearer + ((code & (3 << (3 * i))) == 0,)
+    return before, behind, nearer
