@@ -38,8 +38,8 @@ class Kernel:
     """Machine code: its instructions in order, and what it needs."""
 
     instructions: tuple[str, ...]
-    loop: range
-    """The instructions of the loop over the rows."""
+    loops: tuple[range, ...]
+    """The instructions of each loop over rows."""
     registers: int
     stack: int
     shared: int
@@ -53,12 +53,19 @@ class Kernel:
     def executed(self, rows: int) -> Counter[str]:
         """What a program runs, by kind, to produce ``rows`` rows of its lanes.
 
-        Branches count as taken both ways, so that this is an upper bound where there are any.
+        Of a backward kernel that does not rerun. Branches count as taken both ways, so that this is
+        an upper bound where there are any.
         """
-        once = Counter(name.split(".")[0] for name in self.instructions)
-        loop = self.instructions[self.loop.start : self.loop.stop]
-        times = -(-rows // self.arguments["UNROLL"]) - 1
-        return once + Counter(name.split(".")[0] for name in loop for _ in range(times))
+        counts = Counter(name.split(".")[0] for name in self.instructions)
+        unroll = self.arguments["UNROLL"]
+        trips = [-(-rows // unroll)]
+        if "RERUNS" in self.arguments:  # the rows whose input is on the map, and those at the end
+            rounds = max(rows - 2 * self.arguments["RADIUS_H"], 0) // unroll
+            trips = [rounds, rows - rounds * unroll]
+        for loop, times in zip(self.loops, trips, strict=bool(self.loops)):
+            for name in self.instructions[loop.start : loop.stop]:
+                counts[name.split(".")[0]] += times - 1
+        return counts
 
     @property
     def lanes(self) -> int:
@@ -89,26 +96,30 @@ def _recorded(name: str) -> Iterator[_Recorder]:
         setattr(launch, name, kernel)
 
 
-def compile_call(call: Callable[[], object], *, backward: bool, capability: int) -> Kernel:
+def compile_call(
+    call: Callable[[], object], *, backward: bool, capability: int, **constants: object
+) -> Kernel:
     """Compile the kernel that a call would start.
 
     Args:
         call: calls :mod:`metapool_kernels._triton`, on tensors without memory.
         backward: which of the two kernels it starts.
         capability: 80, 90 or 100, as in sm_90.
+        constants: of the kernel, to be compiled for instead of those of the call.
     """
     with _recorded("meta_pool_bwd_kernel" if backward else "meta_pool_fwd_kernel") as recorder:
         call()
     ((programs, args, kwargs),) = recorder.calls
+    kwargs |= constants
     options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-    signature, constants, attributes = _specialised(recorder.kernel, args, kwargs)
-    source = ASTSource(recorder.kernel, signature, constants, attributes)
+    signature, constexprs, attributes = _specialised(recorder.kernel, args, kwargs)
+    source = ASTSource(recorder.kernel, signature, constexprs, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    instructions, loop = _disassemble(compiled.asm["cubin"])
+    instructions, loops = _disassemble(compiled.asm["cubin"])
     usage = _usage(compiled.asm["cubin"])
     return Kernel(
         instructions,
-        loop=loop,
+        loops=loops,
         registers=usage["REG"],
         stack=usage["STACK"] + usage["LOCAL"],
         shared=compiled.metadata.shared,
@@ -161,17 +172,18 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in found}
 
 
-def _disassemble(cubin: bytes) -> tuple[tuple[str, ...], range]:
-    """All instructions, and where the longest loop of them is."""
+def _disassemble(cubin: bytes) -> tuple[tuple[str, ...], tuple[range, ...]]:
+    """All instructions, and where loops are."""
     text = _run("nvdisasm", "-c", cubin)
     found = list(_INSTRUCTION.finditer(text))
     begins = [match.start() for match in found]
     labels = {
         match[1]: sum(begin < match.start() for begin in begins) for match in _LABEL.finditer(text)
     }
-    loop = range(0)
+    loops = []
     for i, match in enumerate(found):
         target = re.search(r"\.L_x_\d+", match[2]) if match[1].startswith("BRA") else None
-        if target and labels[target[0]] <= i and i + 1 - labels[target[0]] > len(loop):
-            loop = range(labels[target[0]], i + 1)
-    return tuple(match[1] for match in found), loop
+        # The jump to itself after the end of a program is none.
+        if target and labels[target[0]] < i:
+            loops.append(range(labels[target[0]], i + 1))
+    return tuple(match[1] for match in found), tuple(loops)

@@ -175,7 +175,7 @@ def test_machine_code(name: str, capability: int) -> None:
 def test_ratchet(name: str, capability: int) -> None:
     kernel = _kernel(name, capability)
     elements = kernel.lanes * kernel.arguments["COLUMNS"] * kernel.arguments["UNROLL"]
-    span = len(kernel.loop) if len(kernel.loop) > 1 else len(kernel.instructions)
+    span = max(map(len, kernel.loops), default=len(kernel.instructions))
     found = {
         "registers": kernel.registers,
         "instructions": round(span * kernel.lanes / elements, 1),

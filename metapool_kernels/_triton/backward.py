@@ -376,7 +376,8 @@ def _stream(
         repeated(zero, COLUMNS),
     )
     # Where the strip begins with the map, no row is above it.
-    for i in tl.static_range(2 * RADIUS_H if ONE_STRIP else 0, 4 * RADIUS_H):
+    ABOVE: tl.constexpr = 2 * RADIUS_H if ONE_STRIP else 4 * RADIUS_H
+    for i in tl.static_range(4 * RADIUS_H - ABOVE, 0 if UNROLL == 0 else 4 * RADIUS_H):
         kepts, dues, totals = _take_row(
             kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
             row_begin + (i - 2 * RADIUS_H),
@@ -388,7 +389,7 @@ def _stream(
         )  # fmt: skip
         dues = _moved_on(dues, nothing)
     # Up to here all input rows are on the map.
-    tail = row_begin
+    tail = row_begin - ABOVE if UNROLL == 0 else row_begin
     if HEIGHT == 0 and UNROLL > 0:
         tail += tl.maximum(tl.minimum(row_end, h - 2 * RADIUS_H) - row_begin, 0) // UNROLL * UNROLL
         for base in range(row_begin, tail, UNROLL):
@@ -415,12 +416,15 @@ def _stream(
                 row + 2 * RADIUS_H,
                 row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
                 AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
-                HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, True, False, ONE_STRIP, True,
+                HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, True, UNROLL == 0, ONE_STRIP, True,
                 CAREFUL, VECTOR, ACC,
             )  # fmt: skip
             if WANTS_VALUES:
                 columns = gradients_of_row(dues, kepts, in_segment, MAX, TILED)
-                store_row(grad_values, grad_values_plane, row, group, columns, w, is_owned, VECTOR)
+                mask = is_owned
+                if UNROLL == 0:
+                    mask &= _rows_on_map(row - row_begin, row_end, group)
+                store_row(grad_values, grad_values_plane, row, group, columns, w, mask, VECTOR)
             dues = _moved_on(dues, nothing)
     avg_totals, max_totals, none_totals, lowests = totals
     if WANTS_WEIGHTS:

@@ -95,12 +95,13 @@ def load_row(
     start = plane + tl.cast(row, tl.int64) * map.stride_h
     if VECTOR:
         HALO: tl.constexpr = (RADIUS + COLUMNS - 1) // COLUMNS
+        # Written as a multiple of COLUMNS, from which follows that the address is aligned.
+        lane = ((start + group) * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
+        lane = map.data + lane
         for i in tl.static_range(2 * HALO + 1):
-            # Written as a multiple of COLUMNS, from which follows that the address is aligned.
-            at = (start + (group + (i - HALO))) * COLUMNS
-            at = at[:, None] + tl.arange(0, COLUMNS)[None, :]
+            at = lane + (i - HALO) * COLUMNS
             mask = inside[_clamp((i - HALO) * COLUMNS + RADIUS, len(inside))]
-            block = tl.load(map.data + at, mask=mask[:, None], other=OTHER)
+            block = tl.load(at, mask=mask[:, None], other=OTHER)
             pixels = pixels + columns_of(block.to(ACC))
         pixels = pixels[HALO * COLUMNS - RADIUS : (HALO + 1) * COLUMNS + RADIUS]
     else:

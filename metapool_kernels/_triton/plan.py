@@ -20,6 +20,9 @@ SEGMENT = 32
 LOW = 14
 """Up to so many rows a kernel is compiled for the number of them."""
 
+LOW_WITH_MAX = 8
+"""The same of gradients of maxima, whose kernels are longer."""
+
 ALL_ROWS = 0
 """Stands for that number in a configuration."""
 
@@ -96,13 +99,29 @@ _FORWARD = {
     1: (Config(1, 7, 4), Config(4, 4, 4), Config(1, 4, 8)),
     0: (Config(4, 4, 4), Config(2, 7, 4)),
 }
-_LOW_BACKWARD = (Config(1, ALL_ROWS, 4), Config(1, ALL_ROWS, 8))
-_BACKWARD = (Config(1, 7, 4), Config(1, 4, 4), Config(1, 2, 4))
+_LOW_BACKWARD = {
+    4: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+    2: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+    1: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+    0: (Config(1, ALL_ROWS, 4), Config(1, ALL_ROWS, 8)),
+}
+_BACKWARD = {
+    4: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 4, 4)),
+    2: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 4, 4)),
+    1: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 4, 4)),
+    0: (Config(2, 2, 4), Config(1, 2, 4)),
+}
+_LOW_BACKWARD_AVG = {
+    4: (Config(4, ALL_ROWS, 4), Config(2, ALL_ROWS, 4)),
+    2: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+    1: (Config(4, ALL_ROWS, 4), Config(2, ALL_ROWS, 4)),
+    0: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+}
 _BACKWARD_AVG = {
     4: (Config(4, 4, 4), Config(2, 4, 4)),
     2: (Config(2, 4, 4), Config(1, 7, 4)),
-    1: (Config(1, 7, 4), Config(1, 4, 4)),
-    0: (Config(1, 7, 4), Config(1, 4, 4)),
+    1: (Config(2, 4, 4), Config(1, 7, 4)),
+    0: (Config(2, 4, 4), Config(1, 7, 4)),
 }
 _HEAVY = (Config(1, 1, 4), Config(1, 2, 4))
 
@@ -112,10 +131,12 @@ def configs(regime: Regime) -> tuple[Config, ...]:
     if regime.is_heavy:
         return _HEAVY
     if not regime.backward:
-        return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
-    if regime.is_low:
-        return _LOW_BACKWARD
-    return _BACKWARD if regime.has_max else _BACKWARD_AVG[regime.vector]
+        table = _LOW_FORWARD if regime.is_low else _FORWARD
+    elif regime.has_max:
+        table = _LOW_BACKWARD if regime.is_low else _BACKWARD
+    else:
+        table = _LOW_BACKWARD_AVG if regime.is_low else _BACKWARD_AVG
+    return table[regime.vector]
 
 
 def regime_of(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, backward: bool) -> Regime:
@@ -123,12 +144,13 @@ def regime_of(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, backward: 
     has_steps = spec.stride[1] != 1
     has_large_windows = max(pools.radius_h, pools.radius_w) > 3
     is_heavy = has_large_windows or has_steps or maps[0].dtype is torch.float64
+    lowest = LOW_WITH_MAX if backward and pools.max else LOW
     vector = next(v for v in (4, 2, 1) if v == 1 or all(_has_vectors(x, v) for x in maps))
     return Regime(
         backward,
         bool(pools.max),
         is_heavy,
-        maps[0].shape[2] <= LOW and not has_steps,
+        maps[0].shape[2] <= lowest and not has_steps,
         0 if spec.channels_last else vector,
     )
 
