@@ -59,10 +59,16 @@ class Kernel:
         counts = Counter(name.split(".")[0] for name in self.instructions)
         unroll = self.arguments["UNROLL"]
         trips = [-(-rows // unroll)]
-        if "RERUNS" in self.arguments:  # the rows whose input is on the map, and those at the end
-            rounds = max(rows - 2 * self.arguments["RADIUS_H"], 0) // unroll
-            trips = [rounds, rows - rounds * unroll]
-        for loop, times in zip(self.loops, trips, strict=bool(self.loops)):
+        if "RERUNS" in self.arguments:
+            # Before any window is complete, before that is one of the first row, while there is
+            # input for all of them, and at the end.
+            above = self.arguments["RADIUS_H"]
+            rounds = max(rows - 2 * above, 0) // unroll
+            trips = [above, above, rounds, rows - rounds * unroll]
+        if self.arguments["HEIGHT"]:
+            trips = []
+        # The compiler unrolls the first ones where it knows how often they run.
+        for loop, times in zip(self.loops, trips[len(trips) - len(self.loops) :], strict=True):
             for name in self.instructions[loop.start : loop.stop]:
                 counts[name.split(".")[0]] += times - 1
         return counts

@@ -375,24 +375,35 @@ def _stream(
         repeated(zero, len(NONE) if WANTS_WEIGHTS else 0),
         repeated(zero, COLUMNS),
     )
-    # Where the strip begins with the map, no row is above it.
-    ABOVE: tl.constexpr = 2 * RADIUS_H if ONE_STRIP else 4 * RADIUS_H
-    for i in tl.static_range(4 * RADIUS_H - ABOVE, 0 if UNROLL == 0 else 4 * RADIUS_H):
+    # So many rows before a strip complete no window that reaches it, and so many more do. Where
+    # the strip begins with the map, no row is above it.
+    ABOVE: tl.constexpr = RADIUS_H if ONE_STRIP else 2 * RADIUS_H
+    for i in tl.static_range(2 if UNROLL > 0 and HEIGHT == 0 else 0):
+        for row in range(row_begin - (2 - i) * ABOVE, row_begin - (1 - i) * ABOVE):
+            kepts, dues, totals = _take_row(
+                kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
+                row + 2 * RADIUS_H,
+                row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
+                AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+                HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, i == 1, True, ONE_STRIP, True,
+                CAREFUL, VECTOR, ACC,
+            )  # fmt: skip
+            dues = _moved_on(dues, nothing)
+    for i in tl.static_range(2 * ABOVE if HEIGHT > 0 else 0):
         kepts, dues, totals = _take_row(
             kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
-            row_begin + (i - 2 * RADIUS_H),
-            row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
+            i, row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
             AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
-            HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS,
-            i >= (3 * RADIUS_H if ONE_STRIP else 2 * RADIUS_H), True, ONE_STRIP, True,
+            HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, i >= ABOVE, True, ONE_STRIP, True,
             CAREFUL, VECTOR, ACC,
         )  # fmt: skip
         dues = _moved_on(dues, nothing)
-    # Up to here all input rows are on the map.
-    tail = row_begin - ABOVE if UNROLL == 0 else row_begin
-    if HEIGHT == 0 and UNROLL > 0:
-        tail += tl.maximum(tl.minimum(row_end, h - 2 * RADIUS_H) - row_begin, 0) // UNROLL * UNROLL
-        for base in range(row_begin, tail, UNROLL):
+    checked_begin = row_begin - 2 * ABOVE if UNROLL == 0 else row_begin
+    if UNROLL > 0 and HEIGHT == 0:
+        # Up to here all input rows are on the map.
+        rows = tl.maximum(tl.minimum(row_end, h - 2 * RADIUS_H) - row_begin, 0)
+        checked_begin += rows // UNROLL * UNROLL
+        for base in range(row_begin, checked_begin, UNROLL):
             for u in tl.static_range(UNROLL):
                 kepts, dues, totals = _take_row(
                     kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
@@ -408,7 +419,7 @@ def _stream(
                         grad_values, grad_values_plane, base + u, group, columns, w, is_owned, VECTOR
                     )
                 dues = _moved_on(dues, nothing)
-    for base in range(tail, 1 if HEIGHT > 0 else row_end):
+    for base in range(checked_begin, 1 if HEIGHT > 0 else row_end):
         for u in tl.static_range(HEIGHT if HEIGHT > 0 else 1):
             row = u if HEIGHT > 0 else base
             kepts, dues, totals = _take_row(
