@@ -78,7 +78,7 @@ ALONE = {
     "skip": ("skip_connect",),
     "none": ("none",),
 }
-HUGE = (2**17, 2**15, 3, 4)
+HUGE = (2**17, 2**15, 16, 16)
 BF16 = torch.bfloat16
 
 CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
@@ -97,7 +97,8 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
             "dtype": torch.float64,
             "weights": (32, 384),
         },
-        "backward, tiles": {"size": BIG, "backward": True},
+        "backward, 56²": {"size": BIG, "backward": True},
+        "backward, tiles": {"size": (32, 32, 112, 112), "backward": True},
         "backward, 28², bfloat16": {"size": (32, 144, 28, 28), "dtype": BF16, "backward": True},
         "backward, 7²": {"size": LOW7, "backward": True},
         "backward, channels_last": {"size": LOW7, "channels_last": True, "backward": True},

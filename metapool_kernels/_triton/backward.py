@@ -182,6 +182,7 @@ def _spread_row(
     What averages get goes where it belongs, what maxima get waits by pooling for its column.
     """
     COLUMNS: tl.constexpr = len(dues)
+    ALL_INSIDE: tl.constexpr = VECTOR or COLUMNS == 1  # those of a lane are on the map, or none is
     grads = _load_grad_row(
         grad_out, plane, row, group, inside,
         COLUMNS, RADIUS, STRIDE_H, STRIDE_W, VECTOR, ACC,
@@ -204,7 +205,7 @@ def _spread_row(
     if not ONE_STRIP:
         is_row_counted = _rows_on_map(row - row_begin, row_end - row_begin, group)
     new_dues = ()
-    avg_totals, max_totals, none_totals, lowests = totals
+    avg_totals, max_totals, none_totals, lowest = totals
     for v in tl.static_range(COLUMNS):
         centers, tops, _, picks = kepts[v]
         pending, ready = dues[v]
@@ -228,7 +229,7 @@ def _spread_row(
             if WANTS_WEIGHTS:
                 # Of the windows that hold a column what they hold of it, which is the same sum.
                 term = sum_around(centers, RADIUS_H, AVG[p][0]) * spread
-                if STRIDE_H > 1 or STRIDE_W > 2 * AVG[p][1] + 1:
+                if STRIDE_H > 1 or 2 * AVG[p][1] + 1 < STRIDE_W:
                     holds = _holds_windows(
                         row, column, inside[v : v + 2 * RADIUS + 1], RADIUS, AVG[p][1],
                         STRIDE_H, STRIDE_W,
@@ -236,7 +237,7 @@ def _spread_row(
                     term = tl.where(holds, term, 0.0)
                 if not ONE_STRIP:
                     term = tl.where(is_row_counted, term, 0.0)
-                if COLUMNS > 1 and not VECTOR:
+                if not ALL_INSIDE:
                     term = tl.where(inside[v + RADIUS], term, 0.0)
                 new_totals = new_totals + (avg_totals[p] + term,)
         if WANTS_VALUES and len(AVG) > 0:
@@ -255,12 +256,15 @@ def _spread_row(
             else:
                 top = largest_around(tops[p], RADIUS_H, MAX[p][0])
                 if _watched(MAX, p):
-                    lowests = lowests[:v] + (lower(lowests[v], top),) + lowests[v + 1 :]
+                    if ALL_INSIDE:
+                        lowest = lower(lowest, top)
+                    else:
+                        lowest = tl.where(is_center, lower(lowest, top), lowest)
             if WANTS_WEIGHTS:
                 value = top
                 if len(picks) > 0:
                     value = picked_around(picks[p], keeps, moves, RADIUS_H)
-                if not (ONE_STRIP and STRIDE_H * STRIDE_W == 1):
+                if not (ONE_STRIP and STRIDE_H * STRIDE_W == 1 and ALL_INSIDE):
                     value = tl.where(is_counted, value, 0.0)
                 new_max_totals = new_max_totals + (max_totals[p] + grad * value,)
             if WANTS_VALUES:
@@ -274,7 +278,7 @@ def _spread_row(
                 new_pending = new_pending + (going,)
         max_totals = new_max_totals
         new_dues = new_dues + ((new_pending, ready),)
-    return new_dues, (avg_totals, max_totals, none_totals, lowests)
+    return new_dues, (avg_totals, max_totals, none_totals, lowest)
 
 
 @triton.jit
@@ -348,14 +352,14 @@ def _stream(
     """Streams the lanes down the strip and writes both gradients.
 
     Returns:
-        For each column of the lanes the lowest maximum, or NaN where there is any.
+        The lowest maximum of each lane, or NaN where there is any.
     """
     LENGTH: tl.constexpr = 2 * RADIUS_H + 1
     nothing = tl.full(group.shape, -0.0, ACC)
-    lowest = tl.full(group.shape, float("-inf"), ACC)
+    minus_infinity = tl.full(group.shape, float("-inf"), ACC)
     kept = (
         repeated(nothing, LENGTH if WANTS_WEIGHTS and len(AVG) > 0 else 0),
-        rings_of(lowest, len(MAX), LENGTH),
+        rings_of(minus_infinity, len(MAX), LENGTH),
         repeated(tl.zeros(group.shape, tl.int32), LENGTH if WANTS_VALUES and len(MAX) > 0 else 0),
         rings_of(nothing, len(MAX) if HAS_VALUES and WANTS_WEIGHTS else 0, LENGTH),
     )
@@ -373,7 +377,7 @@ def _stream(
         repeated(zero, len(AVG) if WANTS_WEIGHTS else 0),
         repeated(zero, len(MAX) if WANTS_WEIGHTS else 0),
         repeated(zero, len(NONE) if WANTS_WEIGHTS else 0),
-        repeated(zero, COLUMNS),
+        zero,
     )
     # So many rows before a strip complete no window that reaches it, and so many more do. Where
     # the strip begins with the map, no row is above it.
@@ -416,7 +420,14 @@ def _stream(
                 if WANTS_VALUES:
                     columns = gradients_of_row(dues, kepts, in_segment, MAX, TILED)
                     store_row(
-                        grad_values, grad_values_plane, base + u, group, columns, w, is_owned, VECTOR
+                        grad_values,
+                        grad_values_plane,
+                        base + u,
+                        group,
+                        columns,
+                        w,
+                        is_owned,
+                        VECTOR,
                     )
                 dues = _moved_on(dues, nothing)
     for base in range(checked_begin, 1 if HEIGHT > 0 else row_end):
@@ -437,7 +448,7 @@ def _stream(
                     mask &= _rows_on_map(row - row_begin, row_end, group)
                 store_row(grad_values, grad_values_plane, row, group, columns, w, mask, VECTOR)
             dues = _moved_on(dues, nothing)
-    avg_totals, max_totals, none_totals, lowests = totals
+    avg_totals, max_totals, none_totals, lowest = totals
     if WANTS_WEIGHTS:
         for p in tl.static_range(len(AVG)):
             total = tl.where(is_owned, avg_totals[p], 0.0)
@@ -453,7 +464,7 @@ def _stream(
             total = tl.where(is_owned, none_totals[k], 0.0)
             at = grad_weights + NONE[k]
             store_total(total, at, first, index, per_plane, ROUNDS)
-    return lowests
+    return lowest
 
 
 @triton.jit(
@@ -550,7 +561,7 @@ def meta_pool_bwd_kernel(
         terms += ((plane.to(tl.int64) * tiles + tile) * strips + strip) * COUNT
     first = is_owned & (index == 0) if not TILED else in_segment + tl.zeros_like(lane) == 0
     first &= in_lanes
-    lowests = _stream(
+    lowest = _stream(
         grad_out, x, values, grad_values,
         grad_out_plane, x_plane, values_plane, grad_values_plane,
         row_begin, row_end, h, w, group, in_segment, inside, is_owned, shares_avg, shares_max,
@@ -560,10 +571,8 @@ def meta_pool_bwd_kernel(
         ONE_STRIP, HEIGHT, UNROLL, ROUNDS, HAS_VALUES,
     )  # fmt: skip
     if RERUNS and len(MAX) > 0 and WANTS_VALUES and not HAS_VALUES:
-        is_special = tl.zeros(lane.shape, tl.int32)
-        for v in tl.static_range(COLUMNS):
-            is_special |= tl.where(inside[RADIUS_W + v] & ((lowests[v] > float("-inf")) == 0), 1, 0)
-        if tl.max(is_special, 0) > 0:
+        is_special = in_lanes & ((lowest > float("-inf")) == 0)
+        if tl.max(is_special.to(tl.int32), 0) > 0:
             _stream(
                 grad_out, x, values, grad_values,
                 grad_out_plane, x_plane, values_plane, grad_values_plane,

@@ -144,7 +144,8 @@ def meta_pool_fwd(
     pools = pools_of(spec.candidates)
     maps = (x, out) if values is None else (x, values, out)
     if config is None:
-        regime = regime_of(maps, spec, pools, backward=False)
+        has_values = values is not None
+        regime = regime_of(maps, spec, pools, backward=False, has_values=has_values)
         config = choose_config(x, regime, lambda c: meta_pool_fwd(x, weights, values, spec, c))
     tile = forward_tile(maps, spec, pools, config)
     source = as_map(x, tile.vector)
@@ -192,7 +193,8 @@ def meta_pool_bwd(
     optional = (values, grad_values if wants_values else None)
     maps = (x, grad_out, *(y for y in optional if y is not None))
     if config is None:
-        regime = regime_of(maps, spec, pools, backward=True)
+        has_values = values is not None
+        regime = regime_of(maps, spec, pools, backward=True, has_values=has_values)
         config = choose_config(
             x,
             regime,

@@ -81,8 +81,11 @@ class Regime(NamedTuple):
     backward: bool
     has_max: bool
     is_heavy: bool
-    """Large windows, steps along the row or float64: one column is all that registers hold."""
+    """Large windows, steps along the row, float64 or, backward, maxima of one map that pick values
+    of another: one column is all that registers hold."""
     is_low: bool
+    is_wide: bool
+    """Backward, whether a plane is too wide for two columns to a lane of one segment."""
     vector: int
     """Columns that can be read as one vector: 4, 2 or 1; 0 with channels last."""
 
@@ -100,17 +103,14 @@ _FORWARD = {
     0: (Config(4, 4, 4), Config(2, 7, 4)),
 }
 _LOW_BACKWARD = {
-    4: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
-    2: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
-    1: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
+    **dict.fromkeys((4, 2, 1), (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4))),
     0: (Config(1, ALL_ROWS, 4), Config(1, ALL_ROWS, 8)),
 }
 _BACKWARD = {
-    4: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 4, 4)),
-    2: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 4, 4)),
-    1: (Config(2, 4, 4), Config(2, 2, 4), Config(1, 4, 4)),
+    **dict.fromkeys((4, 2, 1), (Config(2, 4, 4), Config(2, 2, 4), Config(1, 4, 4))),
     0: (Config(2, 2, 4), Config(1, 2, 4)),
 }
+_WIDE_BACKWARD = (Config(2, 2, 4), Config(1, 4, 4))
 _LOW_BACKWARD_AVG = {
     4: (Config(4, ALL_ROWS, 4), Config(2, ALL_ROWS, 4)),
     2: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
@@ -131,19 +131,22 @@ def configs(regime: Regime) -> tuple[Config, ...]:
     if regime.is_heavy:
         return _HEAVY
     if not regime.backward:
-        table = _LOW_FORWARD if regime.is_low else _FORWARD
-    elif regime.has_max:
-        table = _LOW_BACKWARD if regime.is_low else _BACKWARD
-    else:
-        table = _LOW_BACKWARD_AVG if regime.is_low else _BACKWARD_AVG
-    return table[regime.vector]
+        return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
+    if not regime.has_max:
+        return (_LOW_BACKWARD_AVG if regime.is_low else _BACKWARD_AVG)[regime.vector]
+    if regime.is_wide:
+        return _WIDE_BACKWARD
+    return (_LOW_BACKWARD if regime.is_low else _BACKWARD)[regime.vector]
 
 
-def regime_of(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, backward: bool) -> Regime:
+def regime_of(
+    maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, *, backward: bool, has_values: bool
+) -> Regime:
     """The regime of a call on these maps, the input first."""
     has_steps = spec.stride[1] != 1
     has_large_windows = max(pools.radius_h, pools.radius_w) > 3
-    is_heavy = has_large_windows or has_steps or maps[0].dtype is torch.float64
+    is_careful = backward and bool(pools.max) and has_values
+    is_heavy = has_large_windows or has_steps or is_careful or maps[0].dtype is torch.float64
     lowest = LOW_WITH_MAX if backward and pools.max else LOW
     vector = next(v for v in (4, 2, 1) if v == 1 or all(_has_vectors(x, v) for x in maps))
     return Regime(
@@ -151,6 +154,7 @@ def regime_of(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, backward: 
         bool(pools.max),
         is_heavy,
         maps[0].shape[2] <= lowest and not has_steps,
+        backward and maps[0].shape[3] > 2 * SEGMENT,
         0 if spec.channels_last else vector,
     )
 
