@@ -27,12 +27,16 @@ MAPS = {
     "low, vectors of 2": Case((1, 3, 6, 6)),
     "low, odd": Case((2, 3, 7, 7)),
     "low, channels_last": Case((2, 3, 7, 7), layout="channels_last"),
+    "low, averages, vectors of 4": Case((1, 3, 6, 8), candidates=AVG),
+    "low, averages, vectors of 2": Case((1, 3, 6, 6), candidates=AVG),
+    "low, averages, channels_last": Case((2, 3, 7, 7), candidates=AVG, layout="channels_last"),
     "high, vectors of 4": Case((1, 2, 17, 8)),
     "high, vectors of 2": Case((1, 2, 17, 6)),
     "high, odd": Case((1, 2, 17, 5)),
     "high, odd, strips": Case((1, 2, 17, 5), candidates=("max_pool_7x1", "avg_pool_1x7", "none")),
     "high, channels_last": Case((1, 2, 17, 6), layout="channels_last"),
     "high, averages, vectors of 4": Case((1, 2, 17, 8), candidates=AVG),
+    "high, averages, vectors of 2": Case((1, 2, 17, 6), candidates=AVG),
     "high, averages, odd": Case((1, 2, 17, 5), candidates=AVG),
     "heavy": Case((1, 2, 16, 9), candidates=("max_pool_9x9", "avg_pool_9x9")),
     "strips": Case((1, 1, 61, 5)),
@@ -73,10 +77,12 @@ def test_configuration(case: Case, backward: bool, config: plan.Config) -> None:
 
 
 def test_every_configuration_of_triton_is_tried() -> None:
-    tables = (plan._LOW_FORWARD, plan._FORWARD, plan._BACKWARD_AVG)
-    known = {config for table in tables for configs in table.values() for config in configs}
-    known |= {*plan._LOW_BACKWARD, *plan._BACKWARD, *plan._HEAVY}
-    tried = {parameters.values[2] for parameters in CONFIGS}
+    forward = (plan._LOW_FORWARD, plan._FORWARD)
+    backward = (plan._LOW_BACKWARD, plan._BACKWARD, plan._LOW_BACKWARD_AVG, plan._BACKWARD_AVG)
+    known = {(False, plan._HEAVY), (True, plan._HEAVY), (True, plan._WIDE_BACKWARD)}
+    known |= {(False, configs) for table in forward for configs in table.values()}
+    known |= {(True, configs) for table in backward for configs in table.values()}
+    tried = {(b, plan.configs(_regime(case, b))) for case in MAPS.values() for b in (False, True)}
     assert tried == known
 
 
