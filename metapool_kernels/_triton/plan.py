@@ -118,7 +118,7 @@ _LOW_BACKWARD_AVG = {
     0: (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4)),
 }
 _BACKWARD_AVG = {
-    4: (Config(4, 4, 4), Config(2, 4, 4)),
+    4: (Config(4, 2, 4), Config(4, 4, 4)),
     2: (Config(2, 4, 4), Config(1, 7, 4)),
     1: (Config(2, 4, 4), Config(1, 7, 4)),
     0: (Config(2, 4, 4), Config(1, 7, 4)),
