@@ -46,13 +46,13 @@ MAPS = {
 
 def _regime(case: Case, backward: bool) -> plan.Regime:
     x, _, grad_out = case.tensors()
-    spec, pools = _spec(case, x)
-    return plan.regime_of((x, grad_out), spec, pools, backward=backward, has_values=False)
+    maps = (plan.layout_of(x), plan.layout_of(grad_out))
+    return plan.regime_of(maps, _spec(case, x), backward=backward, has_values=False)
 
 
-def _spec(case: Case, x: Tensor) -> tuple[PoolSpec, plan.Pools]:
+def _spec(case: Case, x: Tensor) -> PoolSpec:
     codes = tuple(candidate.code for candidate in parse_candidates(case.candidates))
-    return PoolSpec(codes, (1, 1), True, is_channels_last(x), "triton"), plan.pools_of(codes)
+    return PoolSpec(codes, (1, 1), True, is_channels_last(x), "triton")
 
 
 CONFIGS = [
@@ -66,7 +66,7 @@ CONFIGS = [
 @pytest.mark.parametrize("case, backward, config", CONFIGS)
 def test_configuration(case: Case, backward: bool, config: plan.Config) -> None:
     x, weights, grad_out = (t.to(DEVICE) for t in replace(case, normalize=None).tensors())
-    spec, _ = _spec(case, x)
+    spec = _spec(case, x)
     if backward:
         grads = launch.meta_pool_bwd(grad_out, x, weights, None, spec, (True, True), config)
         got = {"grad_x": grads[0].cpu(), "grad_alpha": grads[1].cpu()}
@@ -89,11 +89,11 @@ def test_every_configuration_of_triton_is_tried() -> None:
 @pytest.mark.parametrize("columns", [1, 2, 4])
 def test_strips_and_tiles_are_cut_in_triton(columns: int) -> None:
     x = torch.empty(1, 1, 61, 71)
-    pools = plan.pools_of(tuple(c.code for c in parse_candidates(Case().candidates)))
-    spec = PoolSpec((), (1, 1), True, False, "triton")
+    maps = (plan.layout_of(x), plan.layout_of(x))
+    spec = _spec(Case(), x)
     config = plan.Config(columns, 4, 4)
-    forward = plan.forward_tile((x,), spec, pools, config)
-    backward, segments = plan.backward_tile((x,), spec, pools, config)
+    forward = plan.forward_tile(maps, spec, config)
+    backward, segments = plan.backward_tile(maps, spec, config)
     assert forward.strips.number > 1
     assert backward.strips.number > 1
     assert segments.tiles > 1 or backward.groups <= plan.SEGMENT

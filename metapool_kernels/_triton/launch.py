@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,14 @@ from metapool_kernels._triton.forward import meta_pool_fwd_kernel
 from metapool_kernels._triton.plan import (
     SEGMENT,
     Config,
+    Layout,
     Regime,
     Tile,
     accumulator,
     backward_tile,
     configs,
     forward_tile,
+    layout_of,
     pools_of,
     regime_of,
 )
@@ -82,7 +85,8 @@ def choose_config(x: Tensor, regime: Regime, run: Callable[[Config], object]) ->
         run: runs it with a configuration.
     """
     choices = configs(regime)
-    if os.environ.get("METAPOOL_AUTOTUNE") != "1" or x.device.type != "cuda":
+    tunes = "METAPOOL_AUTOTUNE" in os.environ and os.environ["METAPOOL_AUTOTUNE"] == "1"
+    if not tunes or x.device.type != "cuda":
         return choices[0]
     key = (x.device, x.dtype, regime)
     if key not in _tuned:
@@ -96,10 +100,11 @@ def choose_config(x: Tensor, regime: Regime, run: Callable[[Config], object]) ->
     return _tuned[key]
 
 
+@lru_cache(maxsize=4096)
 def _constants(
-    x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec, tile: Tile
+    x: Layout, spec: PoolSpec, tile: Tile, *, has_values: bool, shares_weights: bool
 ) -> dict[str, Any]:
-    """What both kernels are compiled for."""
+    """What both kernels are compiled for. Not to be changed: calls share it."""
     pools = pools_of(spec.candidates)
     h, w = x.shape[2:]
     return {
@@ -112,8 +117,8 @@ def _constants(
         "STRIDE_H": min(spec.stride[0], h),
         "STRIDE_W": min(spec.stride[1], w),
         "MERGED": spec.count_include_pad,
-        "HAS_VALUES": values is not None and bool(pools.max),
-        "SHARED_WEIGHTS": weights.dim() == 1,
+        "HAS_VALUES": has_values and bool(pools.max),
+        "SHARED_WEIGHTS": shares_weights,
         "ACC": accumulator(x.dtype),
         "COLUMNS": tile.config.columns,
         "VECTOR": tile.vector > 1,
@@ -141,13 +146,15 @@ def meta_pool_fwd(
     out = empty_map(x, (n, c, h_out, w_out), spec.channels_last)
     if n == 0:
         return out
-    pools = pools_of(spec.candidates)
-    maps = (x, out) if values is None else (x, values, out)
+    has_values = values is not None
+    maps = tuple(layout_of(y) for y in (x, out, values) if y is not None)
     if config is None:
-        has_values = values is not None
-        regime = regime_of(maps, spec, pools, backward=False, has_values=has_values)
+        regime = regime_of(maps, spec, backward=False, has_values=has_values)
         config = choose_config(x, regime, lambda c: meta_pool_fwd(x, weights, values, spec, c))
-    tile = forward_tile(maps, spec, pools, config)
+    tile = forward_tile(maps, spec, config)
+    constants = _constants(
+        maps[0], spec, tile, has_values=has_values, shares_weights=weights.dim() == 1
+    )
     source = as_map(x, tile.vector)
     with on_device_of(x):
         meta_pool_fwd_kernel[(tile.programs,)](
@@ -164,7 +171,7 @@ def meta_pool_fwd(
             n * c * tile.groups,
             tile.strips.number,
             tile.strips.rows,
-            **_constants(x, weights, values, spec, tile),
+            **constants,
             CHANNELS_LAST=spec.channels_last,
             BLOCK=SEGMENT * config.num_warps,
         )
@@ -189,18 +196,20 @@ def meta_pool_bwd(
     grad_values = empty_map(x, x.shape, spec.channels_last) if wants_values else x.new_empty(0)
     if n == 0 or not any(output_mask):
         return grad_values, weights.new_zeros(weights.shape if wants_weights else 0)
-    pools = pools_of(spec.candidates)
+    has_values = values is not None
     optional = (values, grad_values if wants_values else None)
-    maps = (x, grad_out, *(y for y in optional if y is not None))
+    maps = (layout_of(x), layout_of(grad_out), *(layout_of(y) for y in optional if y is not None))
     if config is None:
-        has_values = values is not None
-        regime = regime_of(maps, spec, pools, backward=True, has_values=has_values)
+        regime = regime_of(maps, spec, backward=True, has_values=has_values)
         config = choose_config(
             x,
             regime,
             lambda c: meta_pool_bwd(grad_out, x, weights, values, spec, output_mask, c),
         )
-    tile, segments = backward_tile(maps, spec, pools, config)
+    tile, segments = backward_tile(maps, spec, config)
+    constants = _constants(
+        maps[0], spec, tile, has_values=has_values, shares_weights=weights.dim() == 1
+    )
     parts = weights
     if wants_weights:
         parts = weights.new_empty((n, c, segments.tiles * tile.strips.number, len(spec.candidates)))
@@ -222,7 +231,7 @@ def meta_pool_bwd(
             segments.tiles,
             tile.strips.number,
             tile.strips.rows,
-            **_constants(x, weights, values, spec, tile),
+            **constants,
             WANTS_VALUES=wants_values,
             WANTS_WEIGHTS=wants_weights,
             SEGMENTS=config.num_warps,

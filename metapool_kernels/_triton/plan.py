@@ -139,16 +139,33 @@ def configs(regime: Regime) -> tuple[Config, ...]:
     return (_LOW_BACKWARD if regime.is_low else _BACKWARD)[regime.vector]
 
 
+class Layout(NamedTuple):
+    """How a map of shape (N, C, H, W) lies in memory, on which plans depend."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+    """Bytes from an address that is a multiple of 32."""
+
+
+def layout_of(x: Tensor) -> Layout:
+    """The layout of a tensor."""
+    return Layout(x.shape, x.stride(), x.dtype, x.data_ptr() % 32)
+
+
+@lru_cache(maxsize=4096)
 def regime_of(
-    maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, *, backward: bool, has_values: bool
+    maps: tuple[Layout, ...], spec: PoolSpec, *, backward: bool, has_values: bool
 ) -> Regime:
     """The regime of a call on these maps, the input first."""
+    pools = pools_of(spec.candidates)
     has_steps = spec.stride[1] != 1
     has_large_windows = max(pools.radius_h, pools.radius_w) > 3
     is_careful = backward and bool(pools.max) and has_values
     is_heavy = has_large_windows or has_steps or is_careful or maps[0].dtype is torch.float64
-    lowest = LOW_WITH_MAX if backward and pools.max else LOW
     vector = next(v for v in (4, 2, 1) if v == 1 or all(_has_vectors(x, v) for x in maps))
+    lowest = LOW_WITH_MAX if backward and pools.max else LOW
     return Regime(
         backward,
         bool(pools.max),
@@ -159,10 +176,10 @@ def regime_of(
     )
 
 
-def _has_vectors(x: Tensor, columns: int) -> bool:
+def _has_vectors(x: Layout, columns: int) -> bool:
     """Whether rows consist of vectors of so many elements, all of them aligned."""
-    *outer, last = x.stride()
-    aligned = x.data_ptr() % (columns * x.element_size()) == 0 and x.shape[3] % columns == 0
+    *outer, last = x.stride
+    aligned = x.offset % (columns * x.dtype.itemsize) == 0 and x.shape[3] % columns == 0
     return aligned and last == 1 and not any(stride % columns for stride in outer)
 
 
@@ -199,25 +216,25 @@ class Tile(NamedTuple):
     programs: int
 
 
-def forward_tile(maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, config: Config) -> Tile:
-    """Programs for an output of the shape of the last of ``maps``."""
-    n, c, rows, w = maps[-1].shape
+@lru_cache(maxsize=4096)
+def forward_tile(maps: tuple[Layout, ...], spec: PoolSpec, config: Config) -> Tile:
+    """Programs for an output of the shape of the second of ``maps``."""
+    n, c, rows, w = maps[1].shape
     groups = _ceil_div(w, config.columns)
     blocks = _ceil_div(n * c * groups, SEGMENT * config.num_warps)
-    return _tile(maps, spec, pools, config, groups, rows, blocks)
+    return _tile(maps, spec, config, groups, rows, blocks)
 
 
 def _tile(
-    maps: tuple[Tensor, ...],
+    maps: tuple[Layout, ...],
     spec: PoolSpec,
-    pools: Pools,
     config: Config,
     groups: int,
     rows: int,
     blocks: int,
 ) -> Tile:
     unroll = rows if config.unroll == ALL_ROWS else config.unroll
-    strips = _strips(blocks, rows, pools, unroll)
+    strips = _strips(blocks, rows, pools_of(spec.candidates), unroll)
     has_vectors = spec.stride[1] == 1 and all(_has_vectors(x, config.columns) for x in maps)
     return Tile(
         config,
@@ -239,8 +256,9 @@ class Segments(NamedTuple):
     """Rounds of adding neighbours that add up the lanes of a plane."""
 
 
+@lru_cache(maxsize=4096)
 def backward_tile(
-    maps: tuple[Tensor, ...], spec: PoolSpec, pools: Pools, config: Config
+    maps: tuple[Layout, ...], spec: PoolSpec, config: Config
 ) -> tuple[Tile, Segments]:
     """Programs for the gradients of a map of the shape of the first of ``maps``."""
     n, c, rows, w = maps[0].shape
@@ -249,8 +267,8 @@ def backward_tile(
     if groups <= SEGMENT:
         planes = SEGMENT // groups
     else:
-        halo = _ceil_div(pools.radius_w, config.columns)
+        halo = _ceil_div(pools_of(spec.candidates).radius_w, config.columns)
         tiles = _ceil_div(groups - 2 * halo, SEGMENT - 2 * halo)
     blocks = _ceil_div(_ceil_div(n * c, planes), config.num_warps) * tiles
-    tile = _tile(maps, spec, pools, config, groups, rows, blocks)
+    tile = _tile(maps, spec, config, groups, rows, blocks)
     return tile, Segments(planes, tiles, (min(groups, SEGMENT) - 1).bit_length())
