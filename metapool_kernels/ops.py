@@ -102,17 +102,41 @@ def _triton_kernels() -> ModuleType:
     return importlib.import_module("metapool_kernels._triton")
 
 
-def _triton_fwd(x: Tensor, weights: Tensor, values: Tensor | None, *spec: Any) -> Tensor:
-    out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, _triton_spec(*spec))
+def _check_memory(
+    x: Tensor, weights: Tensor, values: Tensor | None, grad_out: Tensor | None, spec: PoolSpec
+) -> None:
+    """What the kernels would otherwise read beyond; those of the CPU check it themselves."""
+    if x.dim() != 4:
+        raise RuntimeError("meta_pool: x should be 4-D")
+    n, c, h, w = x.shape
+    count = len(spec.candidates)
+    if weights.shape not in ((count,), (c, count), (n, 1, count), (n, c, count)):
+        raise RuntimeError(
+            "meta_pool: weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K)"
+        )
+    sizes = ((values, (h, w)), (grad_out, output_size((h, w), spec.stride)))
+    for tensor, size in sizes:
+        if tensor is not None and tensor.shape != (n, c, *size):
+            raise RuntimeError("meta_pool: a map has the wrong shape")
+        if tensor is not None and tensor.dtype is not x.dtype:
+            raise RuntimeError("meta_pool: maps should share one dtype")
+
+
+def _triton_fwd(x: Tensor, weights: Tensor, values: Tensor | None, *arguments: Any) -> Tensor:
+    spec = _triton_spec(*arguments)
+    _check_memory(x, weights, values, None, spec)
+    out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
     return out
 
 
 def _triton_bwd(
     grad_out: Tensor, x: Tensor, weights: Tensor, values: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    *spec, mask = rest
+    *arguments, mask = rest
+    spec = _triton_spec(*arguments)
+    _check_memory(x, weights, values, grad_out, spec)
     grads: tuple[Tensor, Tensor] = _triton_kernels().meta_pool_bwd(
-        grad_out, x, weights, values, _triton_spec(*spec), tuple(mask)
+        grad_out, x, weights, values, spec, tuple(mask)
     )
     return grads
 

@@ -170,6 +170,28 @@ def test_opcheck_triton() -> None:
     torch.library.opcheck(backward, all_of_it, test_utils=STATIC_CHECKS)
 
 
+@pytest.mark.parametrize("prefix", ["", "triton_"], ids=["cpu", "triton"])
+@pytest.mark.every
+def test_ops_refuse_what_they_would_read_beyond(prefix: str) -> None:
+    case = CASES[0]
+    x, weights, values, grad_out = _inputs(case, True)
+    assert values is not None
+    arguments = _spec(case, x).arguments
+    ops = torch.ops.metapool_kernels
+    forward = getattr(ops, f"{prefix}meta_pool_fwd")
+    backward = getattr(ops, f"{prefix}meta_pool_bwd")
+    with pytest.raises(RuntimeError, match="x should be 4-D"):
+        forward(x[0], weights, None, *arguments)
+    with pytest.raises(RuntimeError, match="weights should have shape"):
+        forward(x, weights[..., 1:], None, *arguments)
+    with pytest.raises(RuntimeError, match="a map has the wrong shape"):
+        forward(x, weights, values[..., 1:], *arguments)
+    with pytest.raises(RuntimeError, match="a map has the wrong shape"):
+        backward(grad_out[..., 1:, :], x, weights, None, *arguments, (True, True))
+    with pytest.raises(RuntimeError, match="maps should share one dtype"):
+        backward(grad_out.to(torch.float16), x, weights, None, *arguments, (True, True))
+
+
 def _need_grad(wanted: bool, *tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None:
