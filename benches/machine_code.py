@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from metapool_kernels._triton import launch
 
@@ -113,13 +114,7 @@ def compile_call(
         capability: 80, 90 or 100, as in sm_90.
         constants: of the kernel, to be compiled for instead of those of the call.
     """
-    with _recorded("meta_pool_bwd_kernel" if backward else "meta_pool_fwd_kernel") as recorder:
-        call()
-    ((programs, args, kwargs),) = recorder.calls
-    kwargs |= constants
-    options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-    signature, constexprs, attributes = _specialised(recorder.kernel, args, kwargs)
-    source = ASTSource(recorder.kernel, signature, constexprs, attributes)
+    source, options, programs = _source(call, backward, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     instructions, loops = _disassemble(compiled.asm["cubin"])
     usage = _usage(compiled.asm["cubin"])
@@ -130,8 +125,42 @@ def compile_call(
         stack=usage["STACK"] + usage["LOCAL"],
         shared=compiled.metadata.shared,
         programs=programs,
-        arguments=kwargs,
+        arguments={
+            source.fn.arg_names[path[0]]: value
+            for path, value in source.constants.items()
+            if len(path) == 1
+        },
     )
+
+
+def lower_call(call: Callable[[], object], *, backward: bool) -> str:
+    """Run the front end alone, which knows what the interpreter does not: types.
+
+    Returns:
+        The intermediate representation.
+    """
+    source, options, _ = _source(call, backward, {})
+    target = GPUTarget("cuda", 90, 32)
+    backend = make_backend(target)
+    parsed = backend.parse_options(options)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    code = backend.get_codegen_implementation(parsed)
+    return str(source.make_ir(target, parsed, code, backend.get_module_map(), context))
+
+
+def _source(
+    call: Callable[[], object], backward: bool, constants: dict[str, object]
+) -> tuple[ASTSource, dict[str, Any], int]:
+    """What a call would compile, with which options, and how many programs it would start."""
+    with _recorded("meta_pool_bwd_kernel" if backward else "meta_pool_fwd_kernel") as recorder:
+        call()
+    ((programs, args, kwargs),) = recorder.calls
+    kwargs |= constants
+    options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    signature, constexprs, attributes = _specialised(recorder.kernel, args, kwargs)
+    return ASTSource(recorder.kernel, signature, constexprs, attributes), options, programs
 
 
 def _specialised(

@@ -75,8 +75,9 @@ def test_gradient_of_weights_where_x_is_not_finite(
 ) -> None:
     """NaN and infinities of <g, P(x)> are those of eager PyTorch, for g > 0.
 
-    Where g changes its sign they may differ: summed over inputs instead of outputs, an infinity
-    meets the sum of the gradients of its windows and not each of them.
+    Elsewhere those of averages may differ: summed over inputs instead of outputs, an infinity meets
+    the sum of the gradients of its windows and not each of them. Where that sum is zero, or the
+    gradients themselves are infinite, an infinity may become NaN.
     """
     case = Case(
         (2, 3, 9, 17), layout=layout, data=data, candidates=(name, "none"), normalize=None,
@@ -153,13 +154,43 @@ def test_strides_beyond_the_map(backend: str, stride: int | tuple[int, int]) -> 
     judge.judge(judge.fused(backend), Case(size=(1, 2, 5, 5), candidates=names, stride=stride))
 
 
-def test_nan_between_the_windows(backend: str) -> None:
+@pytest.mark.parametrize(
+    "size, stride, at",
+    [
+        pytest.param((1, 1, 9, 9), (4, 4), (2, 2), id="between"),
+        pytest.param((1, 2, 1, 6), (1, 3), (0, 5), id="last column"),
+        pytest.param((1, 2, 17, 6), (1, 3), (3, 5), id="last column of a high map"),
+        pytest.param((1, 1, 6, 5), (3, 1), (5, 2), id="last row"),
+    ],
+)
+def test_nan_between_the_windows(
+    backend: str, size: cases.Size, stride: tuple[int, int], at: tuple[int, int]
+) -> None:
     """Pixels that no window sees have no part in any gradient."""
-    x = torch.randn(1, 1, 9, 9, dtype=torch.float64)
-    x[..., 2, 2] = torch.nan
+    x = torch.randn(size, dtype=torch.float64)
+    x[..., at[0], at[1]] = torch.nan
     x.requires_grad_()
     alpha = torch.randn(2, dtype=torch.float64, requires_grad=True)
     names = ("avg_pool_3x3", "max_pool_3x3")
-    fused_meta_pool(x, alpha, names, stride=4, backend=backend).square().sum().backward()
+    fused_meta_pool(x, alpha, names, stride=stride, backend=backend).square().sum().backward()
     assert x.grad is not None and alpha.grad is not None
     assert x.grad.isfinite().all() and alpha.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize(
+    "size", [(1, 3, 4, 8), (1, 3, 4, 9), (1, 3, 17, 8), (1, 3, 17, 9)], ids=str
+)
+@pytest.mark.parametrize("weight", [torch.nan, torch.inf])
+def test_weights_of_maxima_that_are_not_finite(
+    backend: str, weight: float, size: cases.Size, layout: str
+) -> None:
+    """They reach the maxima of their pooling and nothing else."""
+    names = ("max_pool_3x3", "max_pool_5x5")
+    case = Case(size, layout=layout, candidates=names, normalize=None)
+    x, _, grad_out = case.tensors()
+    grad_out = grad_out.abs() + 0.1
+    alpha = torch.tensor([weight, 1.0])
+    got = judge.run(judge.fused(backend), case, x, alpha, grad_out)
+    right = judge.run(judge.truth, case, x, alpha, grad_out)
+    torch.testing.assert_close(got, right, equal_nan=True, check_dtype=False)

@@ -13,13 +13,14 @@ from metapool_kernels import DEFAULT_CANDIDATES, pool_candidates
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import memory_format
 from metapool_kernels.ops import PoolSpec
+from tests import cases
 from tests.backends import INTERPRETED
 
 pytest.importorskip("triton")
 if INTERPRETED:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from benches.machine_code import Kernel, compile_call
+from benches.machine_code import Kernel, compile_call, lower_call
 from metapool_kernels._triton import launch
 
 RATCHET = Path(__file__).parent / "machine_code.json"
@@ -188,3 +189,22 @@ def test_ratchet(name: str, capability: int) -> None:
         return
     for figure, value in found.items():
         assert value <= SLACK * kept[key][figure], f"more {figure} than when this was last improved"
+
+
+@pytest.mark.parametrize("has_values", [False, True], ids=["x", "values"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize(
+    "names",
+    [*cases.CANDIDATES.values(), ("max_pool_7x1",), ("max_pool_1x7",), ("max_pool_1x1",)],
+    ids=" ".join,
+)
+def test_types_are_right(names: tuple[str, ...], backward: bool, has_values: bool) -> None:
+    """The interpreter takes a number where the compiler wants a tensor."""
+    masks = [(True, True), (True, False), (False, True)] if backward else [(True, True)]
+    for mask in masks:
+        for size, stride in (((2, 3, 20, 9), (1, 1)), ((2, 3, 7, 7), (2, 3))):
+            call = _call(
+                size=size, backward=backward, candidates=names, stride=stride,
+                has_values=has_values, mask=mask,
+            )  # fmt: skip
+            assert "tt.store" in lower_call(call, backward=backward)

@@ -7,7 +7,8 @@ A window's maximum is found as forward finds it, first along rows, then down col
 row is the first whose maximum equals it, and its column is what has been kept for that row.
 
 That is not so where there are NaN, of which the last counts, or windows of nothing but -Inf, which
-rows beyond the map equal too. A program that has met them runs again, carefully.
+rows beyond the map equal too; nor with weights that are not finite. A program that has met any of
+them runs again, carefully.
 
 Lanes come in segments of 32, one warp each, that hold whole planes, or overlapping tiles of one
 plane where it is too wide; what goes to columns of other lanes is handed over inside the segment.
@@ -39,7 +40,7 @@ def _stream(
     """Streams the lanes down the strip and writes both gradients.
 
     Returns:
-        The lowest maximum of each lane, or NaN where there is any.
+        The lower of 0 and the lowest maximum of each lane, or NaN where there is any.
     """
     LENGTH: tl.constexpr = 2 * RADIUS_H + 1
     nothing = tl.full(group.shape, -0.0, ACC)
@@ -259,6 +260,9 @@ def meta_pool_bwd_kernel(
     )  # fmt: skip
     if RERUNS and len(MAX) > 0 and WANTS_VALUES and not HAS_VALUES:
         is_special = in_lanes & ((lowest > float("-inf")) == 0)
+        for p in tl.static_range(len(MAX)):
+            # Times the zeros beyond the map, such a weight would be NaN.
+            is_special |= in_lanes & (shares_max[p] * 0 + tl.zeros_like(lowest) != 0)
         if tl.max(is_special.to(tl.int32), 0) > 0:
             _stream(
                 grad_out, x, values, grad_values,

@@ -52,7 +52,7 @@ def _keep_pixels(
             new_picks = new_picks + (pushed(picks[p], pick),)
     if len(codes) > 0:
         _, keeps, moves = chosen_around(compared, inside, RADIUS, widest(MAX), CAREFUL)
-        codes = pushed(codes, packed(keeps, moves))
+        codes = pushed(codes, packed(keeps, moves, compared[0].shape))
     return centers, new_tops, codes, new_picks
 
 
@@ -215,7 +215,7 @@ def _spread_row(
             if WANTS_WEIGHTS:
                 # Of the windows that hold a column what they hold of it, which is the same sum.
                 term = sum_around(centers, RADIUS_H, AVG[p][0]) * spread
-                if STRIDE_H > 1 or 2 * AVG[p][1] + 1 < STRIDE_W:
+                if STRIDE_H > 1 or AVG[p][1] + 1 < STRIDE_W:
                     holds = _holds_windows(
                         row, column, inside[v : v + 2 * RADIUS + 1], RADIUS, AVG[p][1],
                         STRIDE_H, STRIDE_W,
@@ -255,7 +255,7 @@ def _spread_row(
                 new_max_totals = new_max_totals + (max_totals[p] + grad * value,)
             if WANTS_VALUES:
                 share = grad * shares_max[p]
-                if STRIDE_H * STRIDE_W > 1:
+                if STRIDE_H * STRIDE_W > 1 or (CAREFUL and not ALL_INSIDE):
                     share = tl.where(is_center, share, 0.0)
                 if CAREFUL:
                     going = added_around(pending[p], share, keeps, moves, RADIUS_H)

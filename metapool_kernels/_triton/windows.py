@@ -170,9 +170,9 @@ def added_to_first(sums, grad, ring, top, CENTER: tl.constexpr, RADIUS: tl.const
 
 
 @triton.jit
-def packed(keeps, moves):
+def packed(keeps, moves, shape: tl.constexpr):
     """Choices as a number: for each distance from the center three bits, of which one is set."""
-    code = 0
+    code = tl.zeros(shape, tl.int32)
     for i in tl.static_range(len(keeps)):
         code |= tl.where(moves[i], 2 << (3 * i), tl.where(keeps[i], 4 << (3 * i), 1 << (3 * i)))
     return code
