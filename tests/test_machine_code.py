@@ -200,11 +200,13 @@ def test_ratchet(name: str, capability: int) -> None:
 )
 def test_types_are_right(names: tuple[str, ...], backward: bool, has_values: bool) -> None:
     """The interpreter takes a number where the compiler wants a tensor."""
-    masks = [(True, True), (True, False), (False, True)] if backward else [(True, True)]
-    for mask in masks:
-        for size, stride in (((2, 3, 20, 9), (1, 1)), ((2, 3, 7, 7), (2, 3))):
-            call = _call(
-                size=size, backward=backward, candidates=names, stride=stride,
-                has_values=has_values, mask=mask,
-            )  # fmt: skip
-            assert "tt.store" in lower_call(call, backward=backward)
+    high, low = ((2, 3, 20, 9), (1, 1)), ((2, 3, 7, 7), (2, 3))
+    calls = [(high, (True, True)), (low, (True, True))]
+    if backward:
+        calls += [(high, (True, False)), (low, (False, True))]
+    for (size, stride), mask in calls:
+        call = _call(
+            size=size, backward=backward, candidates=names, stride=stride, has_values=has_values,
+            mask=mask,
+        )  # fmt: skip
+        assert "tt.store" in lower_call(call, backward=backward)
