@@ -1,5 +1,8 @@
 """Builds the native parts: the torch ops (LibTorch stable ABI) and the NumPy module (pybind11).
 
+The ops with CUDA kernels are a library of their own, built wherever nvcc is found; that takes
+neither a GPU nor a torch with CUDA.
+
 Whatever cannot be built here is left out with a reason, which `python -m metapool_kernels.info`
 shows; the package then runs on plain PyTorch. Everything else of the packaging is in
 pyproject.toml.
@@ -7,23 +10,29 @@ pyproject.toml.
 Environment:
     CXX                   the C++ compiler. Default: the first of c++, g++, clang++.
     METAPOOL_BUILD_NATIVE 0 leaves all native parts out.
-    METAPOOL_CXXFLAGS     more compiler and linker flags, for instance for a sanitizer.
+    METAPOOL_BUILD_CUDA   0 leaves the CUDA kernels out, 1 makes it an error to leave them out.
+    METAPOOL_CUDA_ARCHS   the GPUs to compile for. Default: "80;90;90+PTX".
+    METAPOOL_CXXFLAGS     more flags for the C++ compiler and the linker, for instance for a
+                          sanitizer; nvcc reads NVCC_APPEND_FLAGS.
 """
 
 import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import OptionError
 
 ROOT = Path(__file__).parent.resolve()
 # The oldest torch whose stable ABI has what the bindings use; the binary loads in all later ones.
@@ -48,10 +57,19 @@ X86_ISAS = {
         "-mprefer-vector-width=512",
     ],
 }
+# The C++ compiler, which nvcc calls for what runs on the host, does not know its pragmas.
+CUDA_FLAGS = ["-std=c++17", "-O3"]
+CUDA_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas"]
+CUDA_ARCHS = "80;90;90+PTX"
+OLDEST_CUDA_ARCH = 80  # dispatch.py refuses older GPUs
 
 
 class CannotBuildError(Exception):
     """A part is left out; the message says what was missing."""
+
+
+class SettingError(OptionError):
+    """An environment variable asks for what cannot be; setuptools prints the message and stops."""
 
 
 def find_compiler() -> str:
@@ -77,6 +95,70 @@ def find_ninja() -> str:
     if path := shutil.which("ninja"):
         return path
     raise CannotBuildError("ninja was not found")
+
+
+def find_nvcc() -> str:
+    """Path of CUDA's compiler."""
+    if os.environ.get("METAPOOL_BUILD_CUDA") == "0":
+        raise CannotBuildError("METAPOOL_BUILD_CUDA=0 switched the build off")
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders = [str(Path(home) / "bin") for home in (*homes, "/usr/local/cuda")]
+    for path in (None, *folders):  # None is PATH
+        if nvcc := shutil.which("nvcc", path=path):
+            return nvcc
+    raise CannotBuildError(f"nvcc was not found (looked on PATH and in {', '.join(folders)})")
+
+
+def cuda_codes(archs: str) -> list[str]:
+    """What nvcc compiles for METAPOOL_CUDA_ARCHS: "90" is sm_90, "90+PTX" compute_90 as well."""
+    codes: list[str] = []
+    for entry in re.split(r"[;,\s]+", archs.strip(";, \t\n")):
+        match = re.fullmatch(r"(\d+)\.?(\d)(\+PTX)?", entry, re.IGNORECASE)
+        if match is None:
+            raise SettingError(
+                f"METAPOOL_CUDA_ARCHS should be entries such as 80, 8.0 or 90+PTX with ; between "
+                f"them, got {entry!r} in {archs!r}"
+            )
+        number = int(match[1] + match[2])
+        if number < OLDEST_CUDA_ARCH:
+            raise SettingError(
+                f"METAPOOL_CUDA_ARCHS: the kernels need {OLDEST_CUDA_ARCH} or newer, got {entry!r}"
+            )
+        codes += [f"sm_{number}"] + [f"compute_{number}"] * (match[3] is not None)
+    return list(dict.fromkeys(codes))
+
+
+def check_codes(nvcc: str, codes: list[str]) -> None:
+    """Raise unless this nvcc can compile for all of them: an error if they were asked for."""
+    known = ask(nvcc, "--list-gpu-code").split()
+    unknown = [code for code in codes if code.replace("compute", "sm") not in known]
+    if not unknown:
+        return
+    problem = (
+        f"{nvcc} does not know {', '.join(unknown)}; set METAPOOL_CUDA_ARCHS to some of what "
+        f"`nvcc --list-gpu-code` shows: {' '.join(known)}"
+    )
+    raise (SettingError if "METAPOOL_CUDA_ARCHS" in os.environ else CannotBuildError)(problem)
+
+
+def ask(nvcc: str, question: str) -> str:
+    """What nvcc prints."""
+    done = subprocess.run([nvcc, question], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CannotBuildError(f"{nvcc} {question} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def check_works(nvcc: str) -> None:
+    """Raise unless this nvcc can compile: it does so only beside some versions of C++ compilers."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.cu"
+        source.write_text("#include <string>\n__global__ void kernel() {}\n")
+        command = [nvcc, *CUDA_FLAGS, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise CannotBuildError(f"{nvcc} cannot compile: {lines[0] if lines else 'it says nothing'}")
 
 
 class Needs(NamedTuple):
@@ -119,7 +201,7 @@ def numpy_needs() -> Needs:
 
 
 class Graph:
-    """A ninja file: objects compiled once, linked into one or two shared libraries."""
+    """A ninja file: objects compiled once, linked into shared libraries."""
 
     def __init__(self, compiler: str) -> None:
         extra = shlex.split(os.environ.get("METAPOOL_CXXFLAGS", ""))
@@ -141,12 +223,39 @@ class Graph:
         self.lines += [f"build {output}: compile {escape(ROOT / source)}", f"  flags = {joined}"]
         return output
 
-    def link(self, objects: list[str], output: Path, *flags: str) -> None:
+    def link(self, objects: list[str], output: Path, *flags: str, rule: str = "link") -> None:
         """Add a shared library."""
         self.lines += [
-            f"build {escape(output)}: link {' '.join(objects)}",
+            f"build {escape(output)}: {rule} {' '.join(objects)}",
             f"  libraries = {shlex.join(flags)}",
         ]
+
+    def use_nvcc(self, nvcc: str, codes: list[str]) -> None:
+        """Add the rules that :meth:`compile_cuda` and :meth:`link_cuda` need."""
+        command = shlex.quote(nvcc)
+        targets = [f"-gencode=arch={code.replace('sm', 'compute')},code={code}" for code in codes]
+        # Of what goes through -Xcompiler nvcc takes commas for the end of a flag.
+        extra = [f"-Xcompiler={flag}".replace(",", "\\,") for flag in self.extra]
+        self.lines += [
+            "rule cuda",
+            f"  command = {command} -MMD -MF $out.d {shlex.join([*CUDA_FLAGS, *targets])} "
+            "-c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link_cuda",
+            f"  command = {command} -shared -cudart static {shlex.join(extra)} $in -o $out "
+            "$libraries",
+        ]
+
+    def compile_cuda(self, source: str) -> str:
+        """Add an object of kernels; returns its name."""
+        output = source.replace("/", "_") + ".o"
+        self.lines += [f"build {output}: cuda {escape(ROOT / source)}"]
+        return output
+
+    def link_cuda(self, objects: list[str], output: Path, *flags: str) -> None:
+        """Add a shared library that holds CUDA's runtime and shows none of it."""
+        self.link(objects, output, "-Xlinker", "--exclude-libs=ALL", *flags, rule="link_cuda")
 
     def run(self, ninja: str, folder: Path) -> None:
         """Build everything in ``folder``."""
@@ -175,9 +284,44 @@ def kernel_objects(graph: Graph) -> tuple[list[str], list[str]]:
     return objects, ["baseline", *isas]
 
 
-def cuda_problem() -> str:
-    """Why there are no CUDA kernels."""
-    return "this version has no CUDA kernels"
+def cuda_objects(graph: Graph, nvcc: str) -> tuple[list[str], dict[str, object]]:
+    """Add the CUDA kernels; returns their objects and what to write down about them."""
+    sources = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cuda/*.cu"))
+    if not sources:
+        raise CannotBuildError("this version has no CUDA kernels")
+    codes = cuda_codes(os.environ.get("METAPOOL_CUDA_ARCHS") or CUDA_ARCHS)
+    check_codes(nvcc, codes)
+    check_works(nvcc)
+    version = re.search(r"V(\d[\d.]*)", ask(nvcc, "--version"))
+    graph.use_nvcc(nvcc, codes)
+    about = {"nvcc": version[1] if version else "unknown", "compiler": nvcc, "architectures": codes}
+    return [graph.compile_cuda(source) for source in sources], about
+
+
+def without_cuda(problem: CannotBuildError) -> dict[str, object]:
+    """What to write down where there are no CUDA kernels; an error if they were asked for."""
+    if os.environ.get("METAPOOL_BUILD_CUDA") == "1":
+        raise SettingError(f"METAPOOL_BUILD_CUDA=1, but {problem}") from problem
+    return {"skipped": str(problem)}
+
+
+def add_cuda(graph: Graph, library: Path) -> dict[str, object]:
+    """Add the library of the CUDA kernels; returns what to write down about it."""
+    try:
+        nvcc, needs = find_nvcc(), torch_needs()
+        objects, about = cuda_objects(graph, nvcc)
+    except CannotBuildError as problem:
+        return without_cuda(problem)
+    objects += [graph.compile("python_bindings/torch_ops_cuda.cpp", *needs.compile_flags)]
+    graph.link_cuda(objects, library, *needs.link_flags)
+    return about | needs.about
+
+
+LIBRARIES = {
+    "torch_ops": "_torch_ops.so",
+    "numpy_ops": f"_numpy_ops{sysconfig.get_config_var('EXT_SUFFIX')}",
+    "cuda": "_torch_ops_cuda.so",
+}
 
 
 class BuildNative(build_ext):
@@ -187,47 +331,48 @@ class BuildNative(build_ext):
         package = ROOT if self.inplace else Path(self.build_lib).resolve()
         package = package / "metapool_kernels"
         package.mkdir(parents=True, exist_ok=True)
-        facts: dict[str, dict[str, object]] = {"cuda": {"skipped": cuda_problem()}}
-        parts = {
-            "torch_ops": (torch_needs, "python_bindings/torch_ops.cpp", "_torch_ops.so"),
-            "numpy_ops": (
-                numpy_needs,
-                "python_bindings/numpy_module.cpp",
-                "_numpy_ops" + sysconfig.get_config_var("EXT_SUFFIX"),
-            ),
-        }
         try:
-            compiler, ninja = find_compiler(), find_ninja()
+            facts = self.build_parts(package, find_compiler(), find_ninja())
         except CannotBuildError as problem:
-            facts |= {part: {"skipped": str(problem)} for part in parts}
-        else:
-            self.build_parts(parts, package, compiler, ninja, facts)
+            facts = {part: {"skipped": str(problem)} for part in LIBRARIES}
+            facts["cuda"] = without_cuda(problem)
+        for part, about in facts.items():
+            if "skipped" in about:  # what an earlier build left would be taken for this one's
+                (package / LIBRARIES[part]).unlink(missing_ok=True)
         (package / "_build.json").write_text(json.dumps(facts, indent=2) + "\n")
         for part, about in facts.items():
             print(f"metapool_kernels: {part}: {about.get('skipped', 'built')}", file=sys.stderr)
 
-    def build_parts(self, parts, package, compiler, ninja, facts) -> None:
+    def build_parts(self, package, compiler, ninja) -> dict[str, dict[str, object]]:
         """Build every part whose needs are met; a failing compiler is an error."""
         graph = Graph(compiler)
         kernels, isas = kernel_objects(graph)
-        for part, (find_needs, source, library) in parts.items():
+        facts: dict[str, dict[str, object]] = {}
+        parts = {
+            "torch_ops": (torch_needs, "python_bindings/torch_ops.cpp"),
+            "numpy_ops": (numpy_needs, "python_bindings/numpy_module.cpp"),
+        }
+        for part, (find_needs, source) in parts.items():
             try:
                 needs = find_needs()
             except CannotBuildError as problem:
                 facts[part] = {"skipped": str(problem)}
                 continue
             objects = [graph.compile(source, *needs.compile_flags), *kernels]
-            graph.link(objects, package / library, *needs.link_flags)
+            graph.link(objects, package / LIBRARIES[part], *needs.link_flags)
             facts[part] = {"compiler": compiler, "instruction_sets": isas, **needs.about}
+        facts["cuda"] = add_cuda(graph, package / LIBRARIES["cuda"])
         graph.run(ninja, Path(self.build_temp).resolve())
+        return facts
 
     def get_outputs(self) -> list[str]:
         """The files for the installer's record: all of them lie in the package already."""
         return []
 
 
-# The extension is only named, so that setuptools calls build_ext and tags the wheel.
-setup(
-    ext_modules=[Extension("metapool_kernels._numpy_ops", sources=[])],
-    cmdclass={"build_ext": BuildNative},
-)
+if __name__ == "__main__":
+    # The extension is only named, so that setuptools calls build_ext and tags the wheel.
+    setup(
+        ext_modules=[Extension("metapool_kernels._numpy_ops", sources=[])],
+        cmdclass={"build_ext": BuildNative},
+    )

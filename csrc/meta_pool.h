@@ -17,6 +17,13 @@ struct MapView {
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 };
 
+// Whether two maps of one size are the same elements in the same order. That they begin at the same
+// address is not enough: one may be the transpose of the other.
+inline bool same_map(const MapView& a, const MapView& b) {
+  return a.data == b.data && a.stride_n == b.stride_n && a.stride_c == b.stride_c &&
+         a.stride_h == b.stride_h && a.stride_w == b.stride_w;
+}
+
 struct MutableMapView {
   void* data = nullptr;
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;

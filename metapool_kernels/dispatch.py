@@ -30,14 +30,44 @@ def _triton_problem() -> str | None:
     return None
 
 
+def _gpu_problem(backend: str, device: torch.device) -> str | None:
+    """Why a GPU cannot run a backend's kernels."""
+    return _find_gpu_problem(backend, device)
+
+
+# What it asks for cannot be traced. This is all that torch.compiler.assume_constant_result does,
+# which would import the compiler.
+_gpu_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @cache
-def _gpu_problem(device: torch.device) -> str | None:
+def _find_gpu_problem(backend: str, device: torch.device) -> str | None:
     if torch.version.hip is not None:
         return "the kernels are written for NVIDIA GPUs; use backend='reference'"
     capability = torch.cuda.get_device_capability(device)
     if capability < _OLDEST_CAPABILITY:
         return f"{device} has compute capability {capability}, {_OLDEST_CAPABILITY} is needed"
-    return None
+    return _architecture_problem(device, capability) if backend == "cuda" else None
+
+
+def _architecture_problem(device: torch.device, capability: tuple[int, int]) -> str | None:
+    """Why a GPU runs none of the code that setup.py compiled."""
+    built: list[str] | None = native.build_facts().get("cuda", {}).get("architectures")
+    if built is None or any(_covers(name, capability) for name in built):
+        return None
+    number = "".join(map(str, capability))
+    return (
+        f"the CUDA kernels were compiled for {', '.join(built)} and {device} is sm_{number}; "
+        f"set METAPOOL_CUDA_ARCHS={number} and run `pip install .` again"
+    )
+
+
+def _covers(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU runs machine code as ``sm_90`` or can compile code as ``compute_90``."""
+    kind, number = architecture.split("_")
+    compiled_for = divmod(int(number), 10)
+    same_family = kind == "compute" or compiled_for[0] == capability[0]
+    return same_family and compiled_for <= capability
 
 
 def _refuse_triton(x: Tensor) -> str | None:
@@ -51,12 +81,19 @@ def _refuse_triton(x: Tensor) -> str | None:
         return f"it takes tensors on a GPU and x is on {x.device}; move x with x.cuda()"
     problem = _triton_problem()
     if problem is None and device == "cuda":
-        problem = _gpu_problem(x.device)
+        problem = _gpu_problem("triton", x.device)
     return problem
 
 
 def _refuse_cuda(x: Tensor) -> str | None:
-    return "this version has no CUDA kernels; use backend='cpu' or 'reference'"
+    device = x.device.type
+    if device not in ("cuda", "meta"):
+        return f"it takes tensors on a GPU and x is on {x.device}; move x with x.cuda()"
+    if device == "meta":
+        return None  # shapes of meta tensors need no compiled kernel
+    if native.CUDA_OPS_PROBLEM is not None:
+        return native.CUDA_OPS_PROBLEM
+    return _gpu_problem("cuda", x.device)
 
 
 def _refuse_cpu(x: Tensor) -> str | None:

@@ -39,7 +39,7 @@ def _settings(
             PoolSpec(codes, stride, count_include_pad, False, backend),
             PoolSpec(codes, stride, count_include_pad, True, backend),
         )
-        for backend in ("cpu", "triton")
+        for backend in ("cpu", "triton", "cuda")
     }
     return _Settings(candidates, stride, specs)
 

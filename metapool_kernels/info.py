@@ -23,8 +23,14 @@ def _versions() -> Iterator[tuple[str, str]]:
     if torch.cuda.is_available():
         yield "gpu", torch.cuda.get_device_name()
     else:
-        yield "gpu", "none that torch can use"
+        yield "gpu", f"none is usable: {_no_gpu()}"
     yield "nvcc", shutil.which("nvcc") or "not found"
+
+
+def _no_gpu() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    return "torch found no GPU or no driver"
 
 
 def _built() -> Iterator[tuple[str, str]]:
@@ -47,6 +53,8 @@ def _usable() -> Iterator[tuple[str, str]]:
     x = torch.empty(1, 1, 1, 1, device=device)
     for name, refuse in BACKENDS.items():
         reason = refuse(x)
+        if reason is not None and device == "cpu" and name in ("triton", "cuda"):
+            reason = f"no GPU is usable; {reason}"
         yield name, f"usable on {device}" if reason is None else f"not usable on {device}: {reason}"
     try:
         yield "instruction set", f"{numpy_api.active_isa()} of {_words(numpy_api.isa_names())}"

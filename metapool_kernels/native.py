@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 _HERE = Path(__file__).parent
-_TORCH_OPS = _HERE / "_torch_ops.so"
 _BUILD_FILE = _HERE / "_build.json"
 
 
@@ -22,23 +21,28 @@ def build_facts() -> dict[str, Any]:
     return facts
 
 
-def _missing(part: str) -> str:
+def _missing(part: str, what: str = "the compiled kernels") -> str:
     reason = build_facts().get(part, {}).get("skipped", "they were never built")
-    return f"the compiled kernels are missing ({reason}); mend that and run `pip install .` again"
+    return f"{what} are missing ({reason}); mend that and run `pip install .` again"
 
 
-def _load_torch_ops() -> str | None:
-    if not _TORCH_OPS.exists():
-        return _missing("torch_ops")
+def _load(library: Path, part: str, what: str) -> str | None:
+    if not library.exists():
+        return _missing(part, what)
     try:
-        torch.ops.load_library(_TORCH_OPS)
+        torch.ops.load_library(library)
     except OSError as error:
-        return f"the compiled kernels do not load: {error}; build them again with `pip install .`"
+        reason = error.__cause__ or error  # torch names the library, and the linker the reason
+        return f"{what} do not load: {reason}; build them again with `pip install .`"
     return None
 
 
-TORCH_OPS_PROBLEM = _load_torch_ops()
+TORCH_OPS_PROBLEM = _load(_HERE / "_torch_ops.so", "torch_ops", "the compiled kernels")
 """None where the CPU kernels are registered with torch, else the reason why they are not."""
+
+CUDA_OPS_PROBLEM = _load(_HERE / "_torch_ops_cuda.so", "cuda", "the CUDA kernels")
+"""None where the CUDA kernels are registered with torch, else the reason why they are not. They
+load without a driver, and under a torch without CUDA."""
 
 
 @cache

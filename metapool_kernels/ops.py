@@ -1,8 +1,9 @@
 """The registered ops: their schemas, fake kernels and typed entry points.
 
 The schemas live here, so the ops exist (for tracing, fake and meta tensors) even where the
-compiled library does not. ``python_bindings/torch_ops.cpp`` holds the CPU kernels; those in Triton
-have ops of their own, so that a traced call keeps the backend that was chosen for it.
+compiled libraries do not. ``python_bindings/torch_ops.cpp`` holds the CPU kernels, and
+``torch_ops_cuda.cpp`` those in CUDA C++. Each backend has ops of its own, so that a traced call
+keeps the one that was chosen for it.
 
 Both ops are linear in each of ``values`` (or ``grad_out``) and ``weights``; ``x`` only picks the
 maxima. ``values=None`` means that ``values`` is ``x`` itself.
@@ -30,7 +31,7 @@ class PoolSpec(NamedTuple):
     channels_last: bool
     """Layout of every map that the ops return, see :mod:`metapool_kernels.layout`."""
     backend: str = "cpu"
-    """Whose kernels run: ``"cpu"`` or ``"triton"``."""
+    """Whose kernels run: ``"cpu"``, ``"triton"`` or ``"cuda"``."""
 
     @property
     def arguments(self) -> tuple[tuple[int, ...], tuple[int, int], bool, bool]:
@@ -93,7 +94,7 @@ def _define(prefix: str) -> tuple[Any, Any]:
     return fwd, bwd
 
 
-_OPS = {"cpu": _define(""), "triton": _define("triton_")}
+_OPS = {"cpu": _define(""), "triton": _define("triton_"), "cuda": _define("cuda_")}
 
 
 @cache
@@ -105,7 +106,7 @@ def _triton_kernels() -> ModuleType:
 def _check_memory(
     x: Tensor, weights: Tensor, values: Tensor | None, grad_out: Tensor | None, spec: PoolSpec
 ) -> None:
-    """What the kernels would otherwise read beyond; those of the CPU check it themselves."""
+    """What Triton's kernels would otherwise read beyond; the compiled ones check it themselves."""
     if x.dim() != 4:
         raise RuntimeError("meta_pool: x should be 4-D")
     n, c, h, w = x.shape

@@ -125,11 +125,13 @@ def test_the_native_core_knows_no_framework() -> None:
         assert "python_bindings" not in text
 
 
-def test_the_bindings_share_the_core_alone() -> None:
+def test_the_bindings_share_the_core_and_headers_alone() -> None:
     """No binding includes another one, and the NumPy module knows no torch."""
     includes = re.compile(r"#\s*include\s*[<\"]([^>\"]+)")
-    for source in (ROOT / "python_bindings").glob("*.cpp"):
+    folder = ROOT / "python_bindings"
+    for source in (path for path in folder.iterdir() if path.suffix in (".h", ".cpp")):
         named = includes.findall(source.read_text())
         assert not [name for name in named if name.startswith("python_bindings")]
+        assert not [name for name in named if name.endswith(".cpp")]
         if "numpy" in source.name:
             assert not [name for name in named if name.startswith(("torch", "ATen", "c10"))]

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "../problem.h"
 #include "plan.h"
 
 namespace metapool {
@@ -57,22 +58,6 @@ const Isa* choose_isa() {
 const Isa& chosen_isa() {
   static const Isa* const chosen = choose_isa();  // tried again at the next call where it throws
   return *chosen;
-}
-
-void check(const Problem& problem) {
-  const auto require = [](bool holds, const char* message) {
-    if (!holds) throw std::invalid_argument(message);
-  };
-  require(problem.n >= 0 && problem.c > 0 && problem.h > 0 && problem.w > 0,
-          "x should have non-zero channels, height and width");
-  require(problem.stride_h > 0 && problem.stride_w > 0, "stride should be positive");
-  require(!problem.candidates.empty(), "candidates is empty");
-  for (const int64_t code : problem.candidates) {
-    require(is_candidate_code(code), "unknown candidate code");
-    require(decode_candidate(code).kind != Kind::kSkip ||
-                (problem.stride_h == 1 && problem.stride_w == 1),
-            "skip_connect needs stride 1");
-  }
 }
 
 // A plan and the arrays that it points into.
@@ -235,11 +220,6 @@ void run_backward(const Plan& plan, const cpu::Kernels& kernels, const BackwardA
   if (wants_weights) reduce_shares(plan, shares.data(), args);
 }
 
-bool same_map(const MapView& a, const MapView& b) {
-  return a.data == b.data && a.stride_n == b.stride_n && a.stride_c == b.stride_c &&
-         a.stride_h == b.stride_h && a.stride_w == b.stride_w;
-}
-
 }  // namespace
 
 std::vector<std::string> isa_names() {
@@ -252,7 +232,7 @@ std::string active_isa() { return chosen_isa().name; }
 
 void meta_pool_fwd(const Problem& problem, const ForwardArgs& args,
                    const ParallelFor& parallel_for) {
-  check(problem);
+  check_problem(problem);
   const cpu::Kernels& kernels = *chosen_isa().kernels;
   const int64_t rows = output_size(problem.h, problem.stride_h);
   OwnedPlan owned(problem, args.x, rows);
@@ -266,7 +246,7 @@ void meta_pool_fwd(const Problem& problem, const ForwardArgs& args,
 
 void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,
                    const ParallelFor& parallel_for) {
-  check(problem);
+  check_problem(problem);
   const cpu::Kernels& kernels = *chosen_isa().kernels;
   OwnedPlan owned(problem, args.x, problem.h);
   owned.plan.separate_values = !owned.max.empty() && !same_map(args.x, args.values);

@@ -1,0 +1,206 @@
+// Backward: which kernels take a problem, and their launches.
+#include "launch.h"
+
+#include "general.cuh"
+#include "slots.h"
+#include "streamed_backward.cuh"
+#include "terms.cuh"
+
+namespace metapool::cuda {
+
+namespace {
+
+constexpr int kColumns = 2;
+constexpr int64_t kAlignment = 256;
+
+int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
+
+// The streamed kernels take it, or else the general ones.
+bool is_streamed(const Problem& problem, const BackwardArgs& args, Slots& slots) {
+  return problem.dtype != DType::kFloat64 && same_map(args.values, args.x) &&
+         find_slots(problem, slots);
+}
+
+// How the columns of all maps of a call can be read.
+template <typename T>
+Access access_of(const Problem& problem, const BackwardArgs& args) {
+  Access access = common(access_of(map_of<T>(args.x), problem.w, kColumns),
+                         access_of(map_of<T>(args.grad_out), problem.w, kColumns));
+  if (args.grad_x.data != nullptr) {
+    access = common(access, access_of(map_of<T>(args.grad_x), problem.w, kColumns));
+  }
+  return access;
+}
+
+Access access_of(const Problem& problem, const BackwardArgs& args) {
+  Access access = Access::kStrided;
+  with_type(problem.dtype,
+            [&](auto element) { access = access_of<decltype(element)>(problem, args); });
+  return access;
+}
+
+Cut streamed_cut(const Problem& problem, const BackwardArgs& args) {
+  const bool along_planes = access_of(problem, args) == Access::kStrided;
+  return cut_of(sizes_of(problem), kBackwardThreads, kColumns, kOverlap<kColumns>, along_planes);
+}
+
+// Terms of the gradient of the weights, as the streamed kernels write them.
+Terms streamed_terms(const Problem& problem, const BackwardArgs& args, const Cut& cut) {
+  const int count = static_cast<int>(problem.candidates.size());
+  if (!args.grad_weights_per_n && !args.grad_weights_per_c) {
+    return {1, 1, cut.blocks, count, false, false};
+  }
+  return {problem.n,
+          problem.c,
+          cut.tiles * cut.strips,
+          count,
+          args.grad_weights_per_n,
+          args.grad_weights_per_c};
+}
+
+// Blocks that share a plane of the general kernel.
+Terms general_terms(const Problem& problem, const BackwardArgs& args) {
+  const Sizes sizes = sizes_of(problem);
+  const int64_t most = ceil_div(sizes.h_out * sizes.w_out, 4 * kGeneralThreads);
+  const int64_t wanted = ceil_div(kWantedBlocks, sizes.n * sizes.c);
+  return {sizes.n,
+          sizes.c,
+          wanted < most ? wanted : most,
+          static_cast<int>(problem.candidates.size()),
+          args.grad_weights_per_n,
+          args.grad_weights_per_c};
+}
+
+int64_t term_bytes(const Problem& problem, const BackwardArgs& args, const Terms& terms) {
+  if (args.grad_weights == nullptr) return 0;
+  const int64_t each = problem.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  return aligned(terms.n * terms.c * terms.parts * terms.candidates * each);
+}
+
+int64_t position_bytes(const Problem& problem, const BackwardArgs& args) {
+  if (args.grad_x.data == nullptr) return 0;
+  const Sizes sizes = sizes_of(problem);
+  int64_t maxima = 0;
+  for (const int64_t code : problem.candidates) {
+    maxima += decode_candidate(code).kind == Kind::kMax;
+  }
+  return aligned(maxima * sizes.n * sizes.c * sizes.h_out * sizes.w_out);
+}
+
+template <typename T, bool kAvg, bool kMax, Access kAccess>
+void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slots& slots,
+                     float* scratch, cudaStream_t stream) {
+  const Cut cut = streamed_cut(problem, args);
+  const Terms terms = streamed_terms(problem, args, cut);
+  const bool wants_weights = args.grad_weights != nullptr;
+  const Backward<T> call{map_of<T>(args.grad_out),          map_of<T>(args.x),
+                         weights_of<float>(args.weights),   map_of<T>(args.grad_x),
+                         wants_weights ? scratch : nullptr, terms};
+  const auto kernel = &streamed_bwd_kernel<T, kAvg, kMax, kColumns, kAccess>;
+  constexpr int kShared = kBackwardShared<kColumns>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+        "shared memory");
+  METAPOOL_LAUNCH(kernel, cut.blocks, kBackwardThreads, kShared, stream, sizes_of(problem), cut,
+                  slots, call);
+  check(cudaGetLastError(), "backward");
+  if (wants_weights) {
+    launch_total(terms, scratch, static_cast<float*>(args.grad_weights), stream);
+  }
+}
+
+template <typename T, bool kAvg, bool kMax>
+void launch_kinds(const Problem& problem, const BackwardArgs& args, const Slots& slots,
+                  float* scratch, cudaStream_t stream) {
+  switch (access_of<T>(problem, args)) {
+    case Access::kVector:
+      return launch_streamed<T, kAvg, kMax, Access::kVector>(problem, args, slots, scratch, stream);
+    case Access::kDense:
+      return launch_streamed<T, kAvg, kMax, Access::kDense>(problem, args, slots, scratch, stream);
+    case Access::kStrided:
+      return launch_streamed<T, kAvg, kMax, Access::kStrided>(problem, args, slots, scratch,
+                                                              stream);
+  }
+}
+
+template <typename T>
+void launch_general(const Problem& problem, const BackwardArgs& args, char* scratch,
+                    cudaStream_t stream) {
+  const Sizes sizes = sizes_of(problem);
+  const Candidates candidates = candidates_of(problem);
+  const Map<const T> grad_out = map_of<T>(args.grad_out), x = map_of<T>(args.x);
+  const bool channels_last = is_channels_last(x);
+  const int64_t planes = sizes.n * sizes.c;
+  if (args.grad_x.data != nullptr) {
+    uint8_t* const positions = reinterpret_cast<uint8_t*>(scratch);
+    if (position_bytes(problem, args) > 0) {
+      METAPOOL_LAUNCH((&positions_kernel<T>),
+                      ceil_div(planes * sizes.h_out * sizes.w_out, kGeneralThreads),
+                      kGeneralThreads, 0, stream, sizes, x, candidates, positions, channels_last);
+      check(cudaGetLastError(), "places of maxima");
+    }
+    METAPOOL_LAUNCH((&general_grad_x_kernel<T>),
+                    ceil_div(planes * sizes.h * sizes.w, kGeneralThreads), kGeneralThreads, 0,
+                    stream, sizes, grad_out, weights_of<Acc<T>>(args.weights),
+                    map_of<T>(args.grad_x), candidates, positions, channels_last);
+    check(cudaGetLastError(), "gradient of x");
+  }
+  if (args.grad_weights != nullptr) {
+    const Terms terms = general_terms(problem, args);
+    Acc<T>* const scratch_terms =
+        reinterpret_cast<Acc<T>*>(scratch + position_bytes(problem, args));
+    const int64_t blocks = planes * terms.parts < kMostBlocks ? planes * terms.parts : kMostBlocks;
+    METAPOOL_LAUNCH((&general_terms_kernel<T>), blocks, kGeneralThreads,
+                    kGeneralThreads * sizeof(double), stream, sizes, grad_out, x,
+                    map_of<T>(args.values), candidates, scratch_terms, terms.parts);
+    check(cudaGetLastError(), "gradient of the weights");
+    launch_total(terms, scratch_terms, static_cast<Acc<T>*>(args.grad_weights), stream);
+  }
+}
+
+template <typename T>
+void launch(const Problem& problem, const BackwardArgs& args, void* scratch, cudaStream_t stream) {
+  if constexpr (!std::is_same_v<T, double>) {
+    Slots slots;
+    if (is_streamed(problem, args, slots)) {
+      const Kinds kinds = kinds_of(slots);
+      float* const terms = static_cast<float*>(scratch);
+      if (!kinds.has_max) return launch_kinds<T, true, false>(problem, args, slots, terms, stream);
+      if (!kinds.has_avg) return launch_kinds<T, false, true>(problem, args, slots, terms, stream);
+      return launch_kinds<T, true, true>(problem, args, slots, terms, stream);
+    }
+  }
+  launch_general<T>(problem, args, static_cast<char*>(scratch), stream);
+}
+
+}  // namespace
+
+int64_t bwd_scratch_bytes(const Problem& problem, const BackwardArgs& args) {
+  check_problem(problem);
+  if (problem.n == 0) return 0;
+  Slots slots;
+  if (is_streamed(problem, args, slots)) {
+    return term_bytes(problem, args, streamed_terms(problem, args, streamed_cut(problem, args)));
+  }
+  return position_bytes(problem, args) + term_bytes(problem, args, general_terms(problem, args));
+}
+
+void launch_meta_pool_bwd(const Problem& problem, const BackwardArgs& args, void* scratch,
+                          Stream stream) {
+  check_problem(problem);
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  if (problem.n == 0) {
+    if (args.grad_weights == nullptr) return;
+    const int64_t each = problem.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+    const int64_t count = (args.grad_weights_per_n ? 0 : 1) *
+                          (args.grad_weights_per_c ? problem.c : 1) *
+                          static_cast<int64_t>(problem.candidates.size());
+    if (count > 0) {
+      check(cudaMemsetAsync(args.grad_weights, 0, count * each, on), "gradient of the weights");
+    }
+    return;
+  }
+  with_type(problem.dtype,
+            [&](auto element) { launch<decltype(element)>(problem, args, scratch, on); });
+}
+
+}  // namespace metapool::cuda

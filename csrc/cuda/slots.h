@@ -1,0 +1,58 @@
+// Which problems the streamed kernels take, and candidates as kernels take them.
+#pragma once
+
+#include "../problem.h"
+#include "general.cuh"
+#include "lanes.cuh"
+
+namespace metapool::cuda {
+
+inline Candidates candidates_of(const Problem& problem) {
+  if (problem.candidates.size() > kMaxCandidates) {
+    throw std::invalid_argument("the CUDA kernels take at most " + std::to_string(kMaxCandidates) +
+                                " candidates, got " + std::to_string(problem.candidates.size()));
+  }
+  Candidates candidates;
+  candidates.count = static_cast<int>(problem.candidates.size());
+  for (int k = 0; k < candidates.count; ++k) {
+    candidates.codes[k] = static_cast<int16_t>(problem.candidates[k]);
+  }
+  return candidates;
+}
+
+// The slot of a candidate, or -1.
+inline int slot_of(Window window) {
+  if (window.kind == Kind::kNone) return kNoneSlot;
+  if (window.kind == Kind::kSkip) return 0;
+  if (window.radius_h != window.radius_w || window.radius_h > kReach) return -1;
+  if (window.kind == Kind::kAvg) return window.radius_h > 0 ? window.radius_h : -1;
+  return window.radius_h > 0 ? kAvgSlots + window.radius_h - 1 : -1;
+}
+
+// Puts candidates into slots; whether all of them found one for themselves.
+inline bool find_slots(const Problem& problem, Slots& slots) {
+  for (int& candidate : slots.candidate) candidate = -1;
+  if (problem.stride_h != 1 || problem.stride_w != 1 || !problem.count_include_pad ||
+      problem.h > kMostRows) {
+    return false;
+  }
+  for (size_t k = 0; k < problem.candidates.size(); ++k) {
+    const int slot = slot_of(decode_candidate(problem.candidates[k]));
+    if (slot < 0 || slots.candidate[slot] >= 0) return false;
+    slots.candidate[slot] = static_cast<int>(k);
+  }
+  return true;
+}
+
+struct Kinds {
+  bool has_avg, has_max;
+};
+
+inline Kinds kinds_of(const Slots& slots) {
+  Kinds kinds{};
+  for (int r = 0; r < kAvgSlots; ++r) kinds.has_avg |= has_avg(slots, r);
+  for (int r = 1; r <= kMaxSlots; ++r) kinds.has_max |= has_max(slots, r);
+  return kinds;
+}
+
+}  // namespace metapool::cuda

@@ -1,0 +1,323 @@
+"""How the CUDA kernels are built, what is said where they are not, and what the library needs."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from metapool_kernels import dispatch, fused_meta_pool, info, native
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "metapool_kernels/_torch_ops_cuda.so"
+needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA kernels are not built")
+
+VARIABLES = ("METAPOOL_BUILD_CUDA", "METAPOOL_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """setup.py as a module, in an environment that asks for nothing."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    spec = importlib.util.spec_from_file_location("build_script", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _fake_nvcc(
+    folder: Path, codes: str = "sm_75 sm_80 sm_90 sm_120", otherwise: str = "exit 0"
+) -> Path:
+    """A compiler that answers questions, and does something else with sources."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nvcc = folder / "nvcc"
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        f"case $1 in --version) echo 'release 12.4, V12.4.99';;"
+        f" --list-gpu-code) printf '%s\\n' {codes};; *) {otherwise};; esac\n"
+    )
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@pytest.mark.parametrize(
+    "text, codes",
+    [
+        ("80;90;90+PTX", ["sm_80", "sm_90", "compute_90"]),
+        ("8.0, 9.0+ptx", ["sm_80", "sm_90", "compute_90"]),
+        ("90", ["sm_90"]),
+        ("89 12.0 120+PTX;", ["sm_89", "sm_120", "compute_120"]),
+    ],
+)
+def test_architectures(script: ModuleType, text: str, codes: list[str]) -> None:
+    assert script.cuda_codes(text) == codes
+
+
+@pytest.mark.parametrize("text", ["8", "sm_80", "80+PTX+PTX", "80;;x", "Hopper", "8.0.0", "90a"])
+def test_a_wrong_architecture_is_named(script: ModuleType, text: str) -> None:
+    with pytest.raises(
+        script.SettingError, match="METAPOOL_CUDA_ARCHS should be entries"
+    ) as raised:
+        script.cuda_codes(text)
+    assert repr(text) in str(raised.value)
+
+
+def test_an_old_architecture_is_refused(script: ModuleType) -> None:
+    with pytest.raises(script.SettingError, match=r"need 80 or newer, got '7\.5'"):
+        script.cuda_codes("7.5;80")
+    oldest = dispatch._OLDEST_CAPABILITY
+    assert oldest == (script.OLDEST_CUDA_ARCH // 10, script.OLDEST_CUDA_ARCH % 10)
+
+
+def test_an_architecture_that_nvcc_does_not_know(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the build where it was asked for; else only the CUDA kernels are left out."""
+    nvcc = str(_fake_nvcc(tmp_path, "sm_75 sm_80"))
+    script.check_codes(nvcc, ["sm_80", "compute_80"])
+    message = r"does not know sm_90, compute_90; .*`nvcc --list-gpu-code` shows: sm_75 sm_80"
+    with pytest.raises(script.CannotBuildError, match=message):
+        script.check_codes(nvcc, ["sm_80", "sm_90", "compute_90"])
+    monkeypatch.setenv("METAPOOL_CUDA_ARCHS", "90+PTX")
+    with pytest.raises(script.SettingError, match=message):
+        script.check_codes(nvcc, ["sm_90", "compute_90"])
+
+
+def test_where_nvcc_is_looked_for(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (_fake_nvcc(tmp_path / name / "bin") for name in "abc")
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "c"))
+    monkeypatch.setenv("PATH", "")
+    assert script.find_nvcc() == str(third)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "b"))
+    assert script.find_nvcc() == str(second)
+    monkeypatch.setenv("PATH", str(first.parent))
+    assert script.find_nvcc() == str(first)
+    monkeypatch.setenv("METAPOOL_BUILD_CUDA", "0")
+    with pytest.raises(script.CannotBuildError, match="METAPOOL_BUILD_CUDA=0 switched the build"):
+        script.find_nvcc()
+
+
+def test_a_missing_nvcc_is_an_error_only_when_asked_for(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    graph = script.Graph("c++")
+    before = list(graph.lines)
+    skipped = script.add_cuda(graph, tmp_path / "library.so")["skipped"]
+    assert skipped == "nvcc was not found (looked on PATH and in /usr/local/cuda/bin)"
+    assert graph.lines == before
+    monkeypatch.setenv("METAPOOL_BUILD_CUDA", "1")
+    with pytest.raises(script.SettingError, match="METAPOOL_BUILD_CUDA=1, but nvcc was not found"):
+        script.add_cuda(graph, tmp_path / "library.so")
+
+
+def test_an_nvcc_that_cannot_compile(script: ModuleType, tmp_path: Path) -> None:
+    script.check_works(str(_fake_nvcc(tmp_path)))
+    nvcc = _fake_nvcc(tmp_path, otherwise="echo 'unsupported GNU version!' >&2; exit 1")
+    with pytest.raises(script.CannotBuildError, match="cannot compile: unsupported GNU version!"):
+        script.check_works(str(nvcc))
+
+
+def test_what_nvcc_is_told(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "csrc/cuda").mkdir(parents=True)
+    (tmp_path / "csrc/cuda/kernel.cu").touch()
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setenv("METAPOOL_CUDA_ARCHS", "80;90+PTX")
+    monkeypatch.setenv("METAPOOL_CXXFLAGS", "-fsanitize=address,undefined")
+    graph = script.Graph("c++")
+    objects, about = script.cuda_objects(graph, str(_fake_nvcc(tmp_path)))
+    architectures = ["sm_80", "sm_90", "compute_90"]
+    assert about | {"compiler": ""} == {
+        "nvcc": "12.4.99",
+        "compiler": "",
+        "architectures": architectures,
+    }
+    graph.link_cuda(objects, tmp_path / "library.so")
+    compiling, linking = (line for line in graph.lines if "nvcc " in line and "command" in line)
+    for code in architectures:
+        assert f"-gencode=arch={code.replace('sm', 'compute')},code={code}" in compiling
+    assert "sanitize" not in compiling
+    assert r"-fsanitize=address\,undefined" in linking
+    assert objects == ["csrc_cuda_kernel.cu.o"]
+
+
+def test_the_build_is_written_down() -> None:
+    """Either how the CUDA kernels were built, or why they were not."""
+    facts = native.build_facts()
+    if not facts:
+        pytest.skip("setup.py did not run")
+    about = facts["cuda"]
+    assert about.keys() in ({"skipped"}, about.keys() | {"nvcc", "architectures", "compiler"})
+    assert LIBRARY.exists() == ("skipped" not in about)
+    row = next(line for line in info.report().splitlines() if line.startswith("  cuda "))
+    assert (about.get("skipped") or "/".join(about["architectures"])) in row
+
+
+def test_info_says_why_no_gpu_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rows = info.report().splitlines()
+    assert [row for row in rows if row.startswith("  gpu ") and "none is usable: torch" in row]
+    assert [row for row in rows if row.startswith("  cuda ") and "no GPU is usable" in row]
+
+
+class _OnGpu:
+    """As much of a tensor as the predicates look at."""
+
+    device = torch.device("cuda", 3)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the compute capability of a GPU and the code that was compiled."""
+
+    def be(capability: tuple[int, int], architectures: list[str]) -> None:
+        dispatch._find_gpu_problem.cache_clear()
+
+        def facts() -> dict[str, Any]:
+            torch._dynamo.graph_break()  # as reading a file is one
+            return {"cuda": {"architectures": architectures}}
+
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.setattr(native, "CUDA_OPS_PROBLEM", None)
+        monkeypatch.setattr(native, "build_facts", facts)
+
+    yield be
+    dispatch._find_gpu_problem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "capability, architectures, runs",
+    [
+        ((8, 0), ["sm_80"], True),
+        ((8, 6), ["sm_80"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80"], False),
+        ((9, 0), ["compute_80"], True),
+        ((8, 0), ["compute_90"], False),
+        ((12, 0), ["sm_80", "sm_90", "compute_90"], True),
+        ((10, 0), ["sm_100"], True),
+    ],
+)
+def test_code_for_a_gpu(
+    gpu: Any, capability: tuple[int, int], architectures: list[str], runs: bool
+) -> None:
+    gpu(capability, architectures)
+    reason = dispatch._refuse_cuda(_OnGpu)  # type: ignore[arg-type]
+    if runs:
+        assert reason is None
+        return
+    number = "".join(map(str, capability))
+    assert reason is not None
+    assert f"{', '.join(architectures)} and cuda:3 is sm_{number}" in reason
+    assert f"METAPOOL_CUDA_ARCHS={number}" in reason
+
+
+def test_an_old_gpu_is_refused(gpu: Any) -> None:
+    gpu((7, 5), ["compute_75"])
+    for refuse in (dispatch._refuse_cuda, dispatch._refuse_triton):
+        reason = refuse(_OnGpu)  # type: ignore[arg-type]
+        if reason is None or "Triton" not in reason:
+            assert reason == "cuda:3 has compute capability (7, 5), (8, 0) is needed"
+
+
+def test_asking_for_the_gpu_breaks_no_graph(gpu: Any) -> None:
+    gpu((8, 0), ["sm_80"])
+
+    def chosen(x: torch.Tensor) -> torch.Tensor:
+        problem = dispatch._gpu_problem("cuda", torch.device("cuda", 3))
+        return x + 1 if problem is None else x - 1
+
+    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_why_cuda_is_refused(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu((8, 0), ["sm_80"])
+    on_cpu = "it takes tensors on a GPU and x is on cpu; move x with x.cuda()"
+    monkeypatch.setattr(native, "CUDA_OPS_PROBLEM", "the CUDA kernels are missing")
+    assert dispatch._refuse_cuda(torch.empty(1)) == on_cpu
+    assert dispatch._refuse_cuda(_OnGpu) == "the CUDA kernels are missing"  # type: ignore[arg-type]
+    assert dispatch._refuse_cuda(torch.empty(1, device="meta")) is None
+
+
+def test_shapes_need_no_kernel() -> None:
+    x = torch.empty(2, 3, 9, 8, device="meta")
+    names = ("max_pool_3x3", "avg_pool_5x5")
+    out = fused_meta_pool(x, torch.empty(2, device="meta"), names, stride=2, backend="cuda")
+    assert out.shape == (2, 3, 5, 4)
+
+
+@needs_library
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
+def test_the_library_needs_no_cuda() -> None:
+    """Neither torch's nor the toolkit's libraries, and it shows nothing of the runtime in it."""
+    dynamic = _readelf("--dynamic")
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if "cu" in name and name != "libtorch_cpu.so"]
+    rows = [line.split() for line in _readelf("--dyn-syms").splitlines()]
+    names = {row[7]: row[6] for row in rows if len(row) > 7 and row[0][:-1].isdigit()}
+    assert "aoti_torch_create_device_guard" in names
+    assert not [name for name in names if re.match(r"_*cu(da)?[A-Z]|aoti_torch_.*cuda_", name)]
+    # The linker asks nobody whether a kernel is there; the loader would.
+    assert not [name for name, section in names.items() if "metapool" in name and section == "UND"]
+
+
+def _readelf(what: str) -> str:
+    command = ["readelf", "--wide", what, str(LIBRARY)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@needs_library
+def test_import_without_a_driver() -> None:
+    """A GPU that is hidden is as good as a driver that is not there."""
+    code = (
+        "from metapool_kernels import native, info\n"
+        "assert native.CUDA_OPS_PROBLEM is None, native.CUDA_OPS_PROBLEM\n"
+        "print(info.report())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no GPU is usable" in done.stdout
+
+
+def test_a_package_that_was_never_built(tmp_path: Path) -> None:
+    """It imports, and says why there are no kernels."""
+    shutil.copytree(
+        ROOT / "metapool_kernels",
+        tmp_path / "metapool_kernels",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"),
+    )
+    facts = {"cuda": {"skipped": "no nvcc today"}}
+    (tmp_path / "metapool_kernels/_build.json").write_text(json.dumps(facts))
+    code = (
+        "from metapool_kernels import native as n; print(n.CUDA_OPS_PROBLEM, n.TORCH_OPS_PROBLEM)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the CUDA kernels are missing (no nvcc today)" in done.stdout
+    assert "the compiled kernels are missing (they were never built)" in done.stdout
