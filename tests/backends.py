@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metapool_kernels.dispatch import BACKENDS as PREDICATES
+from tests import cuda_host
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether this process runs Triton's kernels in its interpreter, on CPU tensors."""
@@ -13,12 +14,28 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = os.environ.get("METAPOOL_TEST_DEVICE", "cpu")
 """Where the op runs: ``cuda`` sends every case that is judged to the GPU and back."""
 
-BACKENDS = ("triton",) if INTERPRETED or DEVICE == "cuda" else ("reference", "cpu")
-"""The backends that run there; the interpreter has a process of its own, and time for little
-else."""
+HOST_LIBRARY = os.environ.get("METAPOOL_CUDA_HOST")
+"""The CUDA kernels compiled for the CPU by tests/cuda_host, which take CPU tensors."""
 
-SAMPLED = BACKENDS == ("triton",)
-"""Whether only a share of the tests runs, because each takes a second or more."""
+
+def _backends() -> tuple[str, ...]:
+    if INTERPRETED:
+        return ("triton",)
+    if HOST_LIBRARY:
+        return ("cuda",)
+    return ("triton", "cuda") if DEVICE == "cuda" else ("reference", "cpu")
+
+
+BACKENDS = _backends()
+"""The backends that run there; the interpreter and the CUDA kernels on the CPU have a process of
+their own, and time for little else."""
+
+SAMPLED = "reference" not in BACKENDS
+"""Whether only tests of one of BACKENDS run, or a share of them: each may take a second or more."""
+
+
+if HOST_LIBRARY and BACKENDS == ("cuda",):
+    cuda_host.load(HOST_LIBRARY)
 
 
 def native_is_required() -> bool:

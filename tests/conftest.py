@@ -28,28 +28,40 @@ if INTERPRETED:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What lies in this folder itself needs the op alone; folders below need more.
 
-    The interpreter takes a second for a small map, a GPU for every kernel that it has to compile:
-    of the tests that are for them, those run whose names fall into METAPOOL_TEST_SHARE, a fraction.
+    The interpreter takes a second for a small map, a GPU for every kernel that it has to compile,
+    and CUDA's threads on the CPU take turns: of the tests of one of BACKENDS, those run whose names
+    fall into METAPOOL_TEST_SHARE, a fraction.
     """
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("kernel")
     if SAMPLED:
         share = float(os.environ.get("METAPOOL_TEST_SHARE", "1"))
-        chosen = [item for item in items if "triton" in item.name and _is_in(share, item)]
+        chosen = [item for item in items if _is_for_backend(item) and _is_in(share, item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen
+
+
+def _is_for_backend(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    values = call.params.values() if call else ()
+    of_backend = any(isinstance(value, str) and value in BACKENDS for value in values)
+    return of_backend or _is_always_run(item)
+
+
+def _is_always_run(item: pytest.Item) -> bool:
+    return item.get_closest_marker("every") is not None
 
 
 def _is_in(share: float, item: pytest.Item) -> bool:
     """Whether a test runs: its name stands for a number from 0 to 1, always the same."""
     number = zlib.crc32(item.nodeid.encode()) / 2**32
-    return number < share or item.get_closest_marker("every") is not None
+    return number < share or _is_always_run(item)
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that takes CPU tensors, in turn."""
+    """Each backend of this run, in turn."""
     return require(request.param)
 
 

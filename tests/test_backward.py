@@ -32,6 +32,36 @@ def test_only_what_is_needed(backend: str, layout: str, alpha: str, wants: tuple
     judge.judge(judge.fused(backend), Case(layout=layout, alpha=alpha), wants)
 
 
+@pytest.mark.parametrize("alpha", ["k", "nck"])
+def test_equal_terms_do_not_drift(backend: str, alpha: str) -> None:
+    """Of a constant map all terms of the gradient of alpha are equal: added one after the other,
+    they are rounded the same way again and again."""
+    size = 1, 2, 32, 256
+    names = ("skip_connect", "max_pool_3x3")
+    weights = torch.ones(cases.ALPHA_SHAPES[alpha](1, 2, 2), requires_grad=True)
+    for pixel, gradient in ((0.7, 0.3), (0.1, 0.9), (1 / 3, 0.37)):
+        x, grad_out = torch.full(size, pixel), torch.full(size, gradient)
+        out = fused_meta_pool(x, weights, names, normalize=None, backend=backend)
+        (grad,) = torch.autograd.grad(out, weights, grad_out)
+        each = x.double() * grad_out.double()
+        right = (each.sum() if alpha == "k" else each.sum((2, 3))[..., None]).expand_as(grad)
+        torch.testing.assert_close(
+            grad.double(), right, rtol=4 * torch.finfo(torch.float32).eps, atol=0
+        )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("other", ["max_pool_3x3", "avg_pool_3x3", "max_pool_1x3"])
+def test_zeros_times_what_is_not_finite(backend: str, other: str, value: float) -> None:
+    """The weight of "none" gets the incoming gradient times zero, as in eager PyTorch."""
+    x, grad_out = torch.rand(2, 1, 6, 5), torch.ones(2, 1, 6, 5)
+    grad_out[0, 0, 3, 4] = value
+    alpha = torch.ones(2, 1, 2, requires_grad=True)
+    out = fused_meta_pool(x, alpha, ("none", other), normalize=None, backend=backend)
+    (grad,) = torch.autograd.grad(out, alpha, grad_out)
+    assert grad[0, 0, 0].isnan() and grad[1, 0, 0] == 0
+
+
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_ties_go_to_the_first_maximum(backend: str, dtype: torch.dtype, layout: str) -> None:
@@ -179,7 +209,7 @@ def test_nan_between_the_windows(
 
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
 @pytest.mark.parametrize(
-    "size", [(1, 3, 4, 8), (1, 3, 4, 9), (1, 3, 17, 8), (1, 3, 17, 9)], ids=str
+    "size", [(1, 3, 4, 8), (1, 3, 4, 9), (1, 3, 17, 8), (1, 3, 17, 9), (1, 1, 4, 302)], ids=str
 )
 @pytest.mark.parametrize("weight", [torch.nan, torch.inf])
 def test_weights_of_maxima_that_are_not_finite(

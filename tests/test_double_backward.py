@@ -1,6 +1,6 @@
 """Derivatives of every order, backward and forward, by finite differences in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -140,6 +140,26 @@ def test_second_order_on_tied_data(backend: str, layout: str, dtype: torch.dtype
         scale = want.abs().max().item()
         error = (got.double() - want).abs().max().item()
         assert error <= 20 * torch.finfo(dtype).eps * scale
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda x: x.transpose(2, 3), lambda x: x[:1].expand_as(x), lambda x: x],
+    ids=["transposed", "expanded", "itself"],
+)
+def test_cotangent_in_the_memory_of_x(backend: str, view: Callable[[Tensor], Tensor]) -> None:
+    """Both begin at the same address, and a kernel may not take the one for the other."""
+    case = Case((2, 3, 6, 6))
+    x, alpha, grad_out = (tensor.requires_grad_() for tensor in case.tensors())
+
+    def second(cotangent: Tensor) -> tuple[Tensor, ...]:
+        out = judge.fused(backend)(x, alpha, case)
+        (grad_x,) = torch.autograd.grad(out, x, grad_out, create_graph=True)
+        return torch.autograd.grad(grad_x, (alpha, grad_out), cotangent)
+
+    cotangent = view(x.detach())
+    for got, right in zip(second(cotangent), second(cotangent.clone()), strict=True):
+        torch.testing.assert_close(got, right)
 
 
 def test_gradient_step_through_a_gradient_step(backend: str) -> None:

@@ -50,6 +50,14 @@ def test_none_does_not_look_at_x(backend: str) -> None:
     assert torch.equal(out, torch.zeros(1, 2, 3, 3))
 
 
+@pytest.mark.parametrize("other", ["avg_pool_3x3", "max_pool_3x3", "max_pool_1x3"])
+def test_nothing_times_a_weight_that_is_not_finite(backend: str, other: str) -> None:
+    """Zero times NaN is NaN, as in eager PyTorch."""
+    x, weights = torch.rand(2, 1, 4, 5), torch.tensor([[[torch.nan, 1.0]], [[1.0, 1.0]]])
+    out = fused_meta_pool(x, weights, ("none", other), normalize=None, backend=backend)
+    assert out[0].isnan().all() and out[1].isfinite().all()
+
+
 def test_infinities_of_both_signs_average_to_nan(backend: str) -> None:
     x = torch.tensor([[[[torch.inf, 0.0, 0.0, -torch.inf]]]])
     out = fused_meta_pool(x, torch.ones(1), ("avg_pool_1x3",), backend=backend)

@@ -15,12 +15,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["triton"])
-def backend(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 def _tensors(size: tuple[int, ...] = (2, 16, 14, 14)) -> tuple[Tensor, Tensor]:
     x = torch.randn(size, device="cuda", requires_grad=True)
     return x, torch.randn(len(DEFAULT_CANDIDATES), device="cuda", requires_grad=True)

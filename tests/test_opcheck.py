@@ -1,6 +1,7 @@
 """The registered ops, called as the dispatcher calls them."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last, memory_format
 from metapool_kernels.ops import PoolSpec, meta_pool_bwd, meta_pool_fwd
 from tests import cases, judge
-from tests.backends import INTERPRETED
+from tests.backends import BACKENDS, DEVICE, require
 from tests.cases import Case
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -30,6 +31,8 @@ CASES = [
 ]
 STATIC_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 """All but the one that traces, which is slow and runs on fewer cases."""
+COMPILED = tuple(name for name in BACKENDS if name != "reference")
+"""The backends that have ops."""
 MASKS = ((True, True), (True, False), (False, True))
 
 
@@ -48,10 +51,10 @@ def _inputs(case: Case, with_values: bool) -> tuple[Tensor, Tensor, Tensor | Non
     return x, weights, values.transpose(2, 3) if with_values else None, grad_out
 
 
-def _spec(case: Case, x: Tensor) -> PoolSpec:
+def _spec(case: Case, x: Tensor, backend: str = "cpu") -> PoolSpec:
     codes = tuple(candidate.code for candidate in parse_candidates(_names(case)))
     steps = case.stride if isinstance(case.stride, tuple) else (case.stride, case.stride)
-    return PoolSpec(codes, steps, case.count_include_pad, is_channels_last(x))
+    return PoolSpec(codes, steps, case.count_include_pad, is_channels_last(x), backend)
 
 
 def _truth(case: Case, x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
@@ -66,6 +69,16 @@ def _truth(case: Case, x: Tensor, weights: Tensor, values: Tensor | None, spec: 
         return mix(wide)
     out: Tensor = jvp(mix, (wide,), (values.double().contiguous(),))[1]
     return out
+
+
+def _on_device(tensor: Any) -> Any:
+    """Where the op runs, with the same strides."""
+    if tensor is None or DEVICE == "cpu":
+        return tensor
+    there = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
+    if 0 not in tensor.stride():
+        return there.copy_(tensor)
+    return tensor[:1].to(DEVICE).expand_as(tensor)
 
 
 def _strides(shape: torch.Size, spec: PoolSpec) -> tuple[int, ...]:
@@ -83,10 +96,12 @@ def _close(got: Tensor, right: Tensor) -> None:
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("with_values", [False, True], ids=["x", "values"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward_op(case: Case, with_values: bool) -> None:
+@pytest.mark.parametrize("name", COMPILED)
+def test_forward_op(name: str, case: Case, with_values: bool) -> None:
     x, weights, values, _ = _inputs(case, with_values)
-    spec = _spec(case, x)
-    out = meta_pool_fwd(x, weights, values, spec)
+    spec = _spec(case, x, require(name))
+    there = _on_device(x), _on_device(weights), _on_device(values)
+    out = meta_pool_fwd(*there, spec).cpu()
     right = _truth(case, x, weights, values, spec)
     assert out.dtype is x.dtype
     assert out.stride() == _strides(right.shape, spec)
@@ -97,10 +112,12 @@ def test_forward_op(case: Case, with_values: bool) -> None:
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("with_values", [False, True], ids=["x", "values"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_backward_op(case: Case, with_values: bool, mask: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize("name", COMPILED)
+def test_backward_op(name: str, case: Case, with_values: bool, mask: tuple[bool, bool]) -> None:
     x, weights, values, grad_out = _inputs(case, with_values)
-    spec = _spec(case, x)
-    grad_values, grad_weights = meta_pool_bwd(grad_out, x, weights, values, spec, mask)
+    spec = _spec(case, x, require(name))
+    there = _on_device(grad_out), _on_device(x), _on_device(weights), _on_device(values)
+    grad_values, grad_weights = (grad.cpu() for grad in meta_pool_bwd(*there, spec, mask))
     of = (x if values is None else values).double().requires_grad_()
     w = weights.double().requires_grad_()
     out = _truth(case, of if values is None else x, w, None if values is None else of, spec)
@@ -157,29 +174,33 @@ def test_opcheck_dynamic(case: Case) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="takes CPU tensors in Triton's interpreter alone")
+@pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.every
-def test_opcheck_triton() -> None:
+def test_opcheck_with_values(name: str) -> None:
     case = CASES[0]
-    x, weights, values, grad_out = _inputs(case, True)
+    x, weights, values, grad_out = map(_on_device, _inputs(case, True))
     arguments = _spec(case, x).arguments
-    ops = torch.ops.metapool_kernels
-    forward, backward = ops.triton_meta_pool_fwd.default, ops.triton_meta_pool_bwd.default
+    forward, backward = _ops(require(name))
     torch.library.opcheck(forward, (x, weights, values, *arguments), test_utils=STATIC_CHECKS)
     all_of_it = (grad_out, x, weights, values, *arguments, (True, True))
     torch.library.opcheck(backward, all_of_it, test_utils=STATIC_CHECKS)
 
 
-@pytest.mark.parametrize("prefix", ["", "triton_"], ids=["cpu", "triton"])
+def _ops(name: str) -> tuple[Any, Any]:
+    ops, prefix = torch.ops.metapool_kernels, "" if name == "cpu" else f"{name}_"
+    fwd, bwd = (getattr(ops, f"{prefix}meta_pool_{pass_}") for pass_ in ("fwd", "bwd"))
+    return fwd.default, bwd.default
+
+
+@pytest.mark.parametrize("name", dict.fromkeys((*COMPILED, "triton")))
 @pytest.mark.every
-def test_ops_refuse_what_they_would_read_beyond(prefix: str) -> None:
+def test_ops_refuse_what_they_would_read_beyond(name: str) -> None:
     case = CASES[0]
-    x, weights, values, grad_out = _inputs(case, True)
-    assert values is not None
+    x, weights, values, grad_out = map(_on_device, _inputs(case, True))
     arguments = _spec(case, x).arguments
-    ops = torch.ops.metapool_kernels
-    forward = getattr(ops, f"{prefix}meta_pool_fwd")
-    backward = getattr(ops, f"{prefix}meta_pool_bwd")
+    if name in COMPILED:
+        require(name)
+    forward, backward = _ops(name)
     with pytest.raises(RuntimeError, match="x should be 4-D"):
         forward(x[0], weights, None, *arguments)
     with pytest.raises(RuntimeError, match="weights should have shape"):

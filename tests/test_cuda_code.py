@@ -1,0 +1,150 @@
+"""The CUDA kernels compiled for GPUs that need not be there, and what their machine code says."""
+
+import json
+import os
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from tests.backends import SAMPLED
+
+pytest.importorskip("triton")  # its wheel has the tools that read machine code
+if SAMPLED:
+    pytest.skip("the code is the same wherever the kernels run", allow_module_level=True)
+
+from benches import cuda_code
+from benches.cuda_code import CudaKernel
+
+RATCHET = Path(__file__).parent / "cuda_code.json"
+"""What each kernel needs, as it was when it was last improved.
+
+``METAPOOL_WRITE_RATCHET=1 pytest tests/test_cuda_code.py`` writes it again.
+"""
+
+SLACK = 1.1
+"""Figures may be so much worse: they depend on the version of nvcc."""
+
+CAPABILITIES = (80, 90, 100)
+HALVES = ("float16", "bfloat16")
+STREAMED = [
+    ", ".join(words)
+    for words in product(
+        ("forward", "backward"),
+        ("avg", "max", "avg+max"),
+        ("float32", *HALVES),
+        ("vectors", "dense", "strided"),
+    )
+]
+GENERAL = [
+    f"general {what}, {dtype}"
+    for what in ("forward", "places of maxima", "gradient of x", "gradient of weights")
+    for dtype in ("float32", "float64", *HALVES)
+]
+NAMES = [*STREAMED, *GENERAL, "total, float32", "total, float64"]
+
+SMALL_STACK = 32
+"""Bytes that the compiler may spill of a general kernel: it would rather spill a few of their many
+64-bit numbers, strides and centers of windows, than have fewer blocks. They are the slow ones
+anyway."""
+
+
+def _key(name: str, capability: int) -> str:
+    return f"{name}, sm_{capability}"
+
+
+def _ratchet() -> dict[str, dict[str, int]]:
+    return json.loads(RATCHET.read_text()) if RATCHET.exists() else {}
+
+
+every_kernel = pytest.mark.parametrize(
+    "name, capability",
+    [
+        pytest.param(name, capability, id=_key(name, capability))
+        for name, capability in product(NAMES, CAPABILITIES)
+    ],
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """All at once, which takes all cores for a minute or two."""
+    if cuda_code.find_nvcc() is None:
+        pytest.skip("nvcc was not found")
+    cuda_code.compile_all(CAPABILITIES)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_names(capability: int) -> None:
+    """No kernel is left out below, and none is kept that is gone."""
+    assert sorted(cuda_code.kernels(capability)) == sorted(NAMES)
+    assert {key for key in _ratchet() if key.endswith(f"_{capability}")} == {
+        _key(name, capability) for name in NAMES
+    }
+
+
+def _wide(kernel: CudaKernel, access: str) -> str:
+    """The instruction that loads or stores all columns of a lane."""
+    bits = kernel.columns * (16 if any(half in kernel.name for half in HALVES) else 32)
+    return f"{access}.E" if bits == 32 else f"{access}.E.{bits}"
+
+
+@every_kernel
+def test_machine_code(name: str, capability: int) -> None:
+    kernel = cuda_code.kernels(capability)[name]
+    code = " ".join(kernel.code.instructions)
+    atomics = kernel.code.count("ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDAS", "CAS", "UREDGR")
+    assert atomics == 0, "atomics are not deterministic"
+    assert kernel.blocks > 0, "a block needs more than a processor has"
+    if "bfloat16" in name and "places" not in name and "weights" not in name:
+        assert "F2FP.BF16" in code, "bfloat16 is rounded by one instruction"
+        packed = [x for x in kernel.code.instructions if x.startswith("F2FP")]
+        assert not any(".RZ" in x for x in packed), "bfloat16 is rounded to the nearest"
+    if not kernel.is_streamed:
+        assert kernel.code.stack <= SMALL_STACK
+        return
+    assert kernel.code.stack == 0, "registers are spilled to the stack"
+    assert kernel.code.count("LDL", "STL") == 0, "registers are spilled to local memory"
+    if "max" in name:
+        assert "FMNMX.NAN" in code or "FMNMX3.NAN" in code, "a maximum has to pass NaN on"
+    if "vectors" in name:
+        found = set(kernel.code.instructions)
+        assert {_wide(kernel, "LDG"), _wide(kernel, "STG")} <= found, "all columns at a time"
+        # nvcc takes a vector apart of which only some columns are read, but never one for stores.
+        assert "STG.E.U16" not in found, "all columns at a time"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", [name for name in STREAMED if "strided" not in name])
+def test_loads_are_ahead(name: str, capability: int) -> None:
+    """Memory takes hundreds of cycles: half of the loads stand at least a row before their use."""
+    distances = cuda_code.kernels(capability)[name].load_distances()
+    assert median(distances) >= 120
+
+
+@every_kernel
+def test_ratchet(name: str, capability: int) -> None:
+    kernel = cuda_code.kernels(capability)[name]
+    found = {
+        "registers": kernel.code.registers,
+        "shared": kernel.shared,
+        "blocks": kernel.blocks,
+        "threads": kernel.blocks * kernel.threads,
+    }
+    key = _key(name, capability)
+    kept = _ratchet()
+    if os.environ.get("METAPOOL_WRITE_RATCHET") == "1":
+        keys = {_key(*pair) for pair in product(NAMES, CAPABILITIES)}
+        new = {k: v for k, v in {**kept, key: found}.items() if k in keys}
+        lines = sorted(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in new.items())
+        RATCHET.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        return
+    for figure in ("registers", "shared"):
+        assert found[figure] <= SLACK * kept[key][figure], (
+            f"more {figure} than when this was last improved"
+        )
+    for figure in ("blocks", "threads"):
+        assert found[figure] * SLACK >= kept[key][figure], (
+            f"fewer resident {figure} than when this was last improved"
+        )
