@@ -1,13 +1,14 @@
-"""A static model of the Triton kernels: what their machine code can reach on a GPU.
+"""A static model of the kernels for GPUs: what their machine code can reach there.
 
-``python -m benches.gpu_model`` compiles every regime for sm_90, counts what a call runs for each
-element of the output, and sets it against what a GPU can issue and move while the same bytes are
-copied. It predicts; nothing here has been measured on a GPU.
+``python -m benches.gpu_model`` compiles every regime of the Triton and of the CUDA kernels for
+sm_90, counts what a call runs for each element of the output, and sets it against what a GPU can
+issue and move while the same bytes are copied. It predicts; nothing here has been measured on a
+GPU.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from pathlib import Path
 import torch
 import triton
 
-from benches.machine_code import Kernel, compile_call
+from benches import cuda_code
+from benches.machine_code import compile_call
 from metapool_kernels import DEFAULT_CANDIDATES, pool_candidates
 from metapool_kernels._triton import launch
 from metapool_kernels.candidates import parse_candidates
@@ -39,6 +41,7 @@ class Gpu:
         return 4 * 32 * self.processors * self.clock * size / self.copy
 
 
+CAPABILITY = 90
 GPUS = (Gpu("H100", 132, 1.58e9, 3.0e12), Gpu("H200", 132, 1.58e9, 4.3e12))
 
 # Cycles that an instruction of a warp holds its unit, a quarter of a processor; one for all others.
@@ -48,7 +51,7 @@ _INTEGER_NAMES = """
     SHF VIADD VIMNMX VOTE
 """
 _INTEGER = frozenset(_INTEGER_NAMES.split())
-_MEMORY = frozenset(("LDG", "LDS", "SHFL", "STG", "STS"))
+_MEMORY = frozenset(("LD", "LDG", "LDS", "SHFL", "STG", "STS"))
 
 
 @dataclass(frozen=True)
@@ -73,27 +76,9 @@ class Case:
         """Moved for each element: x and y forward; x, the gradient of y and that of x backward."""
         return (3 if self.backward else 2) * self.dtype.itemsize
 
-    def compile(self, capability: int = 90) -> Kernel:
-        """The kernel that the call would start."""
-        names = pool_candidates(kinds=("avg",), skip=False)
-        names = names if self.candidates == "avg" else DEFAULT_CANDIDATES
-        codes = tuple(candidate.code for candidate in parse_candidates(names))
-        spec = PoolSpec(codes, (1, 1), True, self.channels_last, "triton")
-        x = torch.empty(
-            (self.batch, self.channels, self.side, self.side),
-            dtype=self.dtype,
-            device="meta",
-            memory_format=memory_format(self.channels_last),
-        )
-        weights = torch.empty(len(codes), device="meta")
-
-        def call() -> object:
-            if self.backward:
-                return launch.meta_pool_bwd(x, x, weights, None, spec, (True, True))
-            return launch.meta_pool_fwd(x, weights, None, spec)
-
-        constants = {"RERUNS": False} if self.backward else {}  # there are no NaN
-        return compile_call(call, backward=self.backward, capability=capability, **constants)
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
 
 MAPS = ((96, 56), (144, 28), (384, 14), (960, 7))
@@ -111,17 +96,19 @@ def cases() -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the machine code of a case says."""
+    """What the machine code of one backend says about a case."""
 
     case: Case
-    kernel: Kernel
+    registers: int
+    per_element: Counter[str]
+    """Instructions of a thread for each element, idle threads and halos spread over them."""
 
-    @property
-    def per_element(self) -> Counter[str]:
-        """Instructions of one lane for each element, idle lanes and halos spread over them."""
-        times = self.kernel.lanes / self.case.elements
-        executed = self.kernel.executed(self.case.side)
-        return Counter({name: count * times for name, count in executed.items()})
+    @classmethod
+    def of(cls, case: Case, registers: int, executed: Counter[str], threads: int) -> "Prediction":
+        """Spread what each of so many threads executes over the elements."""
+        times = threads / case.elements
+        spread = {name: count * times for name, count in executed.items()}
+        return cls(case, registers, Counter(spread))
 
     @property
     def cycles(self) -> dict[str, float]:
@@ -140,67 +127,143 @@ class Prediction:
         return (1.0, "copy") if share >= 1 else (share, limit)
 
 
-def predict(case: Case) -> Prediction:
-    """Compile a case for sm_90 and count."""
-    return Prediction(case, case.compile())
+def predict_triton(case: Case) -> Prediction:
+    """Compile the Triton kernel that a case starts, and count."""
+    names = pool_candidates(kinds=("avg",), skip=False)
+    names = names if case.candidates == "avg" else DEFAULT_CANDIDATES
+    codes = tuple(candidate.code for candidate in parse_candidates(names))
+    spec = PoolSpec(codes, (1, 1), True, case.channels_last, "triton")
+    x = torch.empty(
+        (case.batch, case.channels, case.side, case.side),
+        dtype=case.dtype,
+        device="meta",
+        memory_format=memory_format(case.channels_last),
+    )
+    weights = torch.empty(len(codes), device="meta")
+
+    def call() -> object:
+        if case.backward:
+            return launch.meta_pool_bwd(x, x, weights, None, spec, (True, True))
+        return launch.meta_pool_fwd(x, weights, None, spec)
+
+    constants = {"RERUNS": False} if case.backward else {}  # there are no NaN
+    kernel = compile_call(call, backward=case.backward, capability=CAPABILITY, **constants)
+    return Prediction.of(case, kernel.registers, kernel.executed(case.side), kernel.lanes)
 
 
-def table(predictions: list[Prediction]) -> str:
-    """All of it as Markdown."""
-    head = ["map", "dtype", "layout", "candidates", "registers", "instructions", "integer"]
-    head += [f"{gpu.name}: share of copy speed" for gpu in GPUS]
-    lines = []
-    for backward in (False, True):
-        lines += ["", f"### {'Backward' if backward else 'Forward'}", ""]
-        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for prediction in predictions:
-            case, kernel, cycles = prediction.case, prediction.kernel, prediction.cycles
-            if case.backward is not backward:
-                continue
-            cells = [
-                f"{case.channels} x {case.side}²",
-                str(case.dtype).removeprefix("torch."),
-                "channels_last" if case.channels_last else "NCHW",
-                case.candidates,
-                str(kernel.registers),
-                f"{cycles['issue']:.0f}",
-                f"{cycles['integer']:.0f}",
-            ]
-            for gpu in GPUS:
-                share, limit = prediction.share(gpu)
-                cells.append(f"{share:.0%} ({limit})")
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def predict_cuda(case: Case) -> Prediction:
+    """Find the CUDA kernel that a case starts, and count."""
+    what = "backward" if case.backward else "forward"
+    kinds = "avg" if case.candidates == "avg" else "avg+max"
+    start = cuda_code.launch_of(
+        f"{what}, {kinds}, {case.dtype_name}",
+        (case.batch, case.channels, case.side, case.side),
+        channels_last=case.channels_last,
+        capability=CAPABILITY,
+    )
+    return Prediction.of(case, start.kernel.code.registers, start.executed, start.threads)
 
 
-_TEXT = """# What the Triton kernels should reach on a GPU: a prediction
+BACKENDS: dict[str, Callable[[Case], Prediction]] = {
+    "Triton": predict_triton,
+    "CUDA": predict_cuda,
+}
 
-None of this was measured on a GPU. It is read off the machine code that Triton {triton} makes for
-sm_90, by `python -m benches.gpu_model`, for batches of 128.
+Row = tuple[Case, dict[str, Prediction]]
+"""A case, and what is predicted for it, by backend."""
 
-*Instructions* are issue slots of one lane for each element of the output: all that a program
-executes, halos, idle lanes and both sides of every branch among them, over what it produces.
-*Integer* are cycles of the units for integers, comparisons, minima and maxima, which take two for
-each instruction of a warp. While the bytes of an element are copied, a GPU has this many slots:
+
+def _lines(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def table(rows: list[Row]) -> str:
+    """What is predicted for each case."""
+    head = ["map", "dtype", "layout", "candidates"]
+    for backend in BACKENDS:
+        head += [f"{backend}: registers", "instructions", *(gpu.name for gpu in GPUS)]
+    cells = []
+    for case, predictions in rows:
+        layout = "channels_last" if case.channels_last else "NCHW"
+        line = [f"{case.channels} x {case.side}²", case.dtype_name, layout, case.candidates]
+        for prediction in predictions.values():
+            line += [str(prediction.registers), f"{prediction.cycles['issue']:.0f}"]
+            for share, limit in map(prediction.share, GPUS):
+                line.append(f"{share:.0%} {limit}")
+        cells.append(line)
+    return _lines(head, cells)
+
+
+def summary(rows: list[Row], gpu: Gpu) -> str:
+    """The least and the most of what is predicted over all maps and layouts."""
+    dtypes = list(dict.fromkeys(case.dtype_name for case, _ in rows))
+    head = [f"{gpu.name}, all maps and layouts"]
+    head += [f"{dtype}, {backend}" for dtype in dtypes for backend in BACKENDS]
+    shares: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for case, predictions in rows:
+        what = "averages 3, 5, 7" if case.candidates == "avg" else "seven default candidates"
+        line = shares.setdefault(f"{'backward' if case.backward else 'forward'}, {what}", {})
+        for backend, prediction in predictions.items():
+            found = line.setdefault((case.dtype_name, backend), [])
+            found.append(prediction.share(gpu)[0])
+    cells = []
+    for name, by_column in shares.items():
+        columns = [by_column[dtype, backend] for dtype in dtypes for backend in BACKENDS]
+        cells.append([name, *(_span(min(column), max(column)) for column in columns)])
+    return _lines(head, cells)
+
+
+def _span(least: float, most: float) -> str:
+    low, high = f"{least:.0%}", f"{most:.0%}"
+    return low if low == high else f"{low[:-1]}-{high}"
+
+
+_TEXT = """# What the kernels should reach on a GPU: a prediction
+
+None of this was measured on a GPU. It is read off the machine code that Triton {triton} and nvcc
+{nvcc} make for sm_90, by `python -m benches.gpu_model`, for batches of 128.
+
+*Instructions* are issue slots of one thread for each element of the output: all that it executes,
+halos and idle threads among it, over what it produces. While the
+bytes of an element are copied, a GPU has this many slots:
 
 {budgets}
 
-The share of copy speed is these over the larger figure; in brackets what is the limit. *memory*
-counts four cycles for each load, store and shuffle. The model knows nothing of latency, of caches,
-and of loads that touch more lines than they need: backward with channels last reads across lanes
-and will be slower than this.
-{table}
+The share of copy speed is these over what is needed, of issue slots or of a unit that takes more;
+beside it is the limit. The units for integers, comparisons, minima and maxima (*integer*) take two
+cycles for each instruction of a warp, those for loads, stores and shuffles (*memory*) four.
+
+CUDA's backward asks of each row whether there is input, a window and something to give back, and
+takes eight rows a round: what these branches skip is counted for the share of rows on the map.
+Triton has loops of their own for the rows at either end, and writes small maps out; there both
+sides of every branch count.
+
+The model knows nothing of latency and of how many threads there are to hide it, of caches, of bank
+conflicts in shared memory, and of loads that touch more lines than they need. Triton's backward
+with channels last reads across lanes and will be slower than this.
+
+{summary}
+
+## Forward
+
+{forward}
+
+## Backward
+
+{backward}
 """
 
 
 def _budgets() -> str:
-    head = ["bytes for each element"] + [f"{gpu.name}, {gpu.copy / 1e12:.1f} TB/s" for gpu in GPUS]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for size, what in ((8, "forward float32"), (4, "forward half"), (12, "backward float32"),
-                       (6, "backward half")):  # fmt: skip
-        cells = [f"{size} ({what})"] + [f"{gpu.budget(size):.0f}" for gpu in GPUS]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    head = ["bytes for each element", *(f"{gpu.name}, {gpu.copy / 1e12:.1f} TB/s" for gpu in GPUS)]
+    sizes = {8: "forward float32", 4: "forward half", 12: "backward float32", 6: "backward half"}
+    rows = [
+        [f"{size} ({what})", *(f"{gpu.budget(size):.0f}" for gpu in GPUS)]
+        for size, what in sizes.items()
+    ]
+    return _lines(head, rows)
 
 
 def main() -> None:
@@ -208,9 +271,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("benches/results/gpu-model.md"))
     path = parser.parse_args().out
+    every = list(cases())
+    by_backend = {}
+    cuda_code.compile_all([CAPABILITY])  # which no two processes should do at once
     with ProcessPoolExecutor(2) as pool:
-        predictions = list(pool.map(predict, cases()))
-    page = _TEXT.format(triton=triton.__version__, budgets=_budgets(), table=table(predictions))
+        for backend, predict in BACKENDS.items():
+            by_backend[backend] = list(pool.map(predict, every))
+    columns = zip(*by_backend.values(), strict=True)
+    rows = [
+        (case, dict(zip(by_backend, column, strict=True)))
+        for case, column in zip(every, columns, strict=True)
+    ]
+    page = _TEXT.format(
+        triton=triton.__version__,
+        nvcc=cuda_code.nvcc_version(),
+        budgets=_budgets(),
+        summary=summary(rows, GPUS[0]),
+        forward=table([row for row in rows if not row[0].backward]),
+        backward=table([row for row in rows if row[0].backward]),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
     print(page)

@@ -1,7 +1,11 @@
-"""Time and memory of the op on a GPU, in turn with its peers: one part of ``make gpu-check``."""
+"""Time and memory of the op on a GPU, by each backend, in turn with its peers.
+
+One part of ``make gpu-check``.
+"""
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +22,10 @@ from benches.cases import Case, Mode
 from benches.gpu_model import MAPS
 from benches.timing import QUICK, interleave
 from metapool_kernels import fused_meta_pool
+from metapool_kernels.dispatch import BACKENDS
+from tests import cuda_host
 
+GPU_BACKENDS = ("triton", "cuda")
 ROUNDS = 3
 PEERS = (
     "eager",
@@ -62,12 +69,16 @@ def _double(run: peers.Run, x: Tensor, weights: Tensor, grad_out: Tensor) -> obj
     return torch.autograd.grad([(grad.float() ** 2).sum() for grad in grads], (x, weights))
 
 
-def _steps(case: Case, device: str, backend: str) -> dict[str, Callable[[], object]]:
-    """Ours in both layouts, and every peer that can do the case."""
+def _available(x: Tensor) -> list[str]:
+    return [backend for backend in GPU_BACKENDS if BACKENDS[backend](x) is None]
 
-    def ours(x: Tensor, weights: Tensor) -> Tensor:
-        return fused_meta_pool(x, weights, case.names, normalize=None, backend=backend)
 
+def _ours(case: Case, backend: str) -> peers.Run:
+    return partial(fused_meta_pool, candidates=case.names, normalize=None, backend=backend)
+
+
+def _steps(case: Case, device: str) -> dict[str, Callable[[], object]]:
+    """Ours by each backend in both layouts, and every peer that can do the case."""
     generator = torch.Generator(device).manual_seed(0)
     size = (case.batch, *case.size)
     x = (torch.randn(size, device=device, generator=generator) * 4).clamp(0, 6).to(case.dtype)
@@ -75,10 +86,10 @@ def _steps(case: Case, device: str, backend: str) -> dict[str, Callable[[], obje
     weights = torch.rand(len(case.names), device=device, generator=generator)
     for leaf in (x, last, weights):
         leaf.requires_grad_()
-    steps = {
-        "ours": _step(ours, case, x, weights),
-        "ours channels_last": _step(ours, case, last, weights),
-    }
+    steps: dict[str, Callable[[], object]] = {}
+    for backend in _available(x):
+        steps[backend] = _step(_ours(case, backend), case, x, weights)
+        steps[f"{backend} channels_last"] = _step(_ours(case, backend), case, last, weights)
     suited = peers.peers_for(case)
     with torch.device(device):
         for name in PEERS:
@@ -109,17 +120,18 @@ def _peak(step: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def measure(case: Case, device: str, backend: str) -> dict[str, Any]:
+def measure(case: Case, device: str) -> dict[str, Any]:
     """One row: what was measured, and the case in words."""
     on_gpu = device == "cuda"
-    steps = _steps(case, device, backend)
+    steps = _steps(case, device)
     row: dict[str, Any] = {"case": str(case), "elements": case.elements}
     row["seconds"] = _seconds(steps, on_gpu)
     if on_gpu:
-        row["peak_bytes"] = {name: _peak(steps[name]) for name in ("ours", "eager")}
+        ours = [name for name in GPU_BACKENDS if name in steps]
+        row["peak_bytes"] = {name: _peak(steps[name]) for name in (*ours, "eager")}
         if case.mode is Mode.FORWARD:
             graph = partial(triton.testing.do_bench_cudagraph, rep=20, return_mode="median")
-            row["graph_seconds"] = graph(steps["ours"]) / 1e3
+            row["graph_seconds"] = {name: graph(steps[name]) / 1e3 for name in ours}
     return row
 
 
@@ -128,16 +140,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--backend", default="triton")
     parser.add_argument("--seconds", type=float, default=3600, help="begin no case after so long")
     arguments = parser.parse_args()
+    if library := os.environ.get("METAPOOL_CUDA_HOST"):
+        cuda_host.load(library)
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
     for case in cases(tiny=arguments.device == "cpu"):
         if time.perf_counter() - began > arguments.seconds:
             break
         try:
-            rows.append(measure(case, arguments.device, arguments.backend))
+            rows.append(measure(case, arguments.device))
         except Exception as error:
             rows.append({"case": str(case), "error": f"{type(error).__name__}: {error}"})
         arguments.out.write_text(json.dumps(rows, indent=1))

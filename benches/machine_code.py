@@ -1,12 +1,14 @@
-"""The machine code of the Triton kernels for GPUs that need not be there.
+"""The machine code of kernels for GPUs that need not be there.
 
-:func:`compile_call` compiles what a call would run, down to the specialisation on its strides;
-:class:`Kernel` reads registers, memory and instructions off the result.
+:func:`compile_call` compiles what a call of the Triton kernels would run, down to the
+specialisation on its strides; :class:`Kernel` reads registers, memory and instructions off the
+result. :func:`read` does so for a file of any kernels.
 """
 
 import re
 import subprocess
 import tempfile
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from metapool_kernels._triton import launch
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", re.M)
 _LABEL = re.compile(r"^(\.L_x_\d+):", re.M)
+_BEGIN = re.compile(r"^\.text\.(\S+):$", re.M)
+_USAGE = re.compile(r" Function (\S+):\n\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _TYPES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
@@ -35,21 +39,31 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """Machine code: its instructions in order, and what it needs."""
+class Code:
+    """The instructions of a kernel in order, and what it needs."""
 
     instructions: tuple[str, ...]
+    operands: tuple[str, ...]
+    """Of each instruction, what it writes first."""
     loops: tuple[range, ...]
-    """The instructions of each loop over rows."""
+    """The instructions of each loop."""
+    skips: tuple[range, ...]
+    """What each branch forward can pass over."""
     registers: int
     stack: int
     shared: int
-    programs: int
-    arguments: dict[str, Any]
 
     def count(self, *names: str) -> int:
         """Instructions of these kinds, such as ``"LDG"``, wherever they stand."""
         return sum(name.split(".")[0] in names for name in self.instructions)
+
+
+@dataclass(frozen=True)
+class Kernel(Code):
+    """A Triton kernel; its loops run over rows."""
+
+    programs: int
+    arguments: dict[str, Any]
 
     def executed(self, rows: int) -> Counter[str]:
         """What a program runs, by kind, to produce ``rows`` rows of its lanes.
@@ -77,7 +91,7 @@ class Kernel:
     @property
     def lanes(self) -> int:
         """Lanes of all programs, those that have nothing to do among them."""
-        warps = self.arguments.get("SEGMENTS") or self.arguments["BLOCK"] // 32
+        warps: int = self.arguments.get("SEGMENTS") or self.arguments["BLOCK"] // 32
         return self.programs * warps * 32
 
 
@@ -116,13 +130,17 @@ def compile_call(
     """
     source, options, programs = _source(call, backward, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    instructions, loops = _disassemble(compiled.asm["cubin"])
-    usage = _usage(compiled.asm["cubin"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (code,) = read(Path(file.name)).values()
     return Kernel(
-        instructions,
-        loops=loops,
-        registers=usage["REG"],
-        stack=usage["STACK"] + usage["LOCAL"],
+        code.instructions,
+        operands=code.operands,
+        loops=code.loops,
+        skips=code.skips,
+        registers=code.registers,
+        stack=code.stack,
         shared=compiled.metadata.shared,
         programs=programs,
         arguments={
@@ -194,31 +212,42 @@ def _specialised(
     return signature, constants, attributes
 
 
-def _run(tool: str, option: str, cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(_TOOLS / tool), option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def read(cubin: Path) -> dict[str, Code]:
+    """All kernels of a file, by their names as the linker sees them; static shared memory alone."""
+    found = _BEGIN.split(run("nvdisasm", "-c", cubin))[1:]
+    texts = dict(zip(found[::2], found[1::2], strict=True))
+    usage = _USAGE.findall(run("cuobjdump", "-res-usage", cubin))
+    return {
+        name: Code(
+            *_disassemble(texts[name]),
+            registers=int(registers),
+            stack=int(stack) + int(local),
+            shared=int(shared),
+        )
+        for name, registers, stack, shared, local in usage
+    }
 
 
-def _usage(cubin: bytes) -> dict[str, int]:
-    found = re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", "-res-usage", cubin))
-    return {name: int(value) for name, value in found}
+def run(tool: str, option: str, file: Path) -> str:
+    """What one of CUDA's tools, which come with Triton, says about a file."""
+    command = [str(_TOOLS / tool), option, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _disassemble(cubin: bytes) -> tuple[tuple[str, ...], tuple[range, ...]]:
-    """All instructions, and where loops are."""
-    text = _run("nvdisasm", "-c", cubin)
+def _disassemble(
+    text: str,
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[range, ...], tuple[range, ...]]:
+    """All instructions of a kernel, their operands, and where branches lead back and forward."""
     found = list(_INSTRUCTION.finditer(text))
     begins = [match.start() for match in found]
-    labels = {
-        match[1]: sum(begin < match.start() for begin in begins) for match in _LABEL.finditer(text)
-    }
-    loops = []
+    labels = {match[1]: bisect_left(begins, match.start()) for match in _LABEL.finditer(text)}
+    loops, skips = [], []
     for i, match in enumerate(found):
         target = re.search(r"\.L_x_\d+", match[2]) if match[1].startswith("BRA") else None
         # The jump to itself after the end of a program is none.
         if target and labels[target[0]] < i:
             loops.append(range(labels[target[0]], i + 1))
-    return tuple(match[1] for match in found), tuple(loops)
+        elif target:
+            skips.append(range(i + 1, labels[target[0]]))
+    names, operands = zip(*(match.groups() for match in found), strict=True)
+    return names, operands, tuple(loops), tuple(skips)
