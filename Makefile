@@ -2,47 +2,84 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
-CPP_SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp python_bindings/*.cpp)
+OLDER ?= .venv-older
+CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python_bindings/*.h \
+	python_bindings/*.cpp)
+HOST_HEADERS := $(wildcard tests/cuda_host/*.h)
 SHARE = 0.04
 DIGITS := --config configs/digits.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
 KERNEL_PYTEST := -m pytest -k "not reference"
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
+WIDEST = $(lastword $(ISAS))
 SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py sweep.py)
 SANITIZED := build/sanitized
+SANITIZED_SHARE = 0.5
+SANITIZER_SETUP = METAPOOL_REQUIRE_NATIVE=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
+HOST_LIBRARY = $(abspath build/$(1)/_torch_ops_cuda_host.so)
+ORDERS := forward reversed random
+# Tests of the op, but for those of what runs CUDA on the CPU: they are the same everywhere.
+OP_PYTEST := -m pytest tests -m kernel \
+	$(addprefix --ignore tests/,search test_cuda_host.py test_cuda_faults.py test_cuda_code.py)
 # -O1 keeps the build within minutes, and so does leaving out what does no more than repeat
 # AddressSanitizer (null pointers, object sizes): every kernel is one large function.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-sanitize=null,object-size,vptr,pointer-overflow \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
-.PHONY: test test-isas test-interpreter test-sanitized search bench bench-report gpu-check \
-	gpu-model lint format install clean
+.PHONY: test test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
+	test-sanitized test-older search bench bench-report gpu-check gpu-model lint format install \
+	clean
 
 test: install  ## the whole test suite
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests
 
-test-isas: install  ## the kernels' tests under each instruction set that this machine has
+test-isas: install  ## the kernels' tests under each instruction set but the widest, which test has
 	test -n "$(ISAS)"
-	set -e; for isa in $(ISAS); do echo "-- $$isa"; METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
+	set -e; for isa in $(filter-out $(WIDEST),$(ISAS)); do echo "-- $$isa"; METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
 		$(RUN)/python $(KERNEL_PYTEST) $(KERNEL_TESTS); done
 
 test-interpreter: install  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel
 
+test-cuda-host: install  ## the CUDA kernels on the CPU, with threads in three orders
+	$(RUN)/python -m tests.cuda_host.build
+	set -e; for order in $(ORDERS); do echo "-- $$order"; METAPOOL_REQUIRE_NATIVE=1 \
+		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) METAPOOL_HOST_ORDER=$$order \
+		$(RUN)/python $(OP_PYTEST); done
+
 # A copy of the tree is built, so that the libraries in this one stay as they are.
-test-sanitized: install  ## the same with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
+test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	mkdir -p $(SANITIZED)
 	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \
 		setup.py pyproject.toml README.md LICENSE | tar x -C $(SANITIZED)
-	cd $(SANITIZED) && CXX=g++ METAPOOL_CXXFLAGS="$(SANITIZERS)" $(abspath $(RUN))/python \
-		setup.py build_ext --inplace
-	set -e; cd $(SANITIZED); for isa in $(ISAS); do echo "-- $$isa"; \
-		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
-		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS); done
+	cd $(SANITIZED) && METAPOOL_BUILD_CUDA=0 CXX=g++ METAPOOL_CXXFLAGS="$(SANITIZERS)" \
+		$(abspath $(RUN))/python setup.py build_ext --inplace
+	cd $(SANITIZED) && $(SANITIZER_SETUP) METAPOOL_ISA=$(WIDEST) \
+		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS)
+
+test-cuda-host-sanitized: install  ## a share of test-cuda-host under both sanitizers; SANITIZED_SHARE=1 for all
+	$(RUN)/python -m tests.cuda_host.build --sanitize
+	$(SANITIZER_SETUP) METAPOOL_TEST_SHARE=$(SANITIZED_SHARE) \
+		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host_sanitized) METAPOOL_HOST_ORDER=random \
+		$(RUN)/python $(OP_PYTEST) --capture=sys
+
+test-older: install  ## the same binary under torch 2.13.0 (CPU build), then with Triton 3.6
+	$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/python -m pip install --quiet torch==2.13.0
+	$(OLDER)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-timeout hypothesis
+	sha256sum metapool_kernels/*.so > $(OLDER)/before
+	METAPOOL_REQUIRE_NATIVE=1 $(OLDER)/bin/python $(OP_PYTEST)
+	sha256sum --check --quiet $(OLDER)/before
+	$(OLDER)/bin/python -m metapool_kernels.info
+	$(OLDER)/bin/python -m pip install --quiet triton==3.6.0 "numpy<2.3" # its interpreter needs it
+	$(OLDER)/bin/python -m pytest tests/test_machine_code.py::test_machine_code \
+		tests/test_machine_code.py::test_types_are_right -k "sm_90 or 7x1"
+	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=0.01 $(OLDER)/bin/python -m pytest \
+		tests/test_forward.py tests/test_backward.py
 
 search: install  ## search, adapt and evaluate on scikit-learn's digits
 	$(RUN)/metapool search $(DIGITS) --overwrite
@@ -59,19 +96,19 @@ bench-report: install  ## the full report under benches/results; QUICK=--quick f
 gpu-check: ## everything that only a GPU can tell, into benches/results; DRY=--dry-run without one
 	$(PYTHON) -m benches.gpu_check $(DRY)
 
-gpu-model: install  ## what the Triton kernels' machine code should reach on a GPU
+gpu-model: install  ## what the machine code of both sets of GPU kernels should reach
 	$(RUN)/python -m benches.gpu_model
 
 lint: $(VENV)/.installed  ## ruff, mypy and clang-format
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+	$(RUN)/clang-format --dry-run --Werror $(CPP_SOURCES) $(HOST_HEADERS)
 
 format: $(VENV)/.installed  ## what lint can mend by itself
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
-	$(RUN)/clang-format -i $(CPP_SOURCES)
+	$(RUN)/clang-format -i $(CPP_SOURCES) $(HOST_HEADERS)
 
 install: $(VENV)/.installed
 
@@ -84,4 +121,4 @@ $(VENV)/.installed: pyproject.toml setup.py $(CPP_SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info metapool_kernels/*.so metapool_kernels/_build.json
+	rm -rf $(VENV) $(OLDER) build dist *.egg-info metapool_kernels/*.so metapool_kernels/_build.json
