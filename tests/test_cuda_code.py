@@ -44,11 +44,6 @@ GENERAL = [
 ]
 NAMES = [*STREAMED, *GENERAL, "total, float32", "total, float64"]
 
-SMALL_STACK = 32
-"""Bytes that the compiler may spill of a general kernel: it would rather spill a few of their many
-64-bit numbers, strides and centers of windows, than have fewer blocks. They are the slow ones
-anyway."""
-
 
 def _key(name: str, capability: int) -> str:
     return f"{name}, sm_{capability}"
@@ -101,11 +96,10 @@ def test_machine_code(name: str, capability: int) -> None:
         assert "F2FP.BF16" in code, "bfloat16 is rounded by one instruction"
         packed = [x for x in kernel.code.instructions if x.startswith("F2FP")]
         assert not any(".RZ" in x for x in packed), "bfloat16 is rounded to the nearest"
-    if not kernel.is_streamed:
-        assert kernel.code.stack <= SMALL_STACK
-        return
     assert kernel.code.stack == 0, "registers are spilled to the stack"
     assert kernel.code.count("LDL", "STL") == 0, "registers are spilled to local memory"
+    if not kernel.is_streamed:
+        return
     if "max" in name:
         assert "FMNMX.NAN" in code or "FMNMX3.NAN" in code, "a maximum has to pass NaN on"
     if "vectors" in name:

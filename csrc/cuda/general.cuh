@@ -11,6 +11,8 @@ namespace metapool::cuda {
 
 constexpr int kMaxCandidates = 1024;
 constexpr int kGeneralThreads = 256;
+// Blocks that a processor holds at least. Unless told, the compiler goes for more, and spills.
+constexpr int kGeneralBlocks = 2;
 
 struct Candidates {
   int count;
@@ -106,7 +108,7 @@ METAPOOL_INLINE Acc<T> pooled(const Map<const T>& x, const Map<const T>& values,
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     general_fwd_kernel(Sizes sizes, Map<const T> x, Map<const T> values, Weights<Acc<T>> weights,
                        Map<T> out, Candidates candidates, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(kGeneralThreads)
 // Where maxima stand: for each max pooling of the candidates, in their order, one byte for each
 // pixel of a dense (n, c, h_out, w_out) map.
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     positions_kernel(Sizes sizes, Map<const T> x, Candidates candidates, uint8_t* positions,
                      bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -176,7 +178,7 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Map<const T>& grad_out
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     general_grad_x_kernel(Sizes sizes, Map<const T> grad_out, Weights<Acc<T>> weights,
                           Map<T> grad_x, Candidates candidates, const uint8_t* positions,
                           bool channels_last) {
@@ -216,7 +218,7 @@ METAPOOL_DEVICE double block_sum(double value, double* shared) {
 // The gradient of the weights has terms (planes, parts, K): block i sums those of plane i / parts
 // over a part of its pixels.
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     general_terms_kernel(Sizes sizes, Map<const T> grad_out, Map<const T> x, Map<const T> values,
                          Candidates candidates, Acc<T>* terms, int64_t parts) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
