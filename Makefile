@@ -15,7 +15,7 @@ ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*
 WIDEST = $(lastword $(ISAS))
 SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py sweep.py)
 SANITIZED := build/sanitized
-SANITIZED_SHARE = 0.5
+SANITIZED_SHARE = 1
 SANITIZER_SETUP = METAPOOL_REQUIRE_NATIVE=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
@@ -61,7 +61,7 @@ test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehavi
 	cd $(SANITIZED) && $(SANITIZER_SETUP) METAPOOL_ISA=$(WIDEST) \
 		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS)
 
-test-cuda-host-sanitized: install  ## a share of test-cuda-host under both sanitizers; SANITIZED_SHARE=1 for all
+test-cuda-host-sanitized: install  ## the last of these orders under both sanitizers; SANITIZED_SHARE=0.1 for a tenth
 	$(RUN)/python -m tests.cuda_host.build --sanitize
 	$(SANITIZER_SETUP) METAPOOL_TEST_SHARE=$(SANITIZED_SHARE) \
 		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host_sanitized) METAPOOL_HOST_ORDER=random \
