@@ -1,6 +1,5 @@
 """How the CUDA kernels are built, what is said where they are not, and what the library needs."""
 
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from metapool_kernels import dispatch, fused_meta_pool, info, native
+from tests import setup_script
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "metapool_kernels/_torch_ops_cuda.so"
@@ -28,11 +28,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """setup.py as a module, in an environment that asks for nothing."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    spec = importlib.util.spec_from_file_location("build_script", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return setup_script.load()
 
 
 def _fake_nvcc(

@@ -41,38 +41,36 @@ class Fault(NamedTuple):
 # Those that forward is not compiled for come first.
 FAULTS = {
     "no barrier between rows": Fault(
-        "streamed_backward.cuh",
+        "backward_lane.cuh",
         ROW_BARRIER,
         ROW_BARRIER.replace("__syncthreads();", ""),
         "grad_x: ",
     ),
     "barrier for lanes on the map": Fault(
-        "streamed_backward.cuh",
+        "backward_lane.cuh",
         ROW_BARRIER,
         ROW_BARRIER.replace("__sync", "if (lane.is_on_map) __sync"),
         "divergent barrier: thread",
     ),
     "one row too few above a strip": Fault(
-        "streamed_backward.cuh",
+        "backward_lane.cuh",
         "? lane.row_begin - 2 * kReach : 0;",
         "? lane.row_begin - 2 * kReach + 1 : 0;",
         "grad_x: error",
     ),
     "one lane too few beside a tile": Fault(
-        "streamed_backward.cuh",
+        "backward_shared.cuh",
         "kOverlap = (2 * kReach + kColumns - 1) / kColumns;",
         "kOverlap = (2 * kReach - 1) / kColumns;",
         "grad_x: error",
     ),
     "last row of some heights is not written": Fault(
-        "streamed_backward.cuh",
+        "backward_lane.cuh",
         "base <= lane.row_end + 2 * kReach;",
         "base < lane.row_end + 2 * kReach;",
         "grad_x: NaN",
     ),
-    "sums that are not cleared": Fault(
-        "streamed_backward.cuh", "clear_row(u);", ";", "grad_x: error"
-    ),
+    "sums that are not cleared": Fault("backward_lane.cuh", "clear_row(u);", ";", "grad_x: error"),
     "no careful run": Fault(
         "streamed_backward.cuh", "if (__syncthreads_or(is_special))", "if (false)", "grad_x: error"
     ),

@@ -4,15 +4,15 @@ The library has the ops of `python_bindings/torch_ops_cuda.cpp`, on tensors in t
 """
 
 import argparse
-import importlib.util
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
+from tests import setup_script
+
 HEADER = Path(__file__).parent / "cuda_host.h"
 LIBRARY = "_torch_ops_cuda_host.so"
-TORCH_TARGET_VERSION = "0x020a000000000000"  # as in setup.py
 
 FLAGS = [
     *["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"],
@@ -30,8 +30,9 @@ SANITIZERS = [
 KERNEL_FLAGS = ["-DMETAPOOL_CUDA_HOST", "-x", "c++", "-include", str(HEADER)]
 
 
-class CannotBuildError(Exception):
-    """The message says what was missing."""
+_SETUP = setup_script.load()
+CannotBuildError = _SETUP.CannotBuildError
+escape = _SETUP.escape
 
 
 def find_compiler() -> str:
@@ -41,48 +42,16 @@ def find_compiler() -> str:
     raise CannotBuildError("g++ was not found")
 
 
-def find_ninja() -> str:
-    """Path of ninja, from its package or from the system."""
-    if importlib.util.find_spec("ninja"):
-        import ninja
-
-        packaged = Path(ninja.BIN_DIR) / "ninja"
-        if packaged.exists():
-            return str(packaged)
-    if path := shutil.which("ninja"):
-        return path
-    raise CannotBuildError("ninja was not found")
-
-
-def torch_home() -> Path:
-    """Where torch's headers and libraries are."""
-    import torch
-
-    home = Path(torch.__file__).parent
-    if not (home / "include/torch/headeronly/core/MemoryFormat.h").exists():
-        raise CannotBuildError(f"torch {torch.__version__} has no stable ABI headers")
-    return home
-
-
-def escape(path: Path) -> str:
-    """A path as ninja reads it."""
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-
 def ninja_file(sources_root: Path, library: Path, *, sanitize: bool) -> str:
     """What is compiled and linked, and how."""
-    home = torch_home()
+    torch = _SETUP.torch_needs()
     shared = [*FLAGS, *(SANITIZERS if sanitize else [])]
-    torch_flags = [
-        "-DMETAPOOL_CUDA_HOST",
-        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-        f"-isystem{home / 'include'}",
-    ]
     flags = dict.fromkeys(sorted(sources_root.glob("csrc/cuda/*.cu")), KERNEL_FLAGS)
-    flags[sources_root / "python_bindings/torch_ops_cuda.cpp"] = torch_flags
+    binding = sources_root / "python_bindings/torch_ops_cuda.cpp"
+    flags[binding] = ["-DMETAPOOL_CUDA_HOST", *torch.compile_flags]
     # What is missing is better told now than where it is loaded; sanitizers come with the program.
     whole = [] if sanitize else ["-Wl,-z,defs"]
-    libraries = shlex.join([*whole, f"-L{home / 'lib'}", "-ltorch_cpu"])
+    libraries = shlex.join([*whole, *torch.link_flags])
     lines = [
         "rule compile",
         f"  command = {find_compiler()} -MMD -MF $out.d {shlex.join(shared)} $flags -c $in -o $out",
@@ -107,7 +76,7 @@ def build(sources_root: Path, folder: Path, *, sanitize: bool = False) -> Path:
     library = folder / LIBRARY
     text = ninja_file(sources_root.resolve(), library, sanitize=sanitize)
     (folder / "build.ninja").write_text(text)
-    command = [find_ninja(), "-C", str(folder)]
+    command = [_SETUP.find_ninja(), "-C", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the CUDA kernels do not compile for the CPU:\n{done.stdout}")

@@ -1,0 +1,70 @@
+// The shared memory of a block of backward: the sums that lanes hand to each other, rows of both
+// maps with what is beyond them, and what each thread has found of the gradient of the weights.
+#pragma once
+
+#include "lanes.cuh"
+
+namespace metapool::cuda {
+
+constexpr int kBackwardThreads = 128;
+// Rows whose sums a lane keeps: seven get something while the one before them is read.
+constexpr int kSumRows = 8;
+// The sums of one place lie side by side for all lanes, and behind them are zeros, which stand for
+// lanes that do not exist. A multiple of the banks, so that any places are free of conflicts.
+constexpr int kLaneStride = kBackwardThreads + 32;
+// Columns beyond the ends of a row in shared memory.
+constexpr int kGuard = kReach + 1;
+
+// Lanes that hand something to a lane, and those beside a tile that have to see the same as in the
+// next one: its windows, and what these hold.
+template <int kColumns>
+constexpr int kNeighbours = (kReach + kColumns - 1) / kColumns;
+template <int kColumns>
+constexpr int kOverlap = (2 * kReach + kColumns - 1) / kColumns;
+
+template <int kColumns>
+constexpr int kSumFloats = kSumRows * (kColumns + 2 * kReach) * kLaneStride;
+
+// A row of all planes of a block, with their guards: most where planes are no wider than a lane.
+template <int kColumns>
+constexpr int kRowFloats = kBackwardThreads * (kColumns + 2 * kGuard);
+
+// The sums, and two rows of either map: one is read while the next is being written.
+template <int kColumns>
+constexpr int kRunFloats = kSumFloats<kColumns> + 4 * kRowFloats<kColumns>;
+
+// Behind them in double what each thread has found of the gradient of the weights.
+template <int kColumns>
+constexpr int kBackwardShared = kRunFloats<kColumns> * static_cast<int>(sizeof(float)) +
+                                kSlots * kBackwardThreads * static_cast<int>(sizeof(double));
+
+template <int kColumns>
+METAPOOL_DEVICE double* found_in(float* shared) {
+  return reinterpret_cast<double*>(shared + kRunFloats<kColumns>);
+}
+
+// Writes so many copies of a number, all threads together.
+template <int kCount>
+METAPOOL_DEVICE void fill(float* to, float number) {
+  constexpr int kAtOnce = 4 * kBackwardThreads;
+  static_assert(kCount % kAtOnce == 0);
+  const Vector<float, 4> numbers{number, number, number, number};
+#pragma unroll
+  for (int i = 0; i < kCount; i += kAtOnce) {
+    *reinterpret_cast<Vector<float, 4>*>(to + i + 4 * threadIdx.x) = numbers;
+  }
+}
+
+// Fills sums with zeros and the guards of rows with what is beyond the map.
+template <int kColumns, bool kMax>
+METAPOOL_DEVICE void prepare_shared(float* shared) {
+  constexpr int kTwoRows = 2 * kRowFloats<kColumns>;
+  float* const rows = shared + kSumFloats<kColumns>;
+  fill<kSumFloats<kColumns>>(shared, 0);
+  fill<kTwoRows>(rows, kMax ? -kInfinity<float> : 0.0f);
+  fill<kTwoRows>(rows + kTwoRows, 0);
+  fill<2 * kSlots * kBackwardThreads>(rows + 2 * kTwoRows, 0);  // doubles
+  __syncthreads();
+}
+
+}  // namespace metapool::cuda
