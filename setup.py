@@ -287,8 +287,6 @@ def kernel_objects(graph: Graph) -> tuple[list[str], list[str]]:
 def cuda_objects(graph: Graph, nvcc: str) -> tuple[list[str], dict[str, object]]:
     """Add the CUDA kernels; returns their objects and what to write down about them."""
     sources = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cuda/*.cu"))
-    if not sources:
-        raise CannotBuildError("this version has no CUDA kernels")
     codes = cuda_codes(os.environ.get("METAPOOL_CUDA_ARCHS") or CUDA_ARCHS)
     check_codes(nvcc, codes)
     check_works(nvcc)

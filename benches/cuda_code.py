@@ -16,11 +16,13 @@ from functools import cache
 from pathlib import Path
 
 from benches.machine_code import Code, read, run
+from tests import setup_script
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "cuda_code"
 SOURCES = ("backward", "forward")  # the slow one first
-FLAGS = ["-std=c++17", "-O3"]  # as in setup.py
+_SETUP = setup_script.load()
+FLAGS: list[str] = _SETUP.CUDA_FLAGS
 
 RESERVED = 1024
 """Bytes of shared memory that CUDA keeps of each block for itself."""
@@ -195,10 +197,11 @@ class Launch:
 
 @cache
 def find_nvcc() -> str | None:
-    """Path of CUDA's compiler, or None; looked for as setup.py does."""
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    places = [None, *(str(Path(home) / "bin") for home in (*homes, "/usr/local/cuda"))]
-    return next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
+    """Path of CUDA's compiler, or None."""
+    try:
+        return str(_SETUP.find_nvcc())
+    except _SETUP.CannotBuildError:
+        return None
 
 
 def nvcc_version() -> str:
@@ -216,7 +219,7 @@ def _nvcc(source: Path, target: Path, *flags: str) -> Path:
     if nvcc is None:
         raise RuntimeError("nvcc was not found on PATH or in /usr/local/cuda/bin")
     parts = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cuda").iterdir(), source, Path(nvcc)]
-    parts += [Path(__file__)]  # FLAGS
+    parts += [setup_script.PATH]  # FLAGS
     newest = max(path.stat().st_mtime for path in parts)
     if not target.exists() or target.stat().st_mtime <= newest:
         target.parent.mkdir(parents=True, exist_ok=True)
