@@ -1,8 +1,10 @@
-"""``metapool search``, ``metapool adapt``, ``metapool evaluate``."""
+"""``metapool search | adapt | evaluate | plot | export``."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import torch
@@ -11,14 +13,20 @@ from metapool_kernels.search.adapt import run_adapt
 from metapool_kernels.search.config import Config, config_parser, to_config
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.evaluate import run_evaluate
-from metapool_kernels.search.loop import run_search
+from metapool_kernels.search.export import run_export
+from metapool_kernels.search.plot import run_plot
 from metapool_kernels.search.run_folder import ADAPT, CONFIG
+from metapool_kernels.search.search import run_dry, run_search
 
 _COMMANDS = {
     "search": "choose a pooling for every layer",
-    "adapt": "train the network that was found, and the same one without enhancers",
-    "evaluate": "measure both on the images that no training has seen",
+    "adapt": "train the network that was found, and its controls at the same budget",
+    "evaluate": "measure these networks on the images that no training has seen",
+    "plot": "draw the pictures and the one-page report of a run again",
+    "export": "write the trained network for use without this package: torch.export and ONNX",
 }
+
+PRESETS = Path(__file__).parent / "presets"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,18 +46,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:
-        if command == "search":
-            run_search(config, resume=settings.resume, overwrite=settings.overwrite)
-        elif command == "adapt":
-            run_adapt(config, resume=settings.resume, overwrite=settings.overwrite)
-        else:
-            run_evaluate(config)
+        _run(command, config, settings)
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print(f"metapool: interrupted; {_how_to_go_on(command, config)}", file=sys.stderr)
+        if _is_first_process():
+            print(f"metapool: interrupted; {_how_to_go_on(command, config)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(command: str, config: Config, settings: Any) -> None:
+    if command == "search" and settings.dry_run:
+        run_dry(config)
+    elif command in ("search", "adapt"):
+        run = run_search if command == "search" else run_adapt
+        run(config, resume=settings.resume, overwrite=settings.overwrite)
+    else:
+        others: dict[str, Callable[[Config], None]] = {
+            "evaluate": run_evaluate,
+            "plot": run_plot,
+            "export": run_export,
+        }
+        others[command](config)
 
 
 def _parser() -> jsonargparse.ArgumentParser:
@@ -62,8 +81,19 @@ def _parser() -> jsonargparse.ArgumentParser:
     commands = parser.add_subcommands()
     for name, description in _COMMANDS.items():
         command = config_parser(description=description)
-        command.add_argument("--config", action="config", help="YAML file with the settings")
-        if name != "evaluate":
+        command.add_argument(
+            "--config",
+            action=_Config,
+            help="YAML file with the settings, or a preset of the method "
+            f"({', '.join(preset_names())}); may be repeated, the later one wins",
+        )
+        if name == "search":
+            command.add_argument(
+                "--dry_run",
+                action="store_true",
+                help="print where enhancers would go, and write nothing",
+            )
+        if name in ("search", "adapt"):
             command.add_argument(
                 "--resume", action="store_true", help="go on after the last finished epoch"
             )
@@ -74,14 +104,33 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
+def preset_names() -> list[str]:
+    """What ``--config`` takes beside files."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+class _Config(jsonargparse.ActionConfigFile):
+    """Reads a YAML file, or one of the package's by its name."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        if values in preset_names():
+            values = str(PRESETS / f"{values}.yaml")
+        super().__call__(parser, cfg, values, option_string)
+
+
 def _how_to_go_on(command: str, config: Config) -> str:
     folder = Path(config.output) / (ADAPT if command == "adapt" else "")
     if not (folder / CONFIG).exists():
         return "nothing has been written"
-    option = "" if command == "evaluate" else " --resume"
+    option = " --resume" if command in ("search", "adapt") else ""
     return f"go on with: metapool {command} --config {folder / CONFIG}{option}"
 
 
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _fail(error: Exception) -> int:
-    print("metapool:", " ".join(str(error).split()), file=sys.stderr)
+    if _is_first_process():
+        print("metapool:", " ".join(str(error).split()), file=sys.stderr)
     return 2

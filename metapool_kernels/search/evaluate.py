@@ -1,86 +1,119 @@
-"""Accuracy of both trained networks on the evaluation split."""
+"""``metapool evaluate``: accuracy of the trained networks on the evaluation split."""
 
 import json
 from collections.abc import Mapping
+from statistics import mean, stdev
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 
 from metapool_kernels.search import run_folder
-from metapool_kernels.search.architecture import load_architecture
+from metapool_kernels.search.architecture import Architecture, load_architecture
 from metapool_kernels.search.config import Config, load_config
-from metapool_kernels.search.data import Data, evaluation_batches, load_data
-from metapool_kernels.search.derive import derive
+from metapool_kernels.search.controls import build_network, network_names
+from metapool_kernels.search.data import Data, evaluation_batches
+from metapool_kernels.search.datasets import load_data
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.plot import draw
+from metapool_kernels.search.processes import make_accelerator, on_main
 from metapool_kernels.search.report import format_table
-from metapool_kernels.search.run_folder import ENHANCED, PLAIN, RunFolder
+from metapool_kernels.search.run_folder import SEARCHED, RunFolder
+from metapool_kernels.search.steps import to_device
 
 
 def run_evaluate(config: Config) -> None:
-    """Measure both networks, print a table and write ``evaluation.json``.
+    """Measure every trained network, print a table, write ``evaluation.json`` and the pictures.
 
     Raises:
         UserError: the networks have not been trained, or on other data.
     """
+    accelerator = make_accelerator(config)
     searched = RunFolder(config.output)
     architecture = load_architecture(searched / run_folder.ARCHITECTURE)
     searched.check_settings(config, ("seed", "data"))
     adapted = RunFolder(searched / run_folder.ADAPT)
-    networks = {
-        PLAIN: architecture.backbone.build(config.seed),
-        ENHANCED: derive(architecture, config.seed),
+    if not (adapted / run_folder.CONFIG).exists():
+        raise UserError(f"nothing is trained in {str(adapted.path)!r}; run 'metapool adapt' first")
+    trained_with = load_config(adapted / run_folder.CONFIG)
+    weights = {
+        (name, seed): RunFolder(adapted / name / str(seed)).load_weights()
+        for name in network_names(trained_with.adapt.controls)
+        for seed in range(trained_with.seed, trained_with.seed + trained_with.adapt.seeds)
     }
-    for name, model in networks.items():
-        model.load_state_dict(RunFolder(adapted / name).load_weights())
-    trained_with = load_config(adapted / run_folder.CONFIG).adapt
-    data = load_data(config.data, config.seed)
+    data = load_data(config)
+    networks: dict[str, dict[str, Any]] = {}
+    for (name, seed), tensors in weights.items():
+        network = build_network(name, architecture, seed)
+        network.load_state_dict(tensors)
+        network.to(accelerator.device)
+        entry = networks.setdefault(name, _head(name, network, trained_with))
+        entry["seeds"][str(seed)] = measure(network, data, config, accelerator)
+    for entry in networks.values():
+        accuracies = [result["accuracy"] for result in entry["seeds"].values()]
+        entry["mean"] = mean(accuracies)
+        entry["std"] = stdev(accuracies) if len(accuracies) > 1 else None
+    results = {"images": len(data.evaluation), "networks": networks}
 
-    results = {
-        name: {
-            "start": trained_with.start if name == ENHANCED else "scratch",
-            "epochs": trained_with.epochs,
-            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            **measure(model, data, config),
-        }
-        for name, model in networks.items()
+    def finish() -> None:
+        searched.write(run_folder.EVALUATION, json.dumps(results, indent=2) + "\n")
+        print(_table(results))
+        draw(searched)
+
+    on_main(accelerator, finish)
+
+
+def _head(name: str, network: nn.Module, config: Config) -> dict[str, Any]:
+    return {
+        "start": config.adapt.start if name == SEARCHED else "scratch",
+        "epochs": config.adapt.epochs,
+        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "seeds": {},
     }
-    searched.write(run_folder.EVALUATION, json.dumps(results, indent=2) + "\n")
-    print(_table(results))
 
 
-def measure(model: nn.Module, data: Data, config: Config) -> dict[str, Any]:
-    """Loss and accuracy of a network on the evaluation split."""
-    model.eval()
-    loss, correct = 0.0, 0
-    with torch.inference_mode():
-        for images, targets in evaluation_batches(
-            data.evaluation_set, data.evaluation, config.data
-        ):
-            logits = model(images.contiguous(memory_format=torch.channels_last))
-            loss += F.cross_entropy(logits, targets, reduction="sum").item()
-            correct += int((logits.argmax(1) == targets).sum())
+def measure(
+    network: nn.Module, data: Data, config: Config, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Loss and accuracy of a network on the evaluation split, over all processes."""
+    network.eval()
+    total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    batches = evaluation_batches(
+        data.evaluation_set,
+        data.evaluation,
+        config.data,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    with torch.inference_mode(), accelerator.autocast():
+        for images, targets in to_device(batches, accelerator.device):
+            logits = network(images).float()
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+            total += torch.stack([loss, (logits.argmax(1) == targets).sum()])
+    loss_sum, correct = accelerator.reduce(total, reduction="sum").tolist()
     images_seen = len(data.evaluation)
     return {
-        "images": images_seen,
-        "correct": correct,
+        "correct": int(correct),
         "accuracy": 100 * correct / images_seen,
-        "loss": loss / images_seen,
+        "loss": loss_sum / images_seen,
     }
 
 
-def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    return format_table(
-        ("network", "start", "epochs", "parameters", "accuracy", "correct"),
-        [
+def _table(results: Mapping[str, Any]) -> str:
+    rows = []
+    for name, entry in results["networks"].items():
+        spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
+        correct = [str(result["correct"]) for result in entry["seeds"].values()]
+        rows.append(
             (
                 name,
-                result["start"],
-                str(result["epochs"]),
-                f"{result['parameters']:,}",
-                f"{result['accuracy']:.2f}%",
-                f"{result['correct']}/{result['images']}",
+                entry["start"],
+                str(entry["epochs"]),
+                f"{entry['parameters']:,}",
+                f"{entry['mean']:.2f}%{spread}",
+                f"{', '.join(correct)} of {results['images']}",
             )
-            for name, result in results.items()
-        ],
-    )
+        )
+    return format_table(("network", "start", "epochs", "parameters", "accuracy", "correct"), rows)

@@ -2,24 +2,42 @@
 
 from collections.abc import Sequence
 
+from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Adam, Optimizer
 
 from metapool_kernels.search.config import AlphaConfig, WeightConfig
+from metapool_kernels.search.errors import UserError
 
 
 def make_weight_optimizer(
     weights: Sequence[Tensor], config: WeightConfig, steps: int
-) -> tuple[SGD, CosineLRScheduler]:
-    """SGD and its cosine schedule over ``steps`` steps.
+) -> tuple[Optimizer, CosineLRScheduler]:
+    """timm's optimizer of that name, and its cosine schedule over ``steps`` steps.
 
     The schedule has no state: ``step_update(step)`` sets the learning rate of any step.
+
+    Raises:
+        UserError: timm has no such optimizer.
     """
-    optimizer = SGD(
-        weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    try:
+        optimizer = create_optimizer_v2(
+            list(weights),
+            config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"timm cannot make optimizer {config.optimizer!r}: {error}") from error
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=steps,
+        warmup_t=round(config.lr_warmup * steps),
+        t_in_epochs=False,
     )
-    return optimizer, CosineLRScheduler(optimizer, t_initial=steps, t_in_epochs=False)
+    return optimizer, schedule
 
 
 def make_alpha_optimizer(alphas: Sequence[Tensor], config: AlphaConfig) -> Adam:
@@ -34,3 +52,4 @@ def forget(optimizer: Optimizer, parameter: Tensor) -> None:
     for group in optimizer.param_groups:
         group["params"] = [other for other in group["params"] if other is not parameter]
     optimizer.state.pop(parameter, None)
+    parameter.grad = None

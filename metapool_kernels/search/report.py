@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from timm.utils.metrics import AverageMeter
+import torch
+from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -17,30 +19,41 @@ COLLAPSE = 0.6
 
 
 class StepMeter:
-    """Mean loss and accuracy, in percent, over the steps of an epoch."""
+    """Mean loss and accuracy, in percent, over the steps of an epoch and over all processes.
 
-    def __init__(self) -> None:
-        self.loss = AverageMeter()
-        self.accuracy = AverageMeter()
+    Sums stay on the device: reading a number there at every step would make the GPU wait.
+    """
 
-    def update(self, loss: float, accuracy: float) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.sum = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        self.steps = 0
+
+    def update(self, loss: Tensor, accuracy: Tensor) -> None:
         """Take one step into the means."""
-        self.loss.update(loss)
-        self.accuracy.update(accuracy)
+        self.sum += torch.stack([loss, accuracy])
+        self.steps += 1
 
     def postfix(self) -> dict[str, str]:
-        """The means so far, for a progress bar."""
-        return {"loss": f"{self.loss.avg:.3f}", "accuracy": f"{self.accuracy.avg:.1f}%"}
+        """The means so far, in this process, for a progress bar."""
+        if not self.steps:
+            return {}
+        loss, accuracy = (self.sum / self.steps).tolist()
+        return {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.1f}%"}
 
-    def means(self) -> dict[str, float]:
-        """Both means of a finished epoch.
+    def means(self) -> dict[str, float | None]:
+        """Both means of a finished epoch, None without any step.
 
         Raises:
             UserError: the training has diverged.
         """
-        if not math.isfinite(self.loss.avg):
-            raise UserError(f"the loss became {self.loss.avg}; lower the learning rate")
-        return {"loss": self.loss.avg, "accuracy": self.accuracy.avg}
+        if not self.steps:
+            return {"loss": None, "accuracy": None}
+        mean = self.accelerator.reduce(self.sum / self.steps, reduction="mean")
+        loss, accuracy = mean.tolist()
+        if not math.isfinite(loss):
+            raise UserError(f"the loss became {loss}; lower the learning rate")
+        return {"loss": loss, "accuracy": accuracy}
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -93,15 +106,18 @@ def warn(messages: Sequence[str]) -> None:
 
 
 def epoch_line(row: Mapping[str, Any], note: str = "") -> str:
-    """One line about one epoch."""
+    """One line about one epoch; where only alpha is trained, about alpha's half."""
+    half = "" if row["loss"] is not None else "alpha_"
     return (
-        f"epoch {row['epoch']:3}  loss {row['loss']:.3f}  accuracy {row['accuracy']:5.1f}%  "
-        f"{row['seconds']:.1f} s  {note}"
+        f"epoch {row['epoch']:3}  loss {row[half + 'loss']:.3f}  "
+        f"accuracy {row[half + 'accuracy']:5.1f}%  {row['seconds']:.1f} s  {note}"
     ).rstrip()
 
 
-def log_scalars(writer: SummaryWriter, row: Mapping[str, Any]) -> None:
-    """Log the numbers of one epoch to TensorBoard."""
+def log_scalars(writer: SummaryWriter | None, row: Mapping[str, Any]) -> None:
+    """Log the numbers of one epoch to TensorBoard, in the process that has one."""
+    if writer is None:
+        return
     for name, value in row.items():
         if name != "epoch" and value is not None:
             writer.add_scalar(name, value, row["epoch"])

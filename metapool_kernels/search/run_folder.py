@@ -6,10 +6,11 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from metapool_kernels.search.config import Config, differences, load_config, to_yaml
+from metapool_kernels.search.config import (
+    Config,
+    Control,
+    differences,
+    load_config,
+    to_yaml,
+)
 from metapool_kernels.search.data import Split
 from metapool_kernels.search.errors import UserError
 
@@ -27,25 +34,37 @@ METRICS = "metrics.csv"
 TENSORBOARD = "tensorboard"
 CHECKPOINT = "checkpoint"
 ARCHITECTURE = "architecture.json"
-PLOT = "alpha_over_epochs.png"
 WEIGHTS = "weights.safetensors"
+PROBABILITIES = "probabilities.json"
 ADAPT = "adapt"
-ENHANCED = "enhanced"
-PLAIN = "plain"
+SEARCHED = "searched"
 EVALUATION = "evaluation.json"
+EXPORT = "export"
+PICTURES = (
+    "alpha_over_epochs.png",
+    "alpha_heat_map.png",
+    "receptive_field.png",
+    "step_time.png",
+    "training.png",
+    "controls.png",
+)
+REPORT = "report.html"
 _CONTENTS = (
     CONFIG,
     SPLIT,
     METRICS,
+    PROBABILITIES,
     TENSORBOARD,
     CHECKPOINT,
     ARCHITECTURE,
-    PLOT,
     WEIGHTS,
     ADAPT,
-    ENHANCED,
-    PLAIN,
     EVALUATION,
+    EXPORT,
+    *PICTURES,
+    REPORT,
+    SEARCHED,
+    *get_args(Control),
 )
 
 
@@ -145,6 +164,13 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{str(self / SPLIT)!r} is not a split: {error}") from error
 
+    def write_probabilities(
+        self, layers: Sequence[str], trajectory: Sequence[Mapping[str, Sequence[float]]]
+    ) -> None:
+        """Write the open layers' probabilities, at the start and after each epoch."""
+        content = {"layers": list(layers), "epochs": list(trajectory)}
+        self.write(PROBABILITIES, json.dumps(content) + "\n")
+
     def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write one line per epoch to ``metrics.csv``."""
         text = io.StringIO()
@@ -153,16 +179,24 @@ class RunFolder:
         writer.writerows(rows)
         self.write(METRICS, text.getvalue())
 
-    def tensorboard(self, first_epoch: int) -> SummaryWriter:
+    @contextmanager
+    def tensorboard(self, first_epoch: int, *, active: bool) -> Iterator[SummaryWriter | None]:
         """A TensorBoard log; what an interrupted run logged from ``first_epoch`` on is hidden.
+
+        None if not ``active``.
 
         Raises:
             UserError: the folder cannot be written.
         """
+        if not active:
+            yield None
+            return
         try:
-            return SummaryWriter(self / TENSORBOARD, purge_step=first_epoch)
+            writer = SummaryWriter(self / TENSORBOARD, purge_step=first_epoch)
         except OSError as error:
             raise UserError(f"cannot write {str(self / TENSORBOARD)!r}: {error}") from error
+        with writer:
+            yield writer
 
     def write_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors."""

@@ -1,0 +1,82 @@
+"""What Accelerate does not have a word for: one process acts, all of them know what came of it."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
+from numpy.random import SeedSequence
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.errors import UserError
+
+T = TypeVar("T")
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Devices, processes, mixed precision and accumulation.
+
+    Raises:
+        UserError: the hardware lacks what the configuration asks for.
+    """
+    accumulation = GradientAccumulationPlugin(config.data.accumulate, sync_with_dataloader=False)
+    try:
+        return Accelerator(
+            mixed_precision=config.precision, gradient_accumulation_plugin=accumulation
+        )
+    except ValueError as error:
+        raise UserError(f"precision {config.precision} does not work here: {error}") from error
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do something in the main process only, and hand its result to all.
+
+    Raises:
+        UserError: in all processes, if it was raised in the main one.
+    """
+    outcome: list[tuple[T | None, str | None]] = [(None, None)]
+    if accelerator.is_main_process:
+        try:
+            outcome = [(action(), None)]
+        except UserError as error:
+            outcome = [(None, str(error))]
+    broadcast_object_list(outcome)
+    result, message = outcome[0]
+    if message is not None:
+        raise UserError(message)
+    return result  # type: ignore[return-value]  # T may itself be None
+
+
+def mean_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor, averaged over the processes, all in one message."""
+    if not tensors:
+        return []
+    sizes = [tensor.numel() for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    parts = accelerator.reduce(flat, reduction="mean").split(sizes)
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """``model`` on its device, for training in all processes; again after it has lost modules.
+
+    DistributedDataParallel would wait for the gradients of parameters that are gone.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    prepared: nn.Module = accelerator.prepare_model(model)
+    return prepared
+
+
+def seed_epoch(accelerator: Accelerator, seed: int, epoch: int) -> int:
+    """Seed every generator for one epoch, and return the number.
+
+    All that is drawn in an epoch follows from the run's seed, the epoch and the process; so a run
+    that goes on after a finished epoch needs the state of no generator.
+    """
+    numbers = SeedSequence([seed, epoch, accelerator.process_index]).generate_state(1)
+    set_seed(int(numbers[0]))
+    return int(numbers[0])

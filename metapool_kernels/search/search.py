@@ -1,0 +1,133 @@
+"""``metapool search``: everything around the loop."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import timm
+import torch
+from torch import Tensor
+
+import metapool_kernels
+from metapool_kernels.search import planted, run_folder
+from metapool_kernels.search.architecture import Architecture, Layer, to_json
+from metapool_kernels.search.backbone import Backbone, find_backbone_sites, make_backbone
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.data import Split, split_data, split_warnings
+from metapool_kernels.search.datasets import load_data
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.loop import Search
+from metapool_kernels.search.plot import draw
+from metapool_kernels.search.processes import make_accelerator, on_main
+from metapool_kernels.search.report import choice_warnings, layer_table, warn
+from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.surgery import site_table
+
+SETTINGS = ("seed", "threads", "precision", "data", "model", "search")
+"""The fields of the configuration that a search depends on."""
+
+
+def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Search, from the start or from the last finished epoch, and write the run folder.
+
+    Raises:
+        UserError: something in the configuration, the data or the folder does not work; nothing
+            has been overwritten then.
+    """
+    accelerator = make_accelerator(config)
+    run = RunFolder(config.output)
+    if resume:
+        on_main(accelerator, lambda: run.check_settings(config, SETTINGS))
+    with accelerator.main_process_first():
+        data = load_data(config)
+    split = split_data(data, config.search.alpha_half, config.seed)
+    if resume and (run / run_folder.SPLIT).exists():
+        split = run.load_split()
+    backbone = make_backbone(config.model, data.image_shape, len(data.classes))
+    search = Search(config, backbone, data, split, accelerator, initial_tensors(config))
+
+    def begin() -> None:
+        run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)
+        run.write(run_folder.SPLIT, json.dumps(asdict(split)) + "\n")
+        warn(split_warnings(data, split))
+
+    on_main(accelerator, begin)
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        search.restore(checkpoint)
+    search.train(run)
+
+    def finish() -> None:
+        architecture = found_architecture(search, backbone)
+        run.write_weights(run_folder.WEIGHTS, search.supernet.model.state_dict())
+        run.write(run_folder.ARCHITECTURE, to_json(architecture))
+        print(layer_table(architecture))
+        warn(choice_warnings(architecture))
+        for picture in draw(run):
+            print(picture)
+
+    on_main(accelerator, finish)
+
+
+def run_dry(config: Config) -> None:
+    """Print where the enhancers would go; write nothing.
+
+    Raises:
+        UserError: the model, the data or the pattern does not work.
+    """
+    data = load_data(config)
+    backbone = make_backbone(config.model, data.image_shape, len(data.classes))
+    print(site_table(find_backbone_sites(backbone, backbone.build(config.seed), config.model)))
+
+
+def initial_tensors(config: Config) -> Mapping[str, Tensor] | None:
+    """What the supernet begins with, if not with weights drawn at random.
+
+    Raises:
+        UserError: the teacher of a problem that has none.
+    """
+    if config.model.weights != "teacher":
+        return None
+    if config.data.kind != "planted":
+        raise UserError(
+            f"model.weights is teacher, and data.kind {config.data.kind!r} has none; "
+            "give a file, or data.kind planted"
+        )
+    return planted.teacher_state(config)
+
+
+def found_architecture(search: Search, backbone: Backbone) -> Architecture:
+    """What has been found; every layer must have stopped."""
+    config = search.config
+    layers = []
+    for site in search.supernet.sites:
+        stop = search.stopping.stops[site.name]
+        choice = search.supernet.choice(site.name)
+        layers.append(
+            Layer(
+                name=site.name,
+                channels=site.channels,
+                map_size=site.map_size,
+                choice=[name for name, _ in choice],
+                weights=[weight for _, weight in choice],
+                alpha=search.stopped_alphas[site.name],
+                probability=stop.probability,
+                margin=stop.margin,
+                epoch=stop.epoch,
+                reason=stop.reason,
+            )
+        )
+    return Architecture(
+        backbone=backbone,
+        insert_after=config.model.insert_after,
+        candidates=config.model.candidates,
+        extra_candidates=list(config.model.extra_candidates),
+        count_include_pad=config.model.count_include_pad,
+        layers=layers,
+        seed=config.seed,
+        versions={
+            "metapool_kernels": metapool_kernels.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
+    )

@@ -1,0 +1,112 @@
+"""One step of each level on a real network: alpha on its own half, the weights on theirs.
+
+Each step moves one group of parameters and leaves the other, bit for bit, as it was.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from metapool_kernels.search.bilevel import Hypergradient, Objective, hypergradient
+from metapool_kernels.search.config import WeightConfig
+from metapool_kernels.search.data import Batch
+from metapool_kernels.search.processes import mean_over_processes
+
+
+def network_objective(
+    model: nn.Module,
+    weight_names: Sequence[str],
+    alpha_names: Sequence[str],
+    label_smoothing: float = 0.0,
+) -> Objective:
+    """Loss of a network, in its present mode, as a function of its weights and alphas.
+
+    Normalisation layers in training mode use the statistics of the batch; these, as every other
+    change of a buffer, go into copies and are forgotten.
+    """
+
+    def objective(
+        weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        tensors |= dict(zip(weight_names, weights, strict=True))
+        tensors |= dict(zip(alpha_names, alphas, strict=True))
+        return _loss(lambda images: functional_call(model, tensors, images), batch, label_smoothing)
+
+    return objective
+
+
+def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches, on ``device``, images in channels_last."""
+    for images, targets in batches:
+        moved = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        yield moved, targets.to(device, non_blocking=True)
+
+
+def alpha_step(
+    accelerator: Accelerator,
+    alphas: Sequence[Tensor],
+    optimizer: Optimizer,
+    hypergradients: Sequence[Hypergradient],
+) -> tuple[Tensor, Tensor]:
+    """Move the architecture parameters along the mean of some hypergradients, of all processes.
+
+    Returns:
+        Loss and accuracy in percent, before the step.
+    """
+    for i, alpha in enumerate(alphas):
+        alpha.grad = torch.stack([found.gradients[i] for found in hypergradients]).mean(0)
+    averaged = mean_over_processes(accelerator, [alpha.grad for alpha in alphas])
+    for alpha, gradient in zip(alphas, averaged, strict=True):
+        alpha.grad = gradient
+    optimizer.step()
+    loss = torch.stack([found.loss for found in hypergradients]).mean()
+    return loss, torch.stack([found.accuracy for found in hypergradients]).mean()
+
+
+def weight_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    optimizer: Optimizer,
+    config: WeightConfig,
+) -> tuple[Tensor, Tensor]:
+    """Move the weights down the loss of all ``batches`` together, in all processes.
+
+    Args:
+        accelerator: accumulates over as many batches as there are.
+        model: what the accelerator has prepared, in training mode.
+        batches: images (N, C, H, W) and class numbers (N,).
+        optimizer: of the weights; the norm of their gradient is clipped.
+        config: how.
+
+    Returns:
+        Loss and accuracy in percent, before the step.
+    """
+    seen = []
+    for batch in batches:
+        with accelerator.accumulate(model):
+            loss, accuracy = _loss(model, batch, config.label_smoothing)
+            accelerator.backward(loss)
+            seen.append(torch.stack([loss.detach(), accuracy]))
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    accelerator.clip_grad_norm_(weights, config.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    loss, accuracy = torch.stack(seen).mean(0).unbind()
+    return loss, accuracy
+
+
+def _loss(
+    forward: Callable[[Tensor], Tensor], batch: Batch, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    images, targets = batch
+    logits = forward(images)
+    correct = (logits.detach().argmax(1) == targets).float()
+    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return loss, 100 * correct.mean()
