@@ -52,6 +52,6 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     """``metrics.csv`` without the times."""
     with (folder / "metrics.csv").open() as file:
         return [
-            {name: value for name, value in row.items() if name != "seconds"}
+            {name: value for name, value in row.items() if name not in ("seconds", "step_ms")}
             for row in csv.DictReader(file)
         ]

@@ -18,7 +18,7 @@ from tests.search.runs import REPOSITORY, metrics, options, start
 
 def assert_same_search(one: Path, other: Path) -> None:
     assert metrics(one) == metrics(other)
-    for name in ("architecture.json", "split.json"):
+    for name in ("architecture.json", "split.json", "probabilities.json"):
         assert (one / name).read_text() == (other / name).read_text()
     first, second = (load_file(folder / "weights.safetensors") for folder in (one, other))
     assert first.keys() == second.keys()
@@ -30,9 +30,10 @@ def test_a_finished_search_leaves_a_whole_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("config.yaml", "split.json", "metrics.csv", "tensorboard", "checkpoint"),
-        *("weights.safetensors", "architecture.json", "alpha_over_epochs.png"),
+        *("weights.safetensors", "architecture.json", "probabilities.json", "report.html"),
+        *("alpha_over_epochs.png", "alpha_heat_map.png", "receptive_field.png"),
+        *("step_time.png", "training.png"),
     }
-    assert (finished / "alpha_over_epochs.png").read_bytes().startswith(b"\x89PNG")
     split = json.loads((finished / "split.json").read_text())
     parts = [set(split[name]) for name in ("weight", "alpha", "evaluation")]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
@@ -95,6 +96,34 @@ def test_a_killed_search_goes_on_with_the_same_numbers(
     assert 0 < stopped < 16
     assert not (folder / "architecture.json").exists()
 
+    assert main(["search", "--config", str(folder / "config.yaml"), "--resume"]) == 0
+    assert_same_search(finished, folder)
+
+
+@pytest.mark.parametrize(
+    ("moment", "finished_epochs", "stopped"),
+    [
+        ("step:2", 0, 0),  # in the first epoch
+        ("checkpoint:3", 2, 0),  # between the two files of a checkpoint
+        ("step:17", 5, None),  # within an epoch, with layers stopped
+    ],
+)
+def test_a_search_that_dies_at_any_moment_goes_on_with_the_same_numbers(
+    finished: Path, tmp_path: Path, moment: str, finished_epochs: int, stopped: int | None
+) -> None:
+    folder = tmp_path / "run"
+    died = subprocess.run(
+        [sys.executable, "-m", "tests.search.killed", moment, "search", *options(folder)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    rows = metrics(folder) if finished_epochs else []
+    assert len(rows) == finished_epochs
+    if stopped is None:
+        assert 0 < int(rows[-1]["stopped"]) < 16
     assert main(["search", "--config", str(folder / "config.yaml"), "--resume"]) == 0
     assert_same_search(finished, folder)
 

@@ -1,21 +1,34 @@
 """The stopping rule, on numbers alone."""
 
+import math
+from typing import Any
+
 import pytest
 
-from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.config import Keep, Rule, StopConfig
+from metapool_kernels.search.stopping import (
+    ProgressiveStopping,
+    Stop,
+    margin,
+    ranking,
+    relative_entropy,
+)
 
 
 def rule(
-    *layers: str, delta: float = 0.2, patience: int = 2, ema: float = 0.0, deadline: int = 100
+    *layers: str, deadline: int = 100, progressive: bool = True, **settings: Any
 ) -> ProgressiveStopping:
+    config = StopConfig(**{"ema": 0.0, **settings})
     return ProgressiveStopping(
-        layers or ("a",), delta=delta, patience=patience, ema=ema, deadline=deadline
+        layers or ("a",), config, deadline=deadline, progressive=progressive
     )
 
 
 def feed(stopping: ProgressiveStopping, epoch: int, **probabilities: list[float]) -> list[Stop]:
     stopping.update(probabilities)
-    return stopping.check(epoch)
+    stops = stopping.check(epoch)
+    stopping.fix(stops)
+    return stops
 
 
 @pytest.mark.parametrize("winner", [0, 1, 2])
@@ -107,3 +120,68 @@ def test_a_restored_rule_goes_on_as_the_first() -> None:
     assert [s.layer for s in feed(first, 3, b=[0.9, 0.1])] == ["b"]
     assert [s.layer for s in feed(second, 3, b=[0.9, 0.1])] == ["b"]
     assert first.state_dict() == second.state_dict()
+
+
+RULES: dict[Rule, tuple[dict[str, Any], list[float], list[float]]] = {
+    # settings, probabilities that are enough, probabilities that are just not enough
+    "margin": ({"delta": 0.25}, [0.5, 0.25, 0.25], [0.5, 0.26, 0.24]),
+    "max_probability": ({"probability": 0.5}, [0.5, 0.25, 0.25], [0.49, 0.26, 0.25]),
+    "entropy": ({"entropy": 0.6}, [0.85, 0.1, 0.05], [0.5, 0.4, 0.1]),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_asks_for_what_it_says_in_a_row(name: Rule) -> None:
+    settings, enough, too_little = RULES[name]
+    stopping = rule(rule=name, patience=2, **settings)
+    for epoch, probabilities in enumerate((enough, too_little, enough), 1):
+        assert feed(stopping, epoch, a=probabilities) == []
+    (stop,) = feed(stopping, 4, a=enough)
+    assert (stop.keep, stop.reason, stop.epoch) == ((0,), name, 4)
+    assert stop.margin == pytest.approx(enough[0] - enough[1])
+
+
+def test_the_ranking_rule_asks_for_the_same_order_of_the_best() -> None:
+    stopping = rule(rule="stable_ranking", top=2, patience=3)
+    orders = ([0.4, 0.3, 0.2, 0.1], [0.4, 0.2, 0.3, 0.1], [0.4, 0.2, 0.3, 0.1])
+    for epoch, probabilities in enumerate(orders, 1):
+        assert feed(stopping, epoch, a=probabilities) == []
+    # The order behind the best two may change.
+    (stop,) = feed(stopping, 4, a=[0.4, 0.1, 0.31, 0.19])
+    assert (stop.keep, stop.reason) == ((0,), "stable_ranking")
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept", "reason"),
+    [("top-2", (2, 0), "deadline"), ("top-1", (2,), "deadline"), ("open", (2,), "end")],
+)
+def test_what_is_kept_at_the_deadline(keep: Keep, kept: tuple[int, ...], reason: str) -> None:
+    stopping = rule(deadline=2, keep=keep)
+    probabilities = [0.3, 0.1, 0.35, 0.25]
+    assert feed(stopping, 1, a=probabilities) == []
+    (stop,) = feed(stopping, 2, a=probabilities)
+    assert (stop.keep, stop.reason) == (kept, reason)
+
+
+def test_without_progressive_stopping_all_wait_for_the_deadline() -> None:
+    stopping = rule(patience=1, deadline=3, progressive=False)
+    clear = [0.9, 0.1]
+    assert [feed(stopping, epoch, a=clear) for epoch in (1, 2)] == [[], []]
+    assert feed(stopping, 3, a=clear)[0].reason == "deadline"
+
+
+def test_what_another_process_has_decided_is_final() -> None:
+    stopping = rule("a", "b", patience=1)
+    feed(stopping, 1, a=[0.5, 0.5], b=[0.5, 0.5])
+    stopping.fix([Stop("b", (1,), 0.6, 0.2, 1, "margin")])
+    assert stopping.open_layers == ["a"]
+
+
+def test_measures_of_probabilities() -> None:
+    assert ranking([0.2, 0.4, 0.2, 0.2]) == (1, 0, 2, 3)
+    assert margin([0.5, 0.2, 0.3]) == pytest.approx(0.2)
+    assert margin([1.0]) == 1
+    assert relative_entropy([0.25] * 4) == pytest.approx(1)
+    assert relative_entropy([1.0, 0.0]) == relative_entropy([1.0]) == 0
+    half = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2)
+    assert relative_entropy([0.9, 0.1]) == pytest.approx(half)

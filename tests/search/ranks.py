@@ -1,0 +1,42 @@
+"""``metapool`` in one of several processes, which then tells what it has come to.
+
+``torchrun --nproc-per-node 2 -m tests.search.ranks FOLDER search ...`` leaves ``rank0.json`` and
+``rank1.json`` in FOLDER.
+"""
+
+import json
+import os
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+from metapool_kernels.search.cli import main
+from metapool_kernels.search.loop import Search
+from metapool_kernels.search.run_folder import RunFolder
+
+train = Search.train
+
+
+def telling_train(self: Search, run: RunFolder) -> None:
+    train(self, run)
+    parameters = self.supernet.model.named_parameters()
+    first_images = [int(i) for i in self.split.weight[:5]]
+    told = {
+        "processes": self.accelerator.num_processes,
+        "stops": self.stopping.state_dict()["stops"],
+        "alphas": self.stopped_alphas,
+        "choices": {layer: self.supernet.choice(layer) for layer in self.layers},
+        "weights": {
+            name: sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+            for name, tensor in parameters
+        },
+        "split": first_images,
+        "metrics": [{k: v for k, v in row.items() if k == "loss"} for row in self.history],
+    }
+    Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    folder, *arguments = sys.argv[1:]
+    Search.train = telling_train  # type: ignore[method-assign]
+    sys.exit(main(arguments))

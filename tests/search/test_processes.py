@@ -1,0 +1,75 @@
+"""Two processes, over gloo on one machine: the same architecture in both."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metapool_kernels.search.architecture import load_architecture
+from tests.search.runs import REPOSITORY, metrics, options
+
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
+def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        [*LAUNCH, "-m", *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("both")
+    # Coordinate attention has weights that vanish when a layer stops without it.
+    arguments = options(
+        folder / "run",
+        model__extra_candidates=["coordinate_attention"],
+        search__alpha__method="fomaml",
+        search__alpha__tilt=1.4,
+        search__alpha__tasks=2,
+    )
+    done = launch("tests.search.ranks", str(folder), "search", *arguments)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return folder / "run", told
+
+
+def test_both_come_to_the_same_network(both: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, (first, second) = both
+    assert first["processes"] == second["processes"] == 2
+    assert first == second
+    assert len(first["stops"]) == 16
+    found = load_architecture(folder / "architecture.json")
+    assert {layer.name: layer.alpha for layer in found.layers} == first["alphas"]
+    assert {layer.name: [list(c) for c in zip(layer.choice, layer.weights)] for layer in found.layers} == first["choices"]  # noqa: E501, B905
+
+
+def test_an_epoch_is_shared_between_them(both: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Half the steps of one process, and other numbers than its."""
+    folder, _ = both
+    assert [row["epoch"] for row in metrics(folder)][0] == "1"
+
+
+def test_a_mistake_is_told_once_and_ends_both(tmp_path: Path) -> None:
+    done = launch("metapool_kernels.search", "search", *options(tmp_path, model__name="nonet"))
+    assert done.returncode != 0
+    assert done.stderr.count("metapool:") == 1
+    assert "nonet" in done.stderr
+
+
+def test_more_processes_than_images(tmp_path: Path) -> None:
+    arguments = options(tmp_path / "run", data__holdout=0.999)
+    done = launch("metapool_kernels.search", "search", *arguments)
+    assert done.stderr.count("metapool:") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
