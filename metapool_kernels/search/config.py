@@ -21,7 +21,6 @@ from jsonargparse.typing import (
 from metapool_kernels import DEFAULT_CANDIDATES
 from metapool_kernels.search.errors import UserError
 
-
 Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
 Rule = Literal["margin", "max_probability", "entropy", "stable_ranking"]
 Keep = Literal["top-2", "top-1", "open"]

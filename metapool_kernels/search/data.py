@@ -1,20 +1,22 @@
 """Images and how they are divided: the weight half, the alpha half, the evaluation split."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    Sampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from metapool_kernels.search.config import DataConfig
 from metapool_kernels.search.errors import UserError
@@ -47,71 +49,6 @@ class Split:
     weight: list[int]
     alpha: list[int]
     evaluation: list[int]
-
-
-def load_data(config: DataConfig, seed: int) -> Data:
-    """Read the images.
-
-    Raises:
-        UserError: the folder is not there or not divided into ``train/``, ``val/`` and classes.
-    """
-    return _digits(config, seed) if config.kind == "digits" else _folder(config)
-
-
-def _digits(config: DataConfig, seed: int) -> Data:
-    images, targets = load_digits(return_X_y=True)
-    small = torch.from_numpy(images).float().reshape(-1, 1, 8, 8)
-    size = (config.image_size, config.image_size)
-    large = F.interpolate(small, size, mode="bilinear", align_corners=False)
-    dataset = TensorDataset(large / 8 - 1, torch.from_numpy(targets))
-    train, evaluation = train_test_split(
-        np.arange(len(targets)), test_size=config.holdout, random_state=seed, stratify=targets
-    )
-    labels = targets.tolist()
-    return Data(
-        train_set=dataset,
-        train_targets=labels,
-        train=train.tolist(),
-        evaluation_set=dataset,
-        evaluation_targets=labels,
-        evaluation=evaluation.tolist(),
-        classes=[str(digit) for digit in range(10)],
-        image_shape=(1, *size),
-    )
-
-
-def _folder(config: DataConfig) -> Data:
-    if config.root is None:
-        raise UserError("data.kind is folder and data.root is not set; give the folder")
-    root = Path(config.root)
-    transform = transforms.Compose(
-        [
-            transforms.Resize(config.image_size),
-            transforms.CenterCrop(config.image_size),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
-        ]
-    )
-    try:
-        train_set, val_set = (ImageFolder(str(root / part), transform) for part in ("train", "val"))
-    except OSError as error:
-        raise UserError(
-            f"data.root {str(root)!r} is no folder of images: {error}; "
-            "it should hold train/CLASS/*.png and val/CLASS/*.png"
-        ) from error
-    if train_set.classes != val_set.classes:
-        odd = sorted(set(train_set.classes) ^ set(val_set.classes))
-        raise UserError(f"train/ and val/ in {str(root)!r} differ in the classes {odd}")
-    return Data(
-        train_set=train_set,
-        train_targets=train_set.targets,
-        train=range(len(train_set)),
-        evaluation_set=val_set,
-        evaluation_targets=val_set.targets,
-        evaluation=range(len(val_set)),
-        classes=train_set.classes,
-        image_shape=(3, config.image_size, config.image_size),
-    )
 
 
 def split_data(data: Data, alpha_half: float, seed: int) -> Split:
@@ -171,31 +108,127 @@ class CyclingSampler(Sampler[int]):
             cycle, offset = cycle + 1, 0
 
 
-def training_batches(
-    dataset: Dataset[Any], indices: Sequence[int], config: DataConfig, seed: int, start_step: int
+class _BatchesOfRank(Sampler[list[int]]):
+    """Batch ``step * world + rank`` of the endless positions, for one step after the other.
+
+    So the processes together see what one would with batches ``world`` times as large.
+    """
+
+    def __init__(self, positions: CyclingSampler, batch_size: int, rank: int, world: int) -> None:
+        self.positions = positions
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world = world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        positions = iter(self.positions)
+        first = self.rank * self.batch_size
+        while True:
+            of_all = list(islice(positions, self.batch_size * self.world))
+            yield of_all[first : first + self.batch_size]
+
+
+class _Part(Dataset[Any]):
+    """The images at ``indices``, a batch at a time.
+
+    An error that a worker process raises would arrive with the worker's traceback as its text.
+    A :class:`UserError` is therefore handed over instead of a batch, and raised by
+    :func:`_batches`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Any] | UserError:
+        try:
+            return [self.dataset[self.indices[position]] for position in positions]
+        except UserError as error:
+            return error
+
+
+def _collate(samples: list[Any] | UserError) -> Any:
+    return samples if isinstance(samples, UserError) else default_collate(samples)
+
+
+def _batches(
+    part: _Part, batch_sampler: Iterable[list[int]], workers: int, generator: torch.Generator
 ) -> Iterator[Batch]:
-    """Endless full batches of the images at ``indices``, from step ``start_step`` on."""
-    sampler = CyclingSampler(len(indices), seed, start_step * config.batch_size)
-    return iter(
-        DataLoader(
-            Subset(dataset, indices),
-            batch_size=config.batch_size,
-            sampler=sampler,
-            num_workers=config.workers,
-            # Its own generator: otherwise making the iterator would draw from the global one.
-            generator=torch.Generator(),
+    # Dropping the loader's iterator ends its processes: it lives as long as this one does.
+    for batch in DataLoader(
+        part,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        # Its own: otherwise the loader would draw from the global one.
+        generator=generator,
+    ):
+        if isinstance(batch, UserError):
+            raise batch
+        images, targets = batch
+        yield images, targets
+
+
+def training_batches(
+    dataset: Dataset[Any],
+    indices: Sequence[int],
+    config: DataConfig,
+    seed: int,
+    start_step: int,
+    *,
+    epoch_seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Endless full batches of the images at ``indices``, for one of several processes.
+
+    Args:
+        dataset: the images.
+        indices: which of them.
+        config: size of a batch, number of workers.
+        seed: of the order, the same in all processes.
+        start_step: batches that this process has taken already.
+        epoch_seed: of the random variations that workers make. Without workers they draw from the
+            global generators of Python, NumPy and PyTorch.
+        rank: number of this process.
+        world: number of processes.
+
+    Raises:
+        UserError: there are fewer images than processes; and while iterating, an image is
+            unreadable.
+    """
+    if world > len(indices):
+        raise UserError(
+            f"{world} processes cannot share {len(indices)} images; start fewer processes"
         )
-    )
+    taken = start_step * world * config.batch_size
+    positions = CyclingSampler(len(indices), seed, taken)
+    sampler = _BatchesOfRank(positions, config.batch_size, rank, world)
+    generator = torch.Generator().manual_seed(epoch_seed)
+    return _batches(_Part(dataset, indices), sampler, config.workers, generator)
 
 
 def evaluation_batches(
-    dataset: Dataset[Any], indices: Sequence[int], config: DataConfig
-) -> DataLoader[Batch]:
-    """Every image at ``indices`` once, in order."""
-    subset = Subset(dataset, indices)
-    return DataLoader(subset, batch_size=config.batch_size, num_workers=config.workers)
+    dataset: Dataset[Any],
+    indices: Sequence[int],
+    config: DataConfig,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Every image at ``indices`` once over all processes, in order.
+
+    Raises:
+        UserError: while iterating, an image is unreadable.
+    """
+    part = _Part(dataset, indices[rank::world])
+    sampler = BatchSampler(SequentialSampler(part), config.batch_size, drop_last=False)
+    return _batches(part, sampler, config.workers, torch.Generator())
 
 
-def steps_per_epoch(indices: Sequence[int], config: DataConfig) -> int:
-    """Steps after which each image has been seen once."""
-    return math.ceil(len(indices) / int(config.batch_size))
+def steps_per_epoch(indices: Sequence[int], config: DataConfig, world: int = 1) -> int:
+    """Steps of the optimizer after which each image has been seen once."""
+    return math.ceil(len(indices) / int(config.batch_size * world * config.accumulate))

@@ -1,0 +1,328 @@
+"""The kinds of ``data.kind``: where images and their classes come from."""
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision.datasets
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from timm.data.dataset_factory import create_dataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torchvision.datasets import ImageFolder, VisionDataset
+
+from metapool_kernels.search.config import Config, DataConfig
+from metapool_kernels.search.data import Data
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.images import (
+    ImageSet,
+    evaluation_transform,
+    get_image,
+    mode_of,
+    one_line,
+    read_image,
+    training_transform,
+)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The training or the evaluation images: (PIL image, anything) by index, and their labels."""
+
+    images: Any
+    targets: list[int]
+    classes: list[str] | None
+    name: str
+
+
+def load_data(config: Config) -> Data:
+    """The images that ``config.data`` asks for.
+
+    Raises:
+        UserError: they are not there, not divided into classes, unreadable, or do not fit the
+            other settings of ``config.data``.
+    """
+    kinds: dict[str, Callable[[], tuple[_Part, _Part]]] = {
+        "folder": lambda: _folder(config.data),
+        "cifar10": lambda: _torchvision(config.data, "CIFAR10"),
+        "cifar100": lambda: _torchvision(config.data, "CIFAR100"),
+        "torchvision": lambda: _torchvision(config.data, _name(config.data)),
+        "timm": lambda: _timm(config.data, _name(config.data)),
+    }
+    if config.data.kind == "digits":
+        return _digits(config.data, config.seed)
+    if config.data.kind == "planted":
+        from metapool_kernels.search.planted import load_planted
+
+        return load_planted(config)
+    return _assemble(config.data, *kinds[config.data.kind]())
+
+
+def _digits(config: DataConfig, seed: int) -> Data:
+    images, targets = load_digits(return_X_y=True)
+    small = torch.from_numpy(images).float().reshape(-1, 1, 8, 8)
+    size = (config.image_size, config.image_size)
+    try:
+        large = F.interpolate(small, size, mode="bilinear", align_corners=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"the digits cannot be enlarged to data.image_size {config.image_size}: "
+            f"{one_line(error)}"
+        ) from error
+    channels = 3 if config.rgb else 1
+    scaled = (large / 8 - 1).expand(-1, channels, -1, -1)
+    dataset = TensorDataset(scaled, torch.from_numpy(targets))
+    train, evaluation = train_test_split(
+        np.arange(len(targets)), test_size=config.holdout, random_state=seed, stratify=targets
+    )
+    labels = targets.tolist()
+    return Data(
+        train_set=dataset,
+        train_targets=labels,
+        train=train.tolist(),
+        evaluation_set=dataset,
+        evaluation_targets=labels,
+        evaluation=evaluation.tolist(),
+        classes=[str(digit) for digit in range(10)],
+        image_shape=(channels, *size),
+    )
+
+
+def _folder(config: DataConfig) -> tuple[_Part, _Part]:
+    root = _root(config)
+    layout = "it should hold train/CLASS/*.png and val/CLASS/*.png, or other image files"
+    if not root.is_dir():
+        raise UserError(f"data.root {str(root)!r} is no folder; {layout}")
+    parts = []
+    for name in ("train", "val"):
+        if not (root / name).is_dir():
+            raise UserError(f"data.root {str(root)!r} has no folder {name}/; {layout}")
+        try:
+            images = ImageFolder(str(root / name), loader=read_image)
+        except OSError as error:
+            raise UserError(
+                f"data.root {str(root)!r} has an unusable {name}/: {one_line(error)}; {layout}"
+            ) from error
+        parts.append(_Part(images, images.targets, images.classes, str(root / name)))
+    return parts[0], parts[1]
+
+
+def _torchvision(config: DataConfig, name: str) -> tuple[_Part, _Part]:
+    made_by = getattr(torchvision.datasets, name, None)
+    if not (inspect.isclass(made_by) and issubclass(made_by, VisionDataset)):
+        raise UserError(f"torchvision.datasets has no {name!r}; give a class of it, such as SVHN")
+    accepted = inspect.signature(made_by).parameters
+    arguments: dict[str, Any] = {"root": str(_root(config))}
+    if config.download:
+        arguments["download"] = True
+    if "loader" in accepted or issubclass(made_by, ImageFolder):
+        arguments["loader"] = read_image
+    if "train" in accepted:
+        choices: list[list[dict[str, Any]]] = [[{"train": True}], [{"train": False}]]
+    elif "split" in accepted:
+        choices = [
+            [{"split": split} for split in splits]
+            for splits in (("train", "trainval"), ("test", "val", "valid"))
+        ]
+    else:
+        raise UserError(
+            f"torchvision's {name} is not divided into training and evaluation images: its "
+            "constructor takes neither train nor split; take another data.name"
+        )
+    hint = "" if config.download else "; data.download true fetches what torchvision can fetch"
+    parts = [_first_that_works(made_by, arguments, choice, hint) for choice in choices]
+    return parts[0], parts[1]
+
+
+def _first_that_works(
+    made_by: Any, arguments: dict[str, Any], choices: Iterable[dict[str, Any]], hint: str
+) -> _Part:
+    """The first of ``choices`` that the dataset knows and has labels for."""
+    name = f"torchvision's {made_by.__name__}"
+    refusals = []
+    for choice in choices:
+        try:
+            images = made_by(**arguments, **choice)
+        except ValueError as error:  # its way to say that there is no such split
+            refusals.append(one_line(error))
+            continue
+        except Exception as error:  # code of another library, on somebody's files
+            root = arguments["root"]
+            raise UserError(
+                f"{name} cannot be read from {root!r}: {one_line(error)}{hint}"
+            ) from error
+        try:
+            return _Part(images, _targets(images, name), _classes(images), name)
+        except UserError as error:
+            refusals.append(str(error))
+    raise UserError(f"{name} cannot be used with {list(choices)}: {'; '.join(refusals)}")
+
+
+def _timm(config: DataConfig, name: str) -> tuple[_Part, _Part]:
+    prefix = name.partition("/")[0].lower() if "/" in name else ""
+    if prefix == "hfds" and not config.download:
+        raise UserError(
+            f"timm fetches {name!r} by itself if it is missing; set data.download true to allow it"
+        )
+    root = None if prefix == "hfds" and config.root is None else str(_root(config))
+    if prefix not in ("hfds", "torch") and not Path(str(root)).is_dir():
+        raise UserError(
+            f"data.root {root!r} is no folder, and timm takes {name!r} for a folder of images"
+        )
+    parts = [
+        _timm_part(name, root, splits, config.download)
+        for splits in (("train",), ("validation", "test"))
+    ]
+    shared = _files(parts[0]) & _files(parts[1])
+    if shared:
+        raise UserError(
+            f"data.root {root!r} is not divided: timm finds {min(shared)!r} among the training "
+            "images and among those for evaluation; it should hold train/ and validation/"
+        )
+    return parts[0], parts[1]
+
+
+def _timm_part(name: str, root: str | None, splits: Sequence[str], download: bool) -> _Part:
+    refusals = []
+    for split in splits:
+        try:
+            dataset = create_dataset(name, root=root, split=split, download=download)
+        except Exception as error:  # code of other libraries, on somebody's files
+            refusals.append(f"{split}: {one_line(error)}")
+            continue
+        title = f"timm's {name!r}"
+        if isinstance(dataset, IterableDataset):
+            raise UserError(
+                f"{title} is a stream, which can neither be shuffled nor cut in two; take a "
+                "dataset that is read by index, such as hfds/ and not hfids/"
+            )
+        images = _TimmImages(dataset.reader) if hasattr(dataset, "reader") else dataset
+        return _Part(images, _targets(images, title), _classes(images), title)
+    raise UserError(f"timm cannot make {name!r} from data.root {root!r}: {'; '.join(refusals)}")
+
+
+class _TimmImages(Dataset[tuple[Image.Image, int]]):
+    """The images behind a dataset of timm, which itself skips those that it cannot read."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        self.class_to_idx = reader.class_to_idx
+        if hasattr(reader, "samples"):
+            self.samples = reader.samples
+        elif hasattr(reader, "iter_targets"):
+            self.targets = list(reader.iter_targets())
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file, target = self.reader[index]
+        with file:
+            return read_image(file, self.reader.filename(index, absolute=True)), target
+
+
+def _files(part: _Part) -> set[str]:
+    """The files of a dataset that is a folder."""
+    return {str(sample[0]) for sample in getattr(part.images, "samples", [])}
+
+
+def _targets(images: Any, name: str) -> list[int]:
+    """Class numbers, from what the dataset keeps in memory or else from all its items."""
+    kept = [getattr(images, attribute, None) for attribute in ("targets", "labels", "_labels")]
+    for samples in (getattr(images, "samples", None), getattr(images, "_samples", None)):
+        kept.append(None if samples is None else [sample[1] for sample in samples])
+    for labels in kept:
+        numbers = None if labels is None else _integers(labels)
+        if numbers is not None and len(numbers) == len(images):
+            break
+    else:
+        # The first one alone, before all images are read in vain.
+        numbers = _integers(_labels(images, range(min(1, len(images))), name))
+        if numbers is not None:
+            numbers = _integers(_labels(images, range(len(images)), name))
+    if numbers is None or min(numbers, default=0) < 0:
+        raise UserError(f"{name} has labels other than class numbers from 0 on")
+    if not numbers:
+        raise UserError(f"{name} has no images")
+    return numbers
+
+
+def _labels(images: Any, indices: Iterable[int], name: str) -> list[Any]:
+    labels = []
+    for index in indices:
+        try:
+            labels.append(images[index][1])
+        except Exception as error:  # code of another library, on somebody's files
+            raise UserError(f"item {index} of {name} has no label: {one_line(error)}") from error
+    return labels
+
+
+def _integers(labels: Iterable[Any]) -> list[int] | None:
+    """``labels`` as numbers, or None if they are none."""
+    if isinstance(labels, (np.ndarray, torch.Tensor)):
+        labels = labels.tolist()
+    try:
+        return [operator.index(label) for label in labels]
+    except TypeError:
+        return None
+
+
+def _classes(images: Any) -> list[str] | None:
+    """Names of the classes, where the dataset knows them."""
+    names = getattr(images, "classes", None)
+    if not names:
+        numbers = getattr(images, "class_to_idx", None) or {}
+        names = sorted(numbers, key=numbers.__getitem__)
+    # ImageNet's classes have several names each.
+    return [name if isinstance(name, str) else name[0] for name in names] or None
+
+
+def _assemble(config: DataConfig, train: _Part, evaluation: _Part) -> Data:
+    """Both parts as tensors, gray or in colour as the first training image is."""
+    classes = train.classes
+    if classes != evaluation.classes:
+        odd = sorted(set(classes or []) ^ set(evaluation.classes or [])) or "their order"
+        raise UserError(f"{train.name!r} and {evaluation.name!r} differ in the classes {odd}")
+    largest = max(max(train.targets), max(evaluation.targets))
+    if classes is None:
+        classes = [str(number) for number in range(largest + 1)]
+    elif largest >= len(classes):
+        raise UserError(f"{train.name} has labels up to {largest} and only {len(classes)} classes")
+
+    mode = mode_of(get_image(train.images, 0, train.name), rgb=config.rgb)
+    plain = evaluation_transform(config, mode)
+    varied = training_transform(config, mode)
+    # One image through the plain transform, which draws no random number, shows what is wrong.
+    image, _ = ImageSet(train.images, train.targets, mode, plain, train.name)[0]
+    channels, height, width = image.shape
+    return Data(
+        train_set=ImageSet(train.images, train.targets, mode, varied, train.name),
+        train_targets=train.targets,
+        train=range(len(train.targets)),
+        evaluation_set=ImageSet(
+            evaluation.images, evaluation.targets, mode, plain, evaluation.name
+        ),
+        evaluation_targets=evaluation.targets,
+        evaluation=range(len(evaluation.targets)),
+        classes=classes,
+        image_shape=(channels, height, width),
+    )
+
+
+def _root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise UserError(f"data.kind is {config.kind} and data.root is not set; give the folder")
+    return Path(config.root).expanduser()
+
+
+def _name(config: DataConfig) -> str:
+    if config.name is None:
+        raise UserError(f"data.kind is {config.kind} and data.name is not set; give the dataset")
+    return config.name

@@ -1,0 +1,182 @@
+"""From an image file or a dataset's image to the tensor that a network takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from metapool_kernels.search.config import DataConfig
+from metapool_kernels.search.errors import UserError
+
+MEAN = STD = 0.5
+"""Of every channel: pixels from 0 to 1 become numbers from -1 to 1."""
+
+_GRAY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B"}
+_UNLIMITED = {"I", "F"}  # 32 bits, and nothing says which value is white
+
+
+def read_image(source: str | Path | IO[bytes], name: str | None = None) -> Image.Image:
+    """Decode an image file, in whatever mode it is; ``name`` is for the error message.
+
+    Raises:
+        UserError: it is not there, no image, or damaged.
+    """
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return image
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise UserError(
+            f"image {name or str(source)!r} cannot be read: {one_line(error)}"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of another library says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def mode_of(image: Image.Image, *, rgb: bool) -> str:
+    """The mode that a dataset with this image is converted to: ``L`` for gray, or ``RGB``."""
+    return "L" if image.mode in _GRAY and not rgb else "RGB"
+
+
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    """``image`` in mode ``L`` or ``RGB``; transparency is dropped.
+
+    Raises:
+        ValueError: colours would be lost, or pixels have no known range.
+    """
+    if image.mode in _UNLIMITED:
+        raise ValueError(
+            f"it has pixels of 32 bits (mode {image.mode}) and no known white; "
+            "store it with 8 or 16 bits"
+        )
+    if mode == "L" and image.mode not in _GRAY:
+        raise ValueError(
+            f"it is in colour (mode {image.mode}) and the first image is gray; set data.rgb true"
+        )
+    if image.mode.startswith("I;16"):
+        # Pillow would cut everything above 255 off instead of scaling it.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns
+    return image.convert(mode)
+
+
+def evaluation_transform(config: DataConfig, mode: str) -> transforms.Compose:
+    """Resize, cut out the middle, normalise."""
+    return transforms.Compose([*_middle(config), transforms.ToTensor(), _normalize(mode)])
+
+
+def training_transform(config: DataConfig, mode: str) -> transforms.Compose:
+    """As :func:`evaluation_transform`, varied at random as ``data.augment`` asks for.
+
+    Raises:
+        UserError: timm does not know the policy.
+    """
+    augment = config.augment
+    channels = len(mode)
+    no_jitter: Any = None  # timm's annotation leaves out that this switches it off
+    try:
+        resized, policy, final = create_transform(
+            config.image_size,
+            is_training=True,
+            hflip=0.0,
+            color_jitter=no_jitter,
+            auto_augment=augment.policy,
+            mean=(MEAN,) * channels,
+            std=(STD,) * channels,
+            re_prob=augment.erase,
+            separate=True,
+        )
+    except (AssertionError, LookupError, ValueError, TypeError) as error:
+        raise UserError(
+            f"data.augment.policy {augment.policy!r} is none of timm's: {one_line(error)}"
+        ) from error
+    crop = {
+        "none": _middle(config),
+        "pad": [
+            *_middle(config),
+            transforms.RandomCrop(config.image_size, padding=config.image_size // 8),
+        ],
+        "resized": [resized],
+    }[augment.crop]
+    return transforms.Compose([*crop, transforms.RandomHorizontalFlip(augment.flip), policy, final])
+
+
+def _middle(config: DataConfig) -> list[Any]:
+    size = config.image_size
+    return [transforms.Resize(size, InterpolationMode.BILINEAR), transforms.CenterCrop(size)]
+
+
+def _normalize(mode: str) -> transforms.Normalize:
+    return transforms.Normalize((MEAN,) * len(mode), (STD,) * len(mode))
+
+
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """The images of another dataset as tensors, with class numbers.
+
+    Args:
+        images: gives (PIL image, anything) for an index.
+        targets: class number of each.
+        mode: ``L`` or ``RGB``.
+        transform: from an image of that mode to a tensor.
+        name: of the dataset, for error messages.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        targets: Sequence[int],
+        mode: str,
+        transform: transforms.Compose,
+        name: str,
+    ) -> None:
+        self.images = images
+        self.targets = targets
+        self.mode = mode
+        self.transform = transform
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = get_image(self.images, index, self.name)
+        name = getattr(image, "filename", "") or f"{index} of {self.name}"
+        try:
+            converted = convert(image, self.mode)
+        except ValueError as error:
+            raise UserError(f"image {name!r} cannot be used: {error}") from error
+        try:
+            return self.transform(converted), self.targets[index]
+        except Exception as error:  # random operations of other libraries, on somebody's image
+            raise UserError(
+                f"image {name!r} cannot be brought to data.image_size and varied as data.augment "
+                f"says: {one_line(error)}"
+            ) from error
+
+
+def get_image(images: Any, index: int, name: str) -> Image.Image:
+    """Image number ``index`` of a dataset called ``name``.
+
+    Raises:
+        UserError: it cannot be read, or is no image.
+    """
+    try:
+        image = images[index][0]
+    except UserError:
+        raise
+    except Exception as error:  # code of other libraries, on somebody's files
+        raise UserError(f"image {index} of {name} cannot be read: {one_line(error)}") from error
+    if not isinstance(image, Image.Image):
+        raise UserError(f"{name} gives {type(image).__name__} objects where images were expected")
+    return image
