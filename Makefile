@@ -117,7 +117,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml setup.py $(CPP_SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet "torch>=2.10" numpy "setuptools>=77" ninja pybind11
-	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,test,lint]"
+	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,export,test,lint]"
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """Modules around :func:`metapool_kernels.fused_meta_pool`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,12 @@ class MetaPool2d(nn.Module):
         channels (int or None): with a number C, each channel has its own mixture and ``alpha``
             has shape (C, K); with None all share one of shape (K,). Default: None.
         normalize, stride, count_include_pad, backend: as for the op.
-        device, dtype: where and in which dtype ``alpha`` is created.
+        extra_candidates (mapping of str to nn.Module or None): E more candidates, by name, that
+            need not be poolings and may have weights of their own: modules that turn (N, C, H, W)
+            into the same shape. ``alpha`` then ends with E entries for them; the softmax is over
+            all K + E. ``candidates`` may be empty beside them. Only at stride 1. Default: None.
+        device, dtype: where and in which dtype ``alpha`` is created; extra candidates stay as
+            they are.
 
     Shape:
         (N, C, H, W) or (C, H, W) to the same with H_out = (H - 1) // stride + 1.
@@ -37,6 +42,7 @@ class MetaPool2d(nn.Module):
     """
 
     alpha: nn.Parameter
+    extras: nn.ModuleDict | None
 
     def __init__(
         self,
@@ -47,11 +53,13 @@ class MetaPool2d(nn.Module):
         stride: int | tuple[int, int] = 1,
         count_include_pad: bool = True,
         backend: str | None = None,
+        extra_candidates: Mapping[str, nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        parsed = parse_candidates(candidates)
+        extras = dict(extra_candidates or {})
+        parsed = parse_candidates(candidates) if len(candidates) > 0 or not extras else ()
         check_normalize(normalize)
         check_flag("count_include_pad", count_include_pad)
         check_backend(backend)
@@ -60,9 +68,12 @@ class MetaPool2d(nn.Module):
         self.normalize = normalize
         self.stride = check_stride(stride)
         check_skip_connect(parsed, self.stride)
+        _check_extras(extras, self.stride)
+        self.extras = nn.ModuleDict(extras) if extras else None
         self.count_include_pad = count_include_pad
         self.backend = backend
-        shape = (len(parsed),) if channels is None else (channels, len(parsed))
+        size = len(self.candidate_names)
+        shape = (size,) if channels is None else (channels, size)
         self.alpha = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -70,16 +81,49 @@ class MetaPool2d(nn.Module):
         """Draw ``alpha`` anew."""
         nn.init.normal_(self.alpha, std=INITIAL_ALPHA_STD)
 
+    @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """All candidates in the order of ``alpha``: the poolings, then the extra ones."""
+        return self.candidates if self.extras is None else (*self.candidates, *self.extras)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.extras is None:
+            return self._pool(x, self.alpha, self.normalize)
+        if x.dim() == 3:
+            return self._mix(x.unsqueeze(0), self.extras).squeeze(0)
+        return self._mix(x, self.extras)
+
+    def _pool(self, x: Tensor, alpha: Tensor, normalize: str | None) -> Tensor:
         return fused_meta_pool(
             x,
-            self.alpha,
+            alpha,
             self.candidates,
-            normalize=self.normalize,
+            normalize=normalize,
             stride=self.stride,
             count_include_pad=self.count_include_pad,
             backend=self.backend,
         )
+
+    def _mix(self, x: Tensor, extras: nn.ModuleDict) -> Tensor:
+        accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
+        if self.normalize == "softmax":
+            weights = torch.softmax(self.alpha, -1, dtype=accumulate)
+        else:
+            weights = self.alpha.to(accumulate)
+        pools = len(self.candidates)
+        terms = [self._pool(x, weights[..., :pools], None).to(accumulate)] if pools else []
+        for k, (name, extra) in enumerate(extras.items(), pools):
+            out = extra(x)
+            if out.shape != x.shape:
+                raise RuntimeError(
+                    f"extra candidate {name!r} should give the shape that it gets, "
+                    f"{tuple(x.shape)}, got {tuple(out.shape)}"
+                )
+            terms.append(weights[..., k, None, None] * out.to(accumulate))
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total.to(x.dtype)
 
     def weights(self) -> Tensor:
         """The weight of each candidate, in the shape and dtype of ``alpha``."""
@@ -88,24 +132,30 @@ class MetaPool2d(nn.Module):
     def reduce(self, keep: Sequence[int]) -> "MetaPool2d":
         """A new module with the candidates at the positions ``keep`` alone, in that order.
 
+        Positions count through :attr:`candidate_names`; of those kept the poolings come first
+        here too, then the extra candidates, which are shared with this module and not copied.
         It starts from their present ``alpha``; under softmax their weights sum to one again.
 
         Raises:
             ValueError: no position, a repeated one, or one that does not exist.
         """
-        size = len(self.candidates)
+        names, pools = self.candidate_names, len(self.candidates)
+        size = len(names)
         keep = [int(k) for k in keep]
         if not keep or len(set(keep)) != len(keep) or not all(0 <= k < size for k in keep):
             raise ValueError(
                 f"keep should hold distinct positions from 0 to {size - 1}, got {keep}"
             )
+        keep.sort(key=lambda k: k >= pools)
+        extras = {} if self.extras is None else dict(self.extras.items())
         reduced = MetaPool2d(
-            [self.candidates[k] for k in keep],
+            [names[k] for k in keep if k < pools],
             self.channels,
             normalize=self.normalize,
             stride=self.stride,
             count_include_pad=self.count_include_pad,
             backend=self.backend,
+            extra_candidates={names[k]: extras[names[k]] for k in keep if k >= pools},
             device=self.alpha.device,
             dtype=self.alpha.dtype,
         )
@@ -118,12 +168,14 @@ class MetaPool2d(nn.Module):
         """A module made of ``torch.nn`` poolings that gives the same output, weights frozen.
 
         One candidate of weight 1 becomes that pooling itself (``nn.Identity`` for
-        ``skip_connect``), anything else a :class:`WeightedSum` of them.
+        ``skip_connect``), anything else a :class:`WeightedSum` of them. Extra candidates are
+        shared with this module and not copied.
         """
         pools = [
             _torch_pool(parse_candidate(name), self.stride, self.count_include_pad)
             for name in self.candidates
         ]
+        pools += (self.extras or {}).values()
         weights = self.weights().detach()
         if len(pools) == 1 and bool((weights == 1).all()):
             return pools[0]
@@ -144,7 +196,7 @@ class SpatialEnhancer(nn.Module):
         channels (int): channels C of the feature map.
         candidates (sequence of str): the K candidates.
         per_channel (bool): one mixture for each channel instead of one for all. Default: False.
-        normalize, stride, count_include_pad, backend, device, dtype: as for
+        normalize, stride, count_include_pad, backend, extra_candidates, device, dtype: as for
             :class:`MetaPool2d`.
 
     Source: Dong et al., "Progressive Meta-Pooling Learning for Lightweight Image Classification
@@ -161,6 +213,7 @@ class SpatialEnhancer(nn.Module):
         stride: int | tuple[int, int] = 1,
         count_include_pad: bool = True,
         backend: str | None = None,
+        extra_candidates: Mapping[str, nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -172,6 +225,7 @@ class SpatialEnhancer(nn.Module):
             stride=stride,
             count_include_pad=count_include_pad,
             backend=backend,
+            extra_candidates=extra_candidates,
             device=device,
             dtype=dtype,
         )
@@ -221,6 +275,31 @@ class _Zeros(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x[..., :: self.stride[0], :: self.stride[1]])
+
+
+def _check_extras(extras: Mapping[str, nn.Module], stride: tuple[int, int]) -> None:
+    for name, module in extras.items():
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"extra candidate {name!r} should be an nn.Module, got {type(module)!r}"
+            )
+        if not name.isidentifier() or _is_pooling(name):
+            raise ValueError(
+                f"an extra candidate should be named by letters, digits and underscores, and not "
+                f"as a pooling is, got {name!r}"
+            )
+    if extras and stride != (1, 1):
+        raise ValueError(
+            f"extra candidates ({', '.join(extras)}) need stride 1, got {stride}; leave them out"
+        )
+
+
+def _is_pooling(name: str) -> bool:
+    try:
+        parse_candidate(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _torch_pool(

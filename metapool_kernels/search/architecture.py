@@ -2,13 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.stopping import Reason
@@ -27,7 +28,8 @@ class Layer:
         map_size: height and width of the maps there, in pixels.
         choice: the candidates that stay, best first.
         weights: one for each choice; they sum to 1.
-        alpha: architecture parameters when the layer stopped, one for each candidate.
+        alpha: architecture parameters when the layer stopped, one for each candidate, the extra
+            ones last.
         probability: averaged probability of the best when the layer stopped.
         margin: its lead over the second.
         epoch: at whose end the layer stopped, from 1.
@@ -53,11 +55,12 @@ class Architecture:
     Args:
         backbone: the network without enhancers.
         insert_after: the pattern that the layers' names match.
-        candidates: what each layer chose from.
+        candidates: the poolings that each layer chose from.
         count_include_pad: whether the padding counts in the divisor of an average.
         layers: one for each enhancer.
         seed: of the search.
         versions: of the libraries that the search ran with.
+        extra_candidates: what each layer chose from beside the poolings.
     """
 
     backbone: Backbone
@@ -67,6 +70,7 @@ class Architecture:
     layers: list[Layer]
     seed: int
     versions: dict[str, str]
+    extra_candidates: list[str] = field(default_factory=list)
 
 
 def to_json(architecture: Architecture) -> str:
@@ -114,8 +118,12 @@ def _parse(content: dict[str, Any]) -> Architecture:
 
 def _check(architecture: Architecture) -> None:
     parse_candidates(architecture.candidates)
+    unknown = set(architecture.extra_candidates) - set(EXTRA_CANDIDATES)
+    if unknown:
+        raise ValueError(f"unknown extra candidates {sorted(unknown)}")
+    candidates = {*architecture.candidates, *architecture.extra_candidates}
     for layer in architecture.layers:
-        strangers = set(layer.choice) - set(architecture.candidates)
+        strangers = set(layer.choice) - candidates
         if strangers or not layer.choice:
             raise ValueError(f"layer {layer.name!r} chose {layer.choice}, not from the candidates")
         fits = len(layer.weights) == len(layer.choice) and min(layer.weights) > 0

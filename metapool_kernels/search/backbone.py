@@ -1,15 +1,30 @@
-"""Networks from timm."""
+"""Networks from timm, from torchvision and from the user's own code."""
 
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from metapool_kernels.search.config import ModelConfig
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.surgery import Site, find_sites
+
+TEACHER = "teacher"
+"""Stands in ``model.weights`` for weights that are in no file."""
+
+_TORCHVISION = "torchvision/"
+_FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
 @dataclass
@@ -17,8 +32,8 @@ class Backbone:
     """All that it takes to build a network again.
 
     Args:
-        name: a timm model.
-        arguments: for ``timm.create_model``, number of classes and input channels among them.
+        name: a timm model, ``torchvision/NAME`` or ``MODULE:FUNCTION``.
+        arguments: for what makes the network, number of classes and input channels among them.
         keep_dilation: False sets every dilation to 1.
         image_shape: of one input, (C, H, W).
     """
@@ -32,41 +47,118 @@ class Backbone:
         """The network; the initial weights depend on ``seed`` alone.
 
         Raises:
-            UserError: timm does not know the model or refuses its arguments.
+            UserError: there is no such model, it refuses its arguments or takes no such images.
         """
         torch.manual_seed(seed)
-        try:
-            model = timm.create_model(self.name, **self.arguments)
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"timm cannot make model {self.name!r} with {self.arguments}: {error}"
-            ) from error
+        if self.name.startswith(_TORCHVISION):
+            model = _from_torchvision(self.name, self.arguments, self.image_shape[0])
+        elif _FUNCTION.fullmatch(self.name):
+            model = _from_function(self.name, self.arguments)
+        else:
+            model = _from_timm(self.name, self.arguments)
         if not self.keep_dilation:
             _remove_dilation(model)
         # Several times faster than contiguous maps on CPU, depthwise convolutions above all.
         return model.to(memory_format=torch.channels_last)
 
+    def load_initial_weights(self, model: nn.Module, path: str | Path) -> None:
+        """Let ``model``, as :meth:`build` gives it, begin with the weights in a file.
+
+        Names and shapes must be those of ``model``, but for one module, the classifier: if its
+        tensors differ from the file's in the number of classes alone, they stay as drawn.
+
+        Args:
+            model: the network without enhancers.
+            path: a safetensors file.
+
+        Raises:
+            UserError: there is no such file, or its tensors are not those of ``model``.
+        """
+        try:
+            loaded = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model.weights: cannot read {str(path)!r}: {error}") from error
+        own = model.state_dict()
+        classifier = _other_classes(own, loaded, self.arguments.get("num_classes"))
+        if len({name.rpartition(".")[0] for name in classifier}) == 1:
+            loaded |= {name: own[name] for name in classifier}
+        try:
+            model.load_state_dict(loaded)
+        except RuntimeError as error:
+            raise UserError(
+                f"model.weights: {str(path)!r} does not fit {self.name!r} without enhancers: "
+                f"{error}"
+            ) from error
+
 
 def make_backbone(config: ModelConfig, image_shape: tuple[int, int, int], classes: int) -> Backbone:
     """The backbone that the configuration asks for, fitted to the data."""
-    arguments = {**config.arguments, "num_classes": classes, "in_chans": image_shape[0]}
-    return Backbone(config.name, arguments, config.keep_dilation, image_shape)
+    fitted = {"num_classes": classes}
+    if not config.name.startswith(_TORCHVISION):
+        fitted["in_chans"] = image_shape[0]
+    return Backbone(config.name, {**config.arguments, **fitted}, config.keep_dilation, image_shape)
 
 
-def find_backbone_sites(backbone: Backbone, model: nn.Module, pattern: str) -> list[Site]:
-    """:func:`metapool_kernels.search.surgery.find_sites` on an image of zeros.
-
-    Raises:
-        UserError: no site, an unusable one, or images that the network cannot take.
-    """
+def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        return find_sites(model, pattern, torch.zeros(1, *backbone.image_shape))
-    except ValueError as error:
-        raise UserError(f"model.insert_after: {error}") from error
-    except RuntimeError as error:
+        model: nn.Module = timm.create_model(name, **arguments)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"timm cannot make model {name!r} with {arguments}: {error}") from error
+    return model
+
+
+def _from_torchvision(name: str, arguments: Mapping[str, Any], channels: int) -> nn.Module:
+    if channels != 3:
         raise UserError(
-            f"{backbone.name!r} cannot take images of {backbone.image_shape}: {error}"
+            f"{name!r} takes images of three channels only, these have {channels}; set data.rgb "
+            "to true"
+        )
+    try:
+        model: nn.Module = torchvision.models.get_model(
+            name.removeprefix(_TORCHVISION), **arguments
+        )
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"torchvision cannot make model {name!r} with {arguments}: {error}"
         ) from error
+    return model
+
+
+def _from_function(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    module_name, function_name = name.split(":")
+    # As with "python -m", a module in the current folder counts as installed.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"model.name: cannot import {module_name!r}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"model.name: module {module_name!r} has no function {function_name!r}")
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{name!r} does not take {arguments}: {error}") from error
+    # What goes wrong inside is for the author of the function, who needs the traceback.
+    model = function(**arguments)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{name!r} should return an nn.Module, got {type(model)!r}")
+    return model
+
+
+def _other_classes(
+    own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], classes: int | None
+) -> list[str]:
+    """Names of the tensors whose shapes differ in their first side alone, here ``classes``."""
+    return [
+        name
+        for name, tensor in own.items()
+        if name in loaded
+        and tensor.shape != loaded[name].shape
+        and tensor.shape[:1] == (classes,)
+        and tensor.shape[1:] == loaded[name].shape[1:]
+    ]
 
 
 def _remove_dilation(model: nn.Module) -> None:

@@ -1,15 +1,17 @@
-"""The network that a search has found."""
+"""The network that is left when every enhancer has made its choice."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from metapool_kernels import SpatialEnhancer
+from metapool_kernels import MetaPool2d, SpatialEnhancer
 from metapool_kernels.search.architecture import Architecture
+from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.supernet import meta_pool
-from metapool_kernels.search.surgery import Site, insert_enhancers
+from metapool_kernels.search.surgery import insert_enhancer
 
 
 def derive(
@@ -17,36 +19,101 @@ def derive(
 ) -> nn.Module:
     """Build the network: each enhancer with its choice alone, the weights of a mixture fixed.
 
-    A single choice becomes plain ``torch.nn`` pooling; mixtures keep the fused op.
+    A single choice becomes plain ``torch.nn`` pooling, or the extra candidate itself; mixtures
+    keep the fused op.
 
     Args:
         architecture: what to build.
         seed: the initial weights depend on it alone.
-        supernet_weights: tensors to begin with, from the end of the search.
+        supernet_weights: tensors to begin with, from the end of the search; the weights of the
+            mixtures are those of ``architecture``.
 
     Raises:
         UserError: the backbone has no such layers, or the weights do not fit.
     """
     model = architecture.backbone.build(seed)
     enhancers: dict[str, SpatialEnhancer] = {}
+    alphas: dict[str, Tensor] = {}
     for layer in architecture.layers:
-        site = Site(layer.name, layer.channels, layer.map_size)
+        # As MetaPool2d has them: the poolings first.
+        pairs = sorted(
+            zip(layer.choice, layer.weights, strict=True), key=lambda pair: _is_extra(pair[0])
+        )
         try:
-            enhancers |= insert_enhancers(
-                model, [site], layer.choice, count_include_pad=architecture.count_include_pad
+            enhancer = insert_enhancer(
+                model,
+                layer.name,
+                layer.channels,
+                [name for name, _ in pairs if not _is_extra(name)],
+                extra_candidates=[name for name, _ in pairs if _is_extra(name)],
+                count_include_pad=architecture.count_include_pad,
             )
         except AttributeError as error:
             raise UserError(
                 f"{architecture.backbone.name!r} has no module {layer.name!r}"
             ) from error
-        alpha = meta_pool(enhancers[layer.name]).alpha.requires_grad_(False)
-        alpha.copy_(torch.tensor(layer.weights).log())
+        alpha = meta_pool(enhancer).alpha.requires_grad_(False)
+        alpha.copy_(torch.tensor([weight for _, weight in pairs]).log())
+        alphas[f"{layer.name}.enhancer.pool.alpha"] = alpha
+        enhancers[layer.name] = enhancer
     if supernet_weights is not None:
         try:
-            model.load_state_dict(supernet_weights)
+            model.load_state_dict({**supernet_weights, **alphas})
         except RuntimeError as error:
             raise UserError(f"the searched weights do not fit the architecture: {error}") from error
     for layer in architecture.layers:
         if len(layer.choice) == 1:
             model.set_submodule(f"{layer.name}.enhancer", enhancers[layer.name].to_torch())
     return model.to(memory_format=torch.channels_last)
+
+
+def _is_extra(candidate: str) -> bool:
+    return candidate in EXTRA_CANDIDATES
+
+
+def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
+    """A copy of ``model`` in which every enhancer keeps its best candidates, with fixed weights.
+
+    Args:
+        model: any network with enhancers, such as
+            :func:`metapool_kernels.search.surgery.add_enhancers` makes; stays as it is.
+        keep: how many candidates each enhancer keeps: those of the largest weights, averaged over
+            the channels where each channel has its own, without the sign where there is one.
+            Their weights sum to one again.
+
+    Returns:
+        A network of plain torch modules: a single candidate is a ``torch.nn`` pooling or the
+        extra candidate itself, several are a :class:`metapool_kernels.nn.WeightedSum` of such.
+
+    Raises:
+        ValueError: ``keep`` is less than one, or ``model`` has no enhancer.
+    """
+    if keep < 1:
+        raise ValueError(f"keep should be at least 1, got {keep}")
+    derived = copy.deepcopy(model)
+    enhancers = [m for m in derived.modules() if isinstance(m, SpatialEnhancer)]
+    if not enhancers:
+        raise ValueError("the network has no enhancer; add_enhancers puts some in")
+    for enhancer in enhancers:
+        weights = meta_pool(enhancer).weights().detach().abs()
+        best = weights.reshape(-1, weights.shape[-1]).mean(0).argsort(descending=True, stable=True)
+        enhancer.reduce(best[:keep].tolist())
+    return to_plain(derived)
+
+
+def to_plain(model: nn.Module) -> nn.Module:
+    """Turn every enhancer and mixture in ``model`` into plain torch modules, in place.
+
+    Returns:
+        ``model``, or what it has become if it is an enhancer or a mixture itself.
+    """
+    for kind in (SpatialEnhancer, MetaPool2d):
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if not isinstance(module, kind):
+                continue
+            plain = module.to_torch()
+            plain.training = module.training
+            if not name:
+                return plain
+            model.set_submodule(name, plain)
+    return model

@@ -1,66 +1,143 @@
 """The supernet: a backbone whose enhancers still mix their candidates, or already do not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
-from metapool_kernels.search.backbone import Backbone, find_backbone_sites
+from metapool_kernels.search.backbone import TEACHER, Backbone
 from metapool_kernels.search.config import ModelConfig
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.surgery import insert_enhancers
+from metapool_kernels.search.surgery import Site, find_sites, insert_enhancers
 
 
 class Supernet:
     """A backbone with an enhancer in every layer, and which of its parameters are which.
 
+    The alphas never require gradients: the search puts tensors that do in their place
+    (:func:`torch.func.functional_call`), so whatever trains the network leaves them alone.
+
     Attributes:
         model: the network itself.
         sites: where the enhancers are, in the order in which the network runs.
+        candidate_names: what each layer chooses from, in the order of alpha: the poolings, then
+            the extra candidates.
     """
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, seed: int) -> None:
-        """Build it; the initial weights and alphas depend on ``seed`` alone.
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: ModelConfig,
+        seed: int,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Build it; the initial weights and alphas depend on ``seed`` and ``initial`` alone.
+
+        Args:
+            backbone: the network without enhancers.
+            config: where the enhancers go, what they choose from, and the file with initial
+                weights, if any.
+            seed: of what is drawn.
+            initial: tensors to begin with, by the names in :attr:`model`; all but the alphas.
 
         Raises:
             UserError: no such model, or the pattern finds no place for an enhancer, or no such
-                candidate.
+                candidate, or initial weights that do not fit.
         """
         self.model = backbone.build(seed)
-        self.sites = find_backbone_sites(backbone, self.model, config.insert_after)
+        if config.weights not in (None, TEACHER):
+            backbone.load_initial_weights(self.model, config.weights)
+        self.sites = find_backbone_sites(backbone, self.model, config)
+        self.candidate_names = (*config.candidates, *config.extra_candidates)
         try:
             self._enhancers = insert_enhancers(
                 self.model,
                 self.sites,
                 config.candidates,
+                extra_candidates=config.extra_candidates,
                 count_include_pad=config.count_include_pad,
             )
         except ValueError as error:
             raise UserError(f"model.candidates: {error}") from error
+        for site in self.sites:
+            self.alpha(site.name).requires_grad_(False)
+        if initial is not None:
+            self._load(initial)
+
+    def _load(self, initial: Mapping[str, Tensor]) -> None:
+        alphas = {self.alpha_name(site.name): self.alpha(site.name) for site in self.sites}
+        try:
+            self.model.load_state_dict({**alphas, **initial})
+        except RuntimeError as error:
+            raise UserError(f"the initial weights do not fit the supernet: {error}") from error
 
     def alpha(self, layer: str) -> nn.Parameter:
-        """Architecture parameters of one layer, shape (K,)."""
+        """Architecture parameters of one layer, one for each candidate that is left."""
         return meta_pool(self._enhancers[layer]).alpha
 
     def alphas(self, layers: Sequence[str]) -> list[nn.Parameter]:
         """Architecture parameters of some layers."""
         return [self.alpha(layer) for layer in layers]
 
+    def alpha_name(self, layer: str) -> str:
+        """Name of one layer's architecture parameters in ``model.named_parameters()``."""
+        return f"{layer}.enhancer.pool.alpha"
+
     def probabilities(self, layers: Sequence[str]) -> dict[str, list[float]]:
-        """Present weight of each candidate, by layer."""
+        """Present weight of each candidate that is left, in the order of alpha, by layer."""
         return {
             layer: meta_pool(self._enhancers[layer]).weights().detach().tolist() for layer in layers
         }
 
-    def weights(self) -> list[nn.Parameter]:
-        """All parameters but the alphas."""
-        alphas = {self.alpha(site.name) for site in self.sites}
-        return [parameter for parameter in self.model.parameters() if parameter not in alphas]
+    def choice(self, layer: str) -> list[str]:
+        """The candidates that are left, best first."""
+        return [name for name, _ in self._ranking(layer)]
 
-    def discretise(self, layer: str, keep: Sequence[int]) -> None:
-        """Leave only the candidates at the positions ``keep``, renormalised and fixed."""
-        self._enhancers[layer].reduce(keep)
-        self.alpha(layer).requires_grad_(False)
+    def choice_weights(self, layer: str) -> list[float]:
+        """Present weight of each of :meth:`choice`."""
+        return [weight for _, weight in self._ranking(layer)]
+
+    def _ranking(self, layer: str) -> list[tuple[str, float]]:
+        pool = meta_pool(self._enhancers[layer])
+        weights = pool.weights().tolist()
+        return sorted(zip(pool.candidate_names, weights, strict=True), key=lambda pair: -pair[1])
+
+    def weights(self) -> list[nn.Parameter]:
+        """All parameters that are trained: those that require gradients, so no alpha."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def discretise(self, layer: str, keep: Sequence[int]) -> list[nn.Parameter]:
+        """Leave only the candidates at the positions ``keep``, renormalised and fixed.
+
+        Of those that stay, the poolings come first in alpha, then the extra candidates.
+
+        Returns:
+            The weights of extra candidates that the network has lost by it.
+        """
+        enhancer = self._enhancers[layer]
+        before = list(enhancer.parameters())
+        dropped_alpha = self.alpha(layer)
+        enhancer.reduce(keep)
+        left = {id(parameter) for parameter in (*enhancer.parameters(), dropped_alpha)}
+        return [parameter for parameter in before if id(parameter) not in left]
+
+
+def find_backbone_sites(backbone: Backbone, model: nn.Module, config: ModelConfig) -> list[Site]:
+    """:func:`metapool_kernels.search.surgery.find_sites` on an image of zeros.
+
+    Raises:
+        UserError: no site, an unusable one, or images that the network cannot take.
+    """
+    example = torch.zeros(1, *backbone.image_shape)
+    try:
+        return find_sites(model, config.insert_after, example, type_name=config.insert_after_type)
+    except ValueError as error:
+        raise UserError(f"model.insert_after: {error}") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"{backbone.name!r} cannot take images of {backbone.image_shape}: {error}"
+        ) from error
 
 
 def meta_pool(enhancer: SpatialEnhancer) -> MetaPool2d:

@@ -5,11 +5,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from metapool_kernels import DEFAULT_CANDIDATES, SpatialEnhancer
+from metapool_kernels.search.attention import make_extra_candidates
+from metapool_kernels.search.report import format_table
 
 
 @dataclass(frozen=True)
@@ -17,37 +20,72 @@ class Site:
     """A place for an enhancer: after which module, and the maps that come out there."""
 
     name: str
+    type_name: str
     channels: int
     map_size: tuple[int, int]
 
 
-def find_sites(model: nn.Module, pattern: str, example: Tensor) -> list[Site]:
+def add_enhancers(
+    model: nn.Module,
+    example: Tensor,
+    after: str,
+    *,
+    after_type: str | None = None,
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
+    extra_candidates: Sequence[str] = (),
+    count_include_pad: bool = True,
+    dry_run: bool = False,
+) -> list[Site]:
+    """Put an enhancer after every module of ``model`` that has such a name, in place.
+
+    Args:
+        model: any network.
+        example: input for one forward pass, such as zeros of shape (1, C, H, W).
+        after: regular expression for the whole name of a module.
+        after_type: name of a class; of the modules that match, only those of this class.
+        candidates: the poolings to choose from, see :func:`metapool_kernels.fused_meta_pool`.
+        extra_candidates: names out of
+            :data:`metapool_kernels.search.attention.EXTRA_CANDIDATES`.
+        count_include_pad: whether the padding counts in the divisor of an average.
+        dry_run: change nothing; :func:`site_table` prints what comes back.
+
+    Returns:
+        Where the enhancers are, or would be, in the order in which ``model`` runs.
+
+    Raises:
+        ValueError: as for :func:`find_sites`, or a candidate that there is not.
+
+    After training, :func:`metapool_kernels.search.derive.derive_network` keeps the best.
+    """
+    sites = find_sites(model, after, example, type_name=after_type)
+    if not dry_run:
+        insert_enhancers(
+            model,
+            sites,
+            candidates,
+            extra_candidates=extra_candidates,
+            count_include_pad=count_include_pad,
+        )
+    return sites
+
+
+def find_sites(
+    model: nn.Module, pattern: str, example: Tensor, *, type_name: str | None = None
+) -> list[Site]:
     """Where enhancers would go, in the order in which ``model`` runs. Changes nothing.
 
     Args:
         model: any network.
         pattern: regular expression for the whole name of a module.
         example: input for one forward pass, such as zeros of shape (1, C, H, W).
+        type_name: name of a class; of the modules that match, only those of this class.
 
     Raises:
-        ValueError: the pattern is no regular expression or matches nothing, or a matching module
-            lies in another one, is not run exactly once or gives no (N, C, H, W) tensor.
+        ValueError: the pattern is no regular expression or matches nothing (of that class), or a
+            matching module lies in another one, has an enhancer, is not run exactly once or gives
+            no (N, C, H, W) tensor.
     """
-    try:
-        matching = re.compile(pattern).fullmatch
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    modules = {name: module for name, module in model.named_modules() if matching(name)}
-    if not modules:
-        names = [name for name, _ in model.named_modules() if name]
-        raise ValueError(
-            f"{pattern!r} matches no module; there are {len(names)}, such as {names[-1]!r}"
-        )
-    for name in modules:
-        inside = [other for other in modules if other.startswith(f"{name}.") or not name]
-        if inside:
-            raise ValueError(f"{pattern!r} matches {name!r} and also {inside[0]!r} inside it")
-
+    modules = _matching(model, pattern, type_name)
     outputs: dict[str, list[object]] = {name: [] for name in modules}
     run_order: list[str] = []
 
@@ -71,12 +109,55 @@ def find_sites(model: nn.Module, pattern: str, example: Tensor) -> list[Site]:
                 f"{name!r} cannot be followed by an enhancer: it should run once and give one "
                 f"(N, C, H, W) tensor, it gave {[getattr(o, 'shape', type(o)) for o in seen]}"
             )
-    return [_site(name, outputs[name][0]) for name in run_order]
+    return [_site(name, modules[name], outputs[name][0]) for name in run_order]
 
 
-def _site(name: str, output: object) -> Site:
+def _matching(model: nn.Module, pattern: str, type_name: str | None) -> dict[str, nn.Module]:
+    try:
+        matching = re.compile(pattern).fullmatch
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    named = {name: module for name, module in model.named_modules() if matching(name)}
+    if not named:
+        names = [name for name, _ in model.named_modules() if name]
+        raise ValueError(
+            f"{pattern!r} matches no module; there are {len(names)}, such as {names[-1:]}"
+        )
+    modules = {n: m for n, m in named.items() if type_name in (None, type(m).__name__)}
+    if not modules:
+        classes = sorted({type(module).__name__ for module in named.values()})
+        raise ValueError(
+            f"of the modules that {pattern!r} matches none is a {type_name!r}; they are "
+            f"{', '.join(classes)}"
+        )
+    enhanced = [
+        name.removesuffix(".enhancer")
+        for name, module in model.named_modules()
+        if isinstance(module, SpatialEnhancer)
+    ]
+    for name in modules:
+        inside = [other for other in modules if other.startswith(f"{name}.") or not name]
+        if inside:
+            raise ValueError(f"{pattern!r} matches {name!r} and also {inside[0]!r} inside it")
+        if any(name == other or name.startswith(f"{other}.") for other in enhanced):
+            raise ValueError(f"{pattern!r} matches {name!r}, which has an enhancer already")
+    return modules
+
+
+def _site(name: str, module: nn.Module, output: object) -> Site:
     assert isinstance(output, Tensor)
-    return Site(name, output.shape[1], (output.shape[2], output.shape[3]))
+    return Site(name, type(module).__name__, output.shape[1], (output.shape[2], output.shape[3]))
+
+
+def site_table(sites: Sequence[Site]) -> str:
+    """One line per site: after which module, and the maps that come out there."""
+    return format_table(
+        ("after", "class", "channels", "map"),
+        [
+            (site.name, site.type_name, str(site.channels), "x".join(map(str, site.map_size)))
+            for site in sites
+        ],
+    )
 
 
 def insert_enhancers(
@@ -84,11 +165,10 @@ def insert_enhancers(
     sites: Iterable[Site],
     candidates: Sequence[str] = DEFAULT_CANDIDATES,
     *,
+    extra_candidates: Sequence[str] = (),
     count_include_pad: bool = True,
 ) -> dict[str, SpatialEnhancer]:
     """Follow the module of each site by a new enhancer, in place.
-
-    The module and its enhancer become ``name.host`` and ``name.enhancer``.
 
     Returns:
         The enhancers by the name of their site, in the order of ``sites``.
@@ -97,13 +177,48 @@ def insert_enhancers(
         AttributeError: a name that ``model`` does not have.
         ValueError: a candidate that there is not.
     """
-    enhancers = {}
-    for site in sites:
-        host = model.get_submodule(site.name)
-        enhancer = SpatialEnhancer(
-            site.channels, candidates, count_include_pad=count_include_pad
-        ).train(host.training)
-        followed = nn.Sequential(OrderedDict(host=host, enhancer=enhancer))
-        model.set_submodule(site.name, followed.train(host.training))
-        enhancers[site.name] = enhancer
-    return enhancers
+    return {
+        site.name: insert_enhancer(
+            model,
+            site.name,
+            site.channels,
+            candidates,
+            extra_candidates=extra_candidates,
+            count_include_pad=count_include_pad,
+        )
+        for site in sites
+    }
+
+
+def insert_enhancer(
+    model: nn.Module,
+    name: str,
+    channels: int,
+    candidates: Sequence[str],
+    *,
+    extra_candidates: Sequence[str] = (),
+    count_include_pad: bool = True,
+) -> SpatialEnhancer:
+    """Follow one module by a new enhancer, in place, and return it.
+
+    The module and its enhancer become ``name.host`` and ``name.enhancer``. The enhancer takes
+    device and dtype from the parameters of the module, or else of ``model``.
+
+    Raises:
+        AttributeError: ``model`` has no such module.
+        ValueError: a candidate that there is not.
+    """
+    host = model.get_submodule(name)
+    enhancer = SpatialEnhancer(
+        channels,
+        candidates,
+        count_include_pad=count_include_pad,
+        extra_candidates=make_extra_candidates(extra_candidates, channels),
+    ).train(host.training)
+    like = next(chain(host.parameters(), model.parameters()), None)
+    if like is not None:
+        enhancer.to(like.device, like.dtype)
+    followed = nn.Sequential(OrderedDict(host=host, enhancer=enhancer))
+    followed.training = host.training
+    model.set_submodule(name, followed)
+    return enhancer

@@ -1,0 +1,65 @@
+"""Candidates with weights of their own, which the search may mix beside the poolings."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class CoordinateAttention(nn.Module):
+    """Coordinate attention: a gate for each row times a gate for each column.
+
+    The averages over each row and over each column go through one shared 1x1 convolution, norm
+    and activation, then each through a 1x1 convolution of its own and a sigmoid.
+
+    Args:
+        channels (int): channels C of the feature map.
+        reduction (int): the shared convolution has ``max(8, C // reduction)`` channels.
+            Default: 32.
+
+    Shape:
+        (N, C, H, W) to the same.
+
+    Source: Hou et al., "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021.
+    """
+
+    def __init__(self, channels: int, reduction: int = 32) -> None:
+        super().__init__()
+        hidden = max(8, channels // reduction)
+        # The norm takes every constant away again, so a bias before it would do nothing.
+        self.shared = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish()
+        )
+        self.row_gate = nn.Conv2d(hidden, channels, 1)
+        self.column_gate = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        rows = x.mean(3, keepdim=True)
+        columns = x.mean(2, keepdim=True).transpose(2, 3)
+        rows, columns = self.shared(torch.cat((rows, columns), 2)).split((height, width), 2)
+        row_gate = self.row_gate(rows).sigmoid()
+        column_gate = self.column_gate(columns.transpose(2, 3)).sigmoid()
+        out: Tensor = x * row_gate * column_gate
+        return out
+
+
+EXTRA_CANDIDATES: Mapping[str, Callable[[int], nn.Module]] = {
+    "coordinate_attention": CoordinateAttention
+}
+"""What makes each extra candidate for maps of a number of channels, by the candidate's name."""
+
+
+def make_extra_candidates(names: Sequence[str], channels: int) -> dict[str, nn.Module]:
+    """New extra candidates for maps of ``channels`` channels, by name.
+
+    Raises:
+        ValueError: a name that there is not, or twice.
+    """
+    unknown = sorted(set(names) - set(EXTRA_CANDIDATES))
+    if unknown or len(set(names)) < len(names):
+        raise ValueError(
+            f"extra candidates should be among {', '.join(EXTRA_CANDIDATES)}, each once, "
+            f"got {list(names)}"
+        )
+    return {name: EXTRA_CANDIDATES[name](channels) for name in names}
