@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from itertools import islice
 
-from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from tqdm import tqdm
 
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import Architecture, load_architecture
@@ -17,7 +15,6 @@ from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.processes import make_accelerator, on_main
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder
-from metapool_kernels.search.steps import to_device
 from metapool_kernels.search.training import Training
 
 SETTINGS = ("seed", "threads", "precision", "data", "adapt")
@@ -46,25 +43,18 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool) -> None:
             own = RunFolder(run / name / str(seed))
             if not (own / run_folder.WEIGHTS).exists():
                 network = _network(name, architecture, seed, config, searched, data, images)
-                _train(network, own, f"{name}, seed {seed}", config, data, images, seed, accelerator)
+                training = Training(network, config, data, images, seed, accelerator)
+                _train(training, own, f"{name}, seed {seed}")
 
 
-def _train(
-    network: nn.Module,
-    run: RunFolder,
-    name: str,
-    config: Config,
-    data: Data,
-    images: Sequence[int],
-    seed: int,
-    accelerator: Accelerator,
-) -> None:
-    training = Training(network, config, data, images, seed, accelerator)
+def _train(training: Training, run: RunFolder, name: str) -> None:
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
         training.restore(checkpoint)
     training.train(run, name)
-    on_main(accelerator, lambda: run.write_weights(run_folder.WEIGHTS, training.tensors()))
+    on_main(
+        training.accelerator, lambda: run.write_weights(run_folder.WEIGHTS, training.tensors())
+    )
 
 
 def _network(
@@ -81,5 +71,5 @@ def _network(
     model = derive(architecture, seed, searched.load_weights())
     batches = training_batches(data.train_set, images, config.data, seed, 0, epoch_seed=seed)
     # Its BatchNorm statistics are those of the supernet, in which some layers still mixed.
-    update_bn(tqdm(islice(batches, steps_per_epoch(images, config.data))), model)
+    update_bn(islice(batches, steps_per_epoch(images, config.data)), model)
     return model

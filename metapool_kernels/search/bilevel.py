@@ -60,9 +60,7 @@ def tilted(alphas: Tensors, candidate: int | None, tilt: float) -> list[Tensor]:
         torch.nn.functional.one_hot(torch.tensor(candidate), alpha.shape[-1]).to(alpha)
         for alpha in alphas
     )
-    return [
-        alpha + tilt * direction for alpha, direction in zip(alphas, directions, strict=True)
-    ]
+    return [alpha + tilt * direction for alpha, direction in zip(alphas, directions, strict=True)]
 
 
 def hypergradient(

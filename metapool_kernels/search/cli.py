@@ -109,7 +109,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-class _Config(jsonargparse.ActionConfigFile):
+class _Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined]
     """Reads a YAML file, or one of the package's by its name."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:

@@ -34,7 +34,7 @@ def network_names(controls: Sequence[Control]) -> list[str]:
 
 def random_choices(architecture: Architecture, seed: int) -> Architecture:
     """One candidate for each layer, all equally likely, drawn with ``seed``."""
-    names = architecture.candidate_names
+    names = [*architecture.candidates, *architecture.extra_candidates]
     generator = np.random.default_rng(seed)
     drawn = generator.integers(len(names), size=len(architecture.layers))
     return _chosen(architecture, [[names[k]] for k in drawn])
@@ -42,7 +42,8 @@ def random_choices(architecture: Architecture, seed: int) -> Architecture:
 
 def uniform_mixture(architecture: Architecture) -> Architecture:
     """All candidates in each layer, with equal weights that stay."""
-    return _chosen(architecture, [architecture.candidate_names] * len(architecture.layers))
+    names = [*architecture.candidates, *architecture.extra_candidates]
+    return _chosen(architecture, [names] * len(architecture.layers))
 
 
 def _chosen(architecture: Architecture, choices: Sequence[Sequence[str]]) -> Architecture:

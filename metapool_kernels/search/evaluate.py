@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from metapool_kernels.search import run_folder
-from metapool_kernels.search.architecture import Architecture, load_architecture
+from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config, load_config
 from metapool_kernels.search.controls import build_network, network_names
 from metapool_kernels.search.data import Data, evaluation_batches

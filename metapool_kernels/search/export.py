@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from metapool_kernels.search import run_folder
+from metapool_kernels.search.architecture import load_architecture
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.controls import build_network
 from metapool_kernels.search.derive import to_plain
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.run_folder import SEARCHED, RunFolder
 
 PROGRAM = "network.pt2"
 ONNX = "network.onnx"
@@ -171,3 +175,22 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def run_export(config: Config) -> None:
+    """``metapool export``: write the adapted network of the run's seed into ``export/``.
+
+    Raises:
+        UserError: it has not been trained, or as for :func:`export_network`.
+    """
+    searched = RunFolder(config.output)
+    architecture = load_architecture(searched / run_folder.ARCHITECTURE)
+    seed = architecture.seed
+    trained = RunFolder(searched / run_folder.ADAPT / SEARCHED / str(seed))
+    network = build_network(SEARCHED, architecture, seed)
+    network.load_state_dict(trained.load_weights())
+    folder = RunFolder(searched / run_folder.EXPORT)
+    for name, difference in export_network(
+        network, architecture.backbone.image_shape, folder
+    ).items():
+        print(f"{folder / name}: outputs differ by at most {difference:.1e}")

@@ -80,7 +80,7 @@ class Search:
         )
         self.model = prepare_model(accelerator, self.supernet.model)
         self.weight_optimizer, self.schedule = make_weight_optimizer(
-            self.supernet.weights(), settings.weights, settings.epochs * self.steps
+            list(self.supernet.weights().values()), settings.weights, settings.epochs * self.steps
         )
         self.alpha_optimizer = make_alpha_optimizer(
             self.supernet.alphas(self.layers), settings.alpha
@@ -178,8 +178,10 @@ class Search:
     ) -> list[Hypergradient]:
         alpha = self.settings.alpha
         names = [self.supernet.alpha_name(layer) for layer in self.stopping.open_layers]
-        weights = self.supernet.named_weights()
+        weights = self.supernet.weights()
         smoothing = self.settings.weights.label_smoothing
+        candidates = len(self.supernet.candidate_names)
+        tasks = draw_tasks(candidates, alpha.tasks, alpha.tilt, [self.config.seed, step])
         return [
             hypergradient(
                 network_objective(self.supernet.model, list(weights), names, smoothing),
@@ -189,9 +191,7 @@ class Search:
                 val_batch,
                 method=alpha.method,
                 xi=self.weight_optimizer.param_groups[0]["lr"] if alpha.xi is None else alpha.xi,
-                tasks=draw_tasks(
-                    self.supernet.candidates, alpha.tasks, alpha.tilt, [self.config.seed, step]
-                ),
+                tasks=tasks,
                 tilt=alpha.tilt,
             )
             for train_batch, val_batch in zip(train, validation, strict=True)

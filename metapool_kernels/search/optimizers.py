@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from timm.optim import create_optimizer_v2
+from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 from torch.optim import Adam, Optimizer
@@ -14,7 +14,7 @@ from metapool_kernels.search.errors import UserError
 def make_weight_optimizer(
     weights: Sequence[Tensor], config: WeightConfig, steps: int
 ) -> tuple[Optimizer, CosineLRScheduler]:
-    """timm's optimizer of that name, and its cosine schedule over ``steps`` steps.
+    """The optimizer of that name in timm, and its cosine schedule over ``steps`` steps.
 
     The schedule has no state: ``step_update(step)`` sets the learning rate of any step.
 

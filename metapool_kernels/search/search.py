@@ -11,9 +11,9 @@ from torch import Tensor
 import metapool_kernels
 from metapool_kernels.search import planted, run_folder
 from metapool_kernels.search.architecture import Architecture, Layer, to_json
-from metapool_kernels.search.backbone import Backbone, find_backbone_sites, make_backbone
+from metapool_kernels.search.backbone import Backbone, make_backbone
 from metapool_kernels.search.config import Config
-from metapool_kernels.search.data import Split, split_data, split_warnings
+from metapool_kernels.search.data import split_data, split_warnings
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.loop import Search
@@ -21,6 +21,7 @@ from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
 from metapool_kernels.search.report import choice_warnings, layer_table, warn
 from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.supernet import find_backbone_sites
 from metapool_kernels.search.surgery import site_table
 
 SETTINGS = ("seed", "threads", "precision", "data", "model", "search")
@@ -43,6 +44,8 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     split = split_data(data, config.search.alpha_half, config.seed)
     if resume and (run / run_folder.SPLIT).exists():
         split = run.load_split()
+        if sorted(split.weight + split.alpha) != sorted(data.train):
+            raise UserError(f"the images are not those that {run / run_folder.SPLIT} divides")
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))
     search = Search(config, backbone, data, split, accelerator, initial_tensors(config))
 
@@ -102,14 +105,13 @@ def found_architecture(search: Search, backbone: Backbone) -> Architecture:
     layers = []
     for site in search.supernet.sites:
         stop = search.stopping.stops[site.name]
-        choice = search.supernet.choice(site.name)
         layers.append(
             Layer(
                 name=site.name,
                 channels=site.channels,
                 map_size=site.map_size,
-                choice=[name for name, _ in choice],
-                weights=[weight for _, weight in choice],
+                choice=search.supernet.choice(site.name),
+                weights=search.supernet.choice_weights(site.name),
                 alpha=search.stopped_alphas[site.name],
                 probability=stop.probability,
                 margin=stop.margin,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from metapool_kernels.search.bilevel import Hypergradient, Objective, hypergradient
+from metapool_kernels.search.bilevel import Hypergradient, Objective
 from metapool_kernels.search.config import WeightConfig
 from metapool_kernels.search.data import Batch
 from metapool_kernels.search.processes import mean_over_processes
@@ -59,10 +59,9 @@ def alpha_step(
     Returns:
         Loss and accuracy in percent, before the step.
     """
-    for i, alpha in enumerate(alphas):
-        alpha.grad = torch.stack([found.gradients[i] for found in hypergradients]).mean(0)
-    averaged = mean_over_processes(accelerator, [alpha.grad for alpha in alphas])
-    for alpha, gradient in zip(alphas, averaged, strict=True):
+    per_alpha = zip(*(found.gradients for found in hypergradients), strict=True)
+    means = [torch.stack(gradients).mean(0) for gradients in per_alpha]
+    for alpha, gradient in zip(alphas, mean_over_processes(accelerator, means), strict=True):
         alpha.grad = gradient
     optimizer.step()
     loss = torch.stack([found.loss for found in hypergradients]).mean()

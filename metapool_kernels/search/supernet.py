@@ -103,9 +103,9 @@ class Supernet:
         weights = pool.weights().tolist()
         return sorted(zip(pool.candidate_names, weights, strict=True), key=lambda pair: -pair[1])
 
-    def weights(self) -> list[nn.Parameter]:
-        """All parameters that are trained: those that require gradients, so no alpha."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name: all that requires gradients, so no alpha."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def discretise(self, layer: str, keep: Sequence[int]) -> list[nn.Parameter]:
         """Leave only the candidates at the positions ``keep``, renormalised and fixed.

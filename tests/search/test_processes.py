@@ -52,7 +52,9 @@ def test_both_come_to_the_same_network(both: tuple[Path, list[dict[str, Any]]]) 
     assert len(first["stops"]) == 16
     found = load_architecture(folder / "architecture.json")
     assert {layer.name: layer.alpha for layer in found.layers} == first["alphas"]
-    assert {layer.name: [list(c) for c in zip(layer.choice, layer.weights)] for layer in found.layers} == first["choices"]  # noqa: E501, B905
+    assert {
+        layer.name: [list(c) for c in zip(layer.choice, layer.weights)] for layer in found.layers
+    } == first["choices"]
 
 
 def test_an_epoch_is_shared_between_them(both: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -1,31 +1,39 @@
 """Each step of the two levels moves one group of parameters and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.bilevel import alpha_step, weight_step
-from metapool_kernels.search.config import AlphaConfig, ModelConfig, WeightConfig
+from metapool_kernels.search.bilevel import hypergradient
+from metapool_kernels.search.config import AlphaConfig, Method, ModelConfig, WeightConfig
+from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
+from metapool_kernels.search.steps import alpha_step, network_objective, to_device, weight_step
 from metapool_kernels.search.supernet import Supernet
 
-ARGUMENTS = {"num_classes": 10, "in_chans": 1, "output_stride": 4}
+Batch = tuple[Tensor, Tensor]
+
+ARGUMENTS = {"num_classes": 10, "in_chans": 1, "output_stride": 4, "drop_rate": 0.2}
+METHODS: list[Method] = ["first-order", "fomaml", "second-order", "finite-difference"]
 
 
 @pytest.fixture
 def supernet() -> Supernet:
     backbone = Backbone("mobilenetv2_035", ARGUMENTS, False, (1, 16, 16))
-    net = Supernet(backbone, ModelConfig(), seed=0)
+    net = Supernet(backbone, ModelConfig(extra_candidates=["coordinate_attention"]), seed=0)
     net.model.train()
     return net
 
 
 @pytest.fixture
-def batch() -> tuple[Tensor, Tensor]:
-    return torch.randn(8, 1, 16, 16), torch.arange(8)
+def batch() -> Batch:
+    (moved,) = to_device([(torch.randn(8, 1, 16, 16), torch.arange(8))], torch.device("cpu"))
+    return moved
 
 
 def snapshot(net: Supernet) -> dict[str, Tensor]:
@@ -44,34 +52,69 @@ def alpha_names(net: Supernet) -> set[str]:
     return {f"{name}.enhancer.pool.alpha" for name in names(net)}
 
 
-def test_the_alpha_step_moves_alpha_alone(supernet: Supernet, batch: tuple[Tensor, Tensor]) -> None:
-    alphas = supernet.alphas(names(supernet))
+def move_alpha(
+    net: Supernet,
+    layers: Sequence[str],
+    batch: Batch,
+    optimizer: Optimizer,
+    method: Method = "first-order",
+) -> tuple[Tensor, Tensor]:
+    weights = net.weights()
+    found = hypergradient(
+        network_objective(net.model, list(weights), [net.alpha_name(layer) for layer in layers]),
+        list(weights.values()),
+        net.alphas(layers),
+        batch,
+        batch,
+        method=method,
+        xi=0.1,
+    )
+    return alpha_step(Accelerator(), net.alphas(layers), optimizer, [found])
+
+
+def move_weights(net: Supernet, batch: Batch, config: WeightConfig | None = None) -> None:
+    config = config or WeightConfig()
+    optimizer, _ = make_weight_optimizer(list(net.weights().values()), config, steps=10)
+    weight_step(Accelerator(), net.model, [batch], optimizer, config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_alpha_step_moves_alpha_alone(supernet: Supernet, batch: Batch, method: Method) -> None:
+    layers = names(supernet)
     before = snapshot(supernet)
-    alpha_step(supernet.model, alphas, batch, make_alpha_optimizer(alphas, AlphaConfig()))
+    optimizer = make_alpha_optimizer(supernet.alphas(layers), AlphaConfig())
+    move_alpha(supernet, layers, batch, optimizer, method)
     assert changed(before, supernet) == alpha_names(supernet)
-    assert all(weight.grad is None for weight in supernet.weights())
+    assert all(weight.grad is None for weight in supernet.weights().values())
     assert supernet.model.training
-    assert supernet.model.bn1.track_running_stats
+    assert not any(alpha.requires_grad for alpha in supernet.alphas(layers))
 
 
-def test_the_alpha_step_normalises_by_its_own_batch(
-    supernet: Supernet, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_the_alpha_step_normalises_by_its_own_batch(supernet: Supernet, batch: Batch) -> None:
     """Running statistics of an untrained network would give another loss."""
-    alphas = supernet.alphas(names(supernet))
+    layers = names(supernet)
+    optimizer = make_alpha_optimizer(supernet.alphas(layers), AlphaConfig())
+    torch.manual_seed(5)
+    loss, accuracy = move_alpha(supernet, layers, batch, optimizer)
+    supernet.model.load_state_dict(snapshot(supernet))
+    torch.manual_seed(5)
+    net = Supernet(
+        Backbone("mobilenetv2_035", ARGUMENTS, False, (1, 16, 16)),
+        ModelConfig(extra_candidates=["coordinate_attention"]),
+        seed=0,
+    )
+    torch.manual_seed(5)
     with torch.no_grad():
-        logits = supernet.model(batch[0])
-    expected = torch.nn.functional.cross_entropy(logits, batch[1]).item()
-    optimizer = make_alpha_optimizer(alphas, AlphaConfig())
-    loss, _ = alpha_step(supernet.model, alphas, batch, optimizer)
-    assert loss == pytest.approx(expected, rel=1e-4)
+        logits = net.model.train()(batch[0])
+    expected = nn.functional.cross_entropy(logits, batch[1])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    correct = (logits.argmax(1) == batch[1]).sum().item()
+    assert accuracy.item() == pytest.approx(100 * correct / 8)
 
 
-def test_the_weight_step_leaves_alpha(supernet: Supernet, batch: tuple[Tensor, Tensor]) -> None:
-    weights = supernet.weights()
-    optimizer, _ = make_weight_optimizer(weights, WeightConfig(), steps=10)
+def test_the_weight_step_leaves_alpha(supernet: Supernet, batch: Batch) -> None:
     before = snapshot(supernet)
-    weight_step(supernet.model, weights, batch, optimizer, clip=5.0)
+    move_weights(supernet, batch)
     moved = changed(before, supernet)
     assert not moved & alpha_names(supernet)
     assert {name for name in before if name.endswith(("weight", "running_mean"))} <= moved
@@ -79,52 +122,69 @@ def test_the_weight_step_leaves_alpha(supernet: Supernet, batch: tuple[Tensor, T
 
 
 def test_weights_and_alphas_are_all_parameters(supernet: Supernet) -> None:
-    groups = [*supernet.weights(), *supernet.alphas(names(supernet))]
+    groups = [*supernet.weights().values(), *supernet.alphas(names(supernet))]
     assert len(groups) == len(set(groups))
     assert set(groups) == set(supernet.model.parameters())
 
 
-def test_the_gradient_of_the_weights_is_clipped(
-    supernet: Supernet, batch: tuple[Tensor, Tensor]
-) -> None:
-    weights = supernet.weights()
-    optimizer, _ = make_weight_optimizer(weights, WeightConfig(), steps=10)
-    weight_step(supernet.model, weights, batch, optimizer, clip=1e-3)
-    norm = torch.stack([weight.grad.norm() for weight in weights]).norm()  # type: ignore[union-attr]
+def test_several_batches_make_one_step_of_their_mean_gradient() -> None:
+    """Without BatchNorm, whose statistics are those of each batch."""
+    config = WeightConfig(optimizer="momentum", lr=0.1, momentum=0.0, weight_decay=0.0, clip=1e9)
+    images, targets = torch.randn(8, 5), torch.arange(8) % 3
+    ends = []
+    for cuts in ([slice(0, 8)], [slice(0, 4), slice(4, 8)]):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        optimizer, _ = make_weight_optimizer(list(model.parameters()), config, steps=10)
+        batches = [(images[cut], targets[cut]) for cut in cuts]
+        accelerator = Accelerator(gradient_accumulation_steps=len(batches))
+        weight_step(accelerator, model, batches, optimizer, config)
+        assert all(p.grad is None for p in model.parameters())
+        ends.append(model.weight.detach().clone())
+    torch.testing.assert_close(ends[0], ends[1])
+    torch.manual_seed(0)
+    assert not torch.equal(ends[0], nn.Linear(5, 3).weight)
+
+
+def test_the_gradient_of_the_weights_is_clipped(supernet: Supernet, batch: Batch) -> None:
+    config = WeightConfig(momentum=0.0, weight_decay=0.0, lr=1.0, clip=1e-3)
+    before = {name: weight.detach().clone() for name, weight in supernet.weights().items()}
+    move_weights(supernet, batch, config)
+    moved = [weight.detach() - before[name] for name, weight in supernet.weights().items()]
+    norm = torch.stack([part.norm() for part in moved]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_a_stopped_layer_runs_its_winner_and_its_alpha_rests(
-    supernet: Supernet, batch: tuple[Tensor, Tensor]
+    supernet: Supernet, batch: Batch
 ) -> None:
     layers = names(supernet)
     optimizer = make_alpha_optimizer(supernet.alphas(layers), AlphaConfig(weight_decay=0.5))
-    alpha_step(supernet.model, supernet.alphas(layers), batch, optimizer)
+    move_alpha(supernet, layers, batch, optimizer)
     stopped, still_open = layers[3], [*layers[:3], *layers[4:]]
     old = supernet.alpha(stopped)
     forget(optimizer, old)
-    supernet.discretise(stopped, [4])
+    lost = supernet.discretise(stopped, [4])
     assert old not in optimizer.state
     assert supernet.probabilities([stopped]) == {stopped: [1.0]}
+    assert supernet.choice(stopped) == ["avg_pool_3x3"]
+    weights = list(supernet.weights().values())
+    assert lost and not any(weight is other for weight in lost for other in weights)
 
     before = snapshot(supernet)
-    alpha_step(supernet.model, supernet.alphas(still_open), batch, optimizer)
-    moved = changed(before, supernet)
-    assert moved == alpha_names(supernet) - {f"{stopped}.enhancer.pool.alpha"}
+    move_alpha(supernet, still_open, batch, optimizer)
+    assert changed(before, supernet) == alpha_names(supernet) - {supernet.alpha_name(stopped)}
     assert supernet.alpha(stopped).grad is None
-    assert not supernet.alpha(stopped).requires_grad
     assert len(optimizer.state) == 15
 
-    weights = supernet.weights()
-    sgd, _ = make_weight_optimizer(weights, WeightConfig(weight_decay=0.5), steps=10)
-    weight_step(supernet.model, weights, batch, sgd, clip=5.0)
-    assert torch.equal(supernet.alpha(stopped), before[f"{stopped}.enhancer.pool.alpha"])
+    move_weights(supernet, batch, WeightConfig(weight_decay=0.5))
+    assert torch.equal(supernet.alpha(stopped), before[supernet.alpha_name(stopped)])
 
 
 def test_the_best_two_are_renormalised_and_fixed(supernet: Supernet) -> None:
     layer = names(supernet)[0]
     with torch.no_grad():
-        supernet.alpha(layer).copy_(torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
+        supernet.alpha(layer).copy_(torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]))
     supernet.discretise(layer, [1, 5])
     expected = torch.softmax(torch.tensor([2.0, 1.0]), 0).tolist()
     assert supernet.probabilities([layer])[layer] == pytest.approx(expected)
@@ -133,3 +193,21 @@ def test_the_best_two_are_renormalised_and_fixed(supernet: Supernet) -> None:
 
 def test_an_alpha_optimizer_may_be_empty() -> None:
     make_alpha_optimizer([], AlphaConfig()).step()
+
+
+@pytest.mark.parametrize("name", ["momentum", "sgd", "lamb", "adamw"])
+def test_optimizers_of_timm_go_by_name(name: str) -> None:
+    config = WeightConfig(optimizer=name, lr=0.1, lr_warmup=0.2, weight_decay=0.0)
+    model = nn.Linear(3, 2)
+    optimizer, schedule = make_weight_optimizer(list(model.parameters()), config, steps=10)
+    rates = []
+    for step in range(10):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == 0 and rates[1] == pytest.approx(0.05)
+    assert max(rates) == rates[2] <= 0.1 and rates[-1] < 0.01
+
+
+def test_an_optimizer_that_there_is_not() -> None:
+    with pytest.raises(UserError, match="nonesuch"):
+        make_weight_optimizer([torch.zeros(1)], WeightConfig(optimizer="nonesuch"), steps=1)

@@ -19,9 +19,7 @@ def rule(
     *layers: str, deadline: int = 100, progressive: bool = True, **settings: Any
 ) -> ProgressiveStopping:
     config = StopConfig(**{"ema": 0.0, **settings})
-    return ProgressiveStopping(
-        layers or ("a",), config, deadline=deadline, progressive=progressive
-    )
+    return ProgressiveStopping(layers or ("a",), config, deadline=deadline, progressive=progressive)
 
 
 def feed(stopping: ProgressiveStopping, epoch: int, **probabilities: list[float]) -> list[Stop]:
