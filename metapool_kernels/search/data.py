@@ -201,10 +201,7 @@ def training_batches(
         UserError: there are fewer images than processes; and while iterating, an image is
             unreadable.
     """
-    if world > len(indices):
-        raise UserError(
-            f"{world} processes cannot share {len(indices)} images; start fewer processes"
-        )
+    check_share(indices, world)
     taken = start_step * world * config.batch_size
     positions = CyclingSampler(len(indices), seed, taken)
     sampler = _BatchesOfRank(positions, config.batch_size, rank, world)
@@ -227,6 +224,18 @@ def evaluation_batches(
     part = _Part(dataset, indices[rank::world])
     sampler = BatchSampler(SequentialSampler(part), config.batch_size, drop_last=False)
     return _batches(part, sampler, config.workers, torch.Generator())
+
+
+def check_share(indices: Sequence[int], world: int) -> None:
+    """Refuse to divide images among more processes than there are images.
+
+    Raises:
+        UserError: it is so.
+    """
+    if world > len(indices):
+        raise UserError(
+            f"{world} processes cannot share {len(indices)} images; start fewer processes"
+        )
 
 
 def steps_per_epoch(indices: Sequence[int], config: DataConfig, world: int = 1) -> int:

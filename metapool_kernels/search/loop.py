@@ -12,7 +12,14 @@ from tqdm import tqdm
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.bilevel import Hypergradient, draw_tasks, hypergradient
 from metapool_kernels.search.config import Config, SearchConfig
-from metapool_kernels.search.data import Batch, Data, Split, steps_per_epoch, training_batches
+from metapool_kernels.search.data import (
+    Batch,
+    Data,
+    Split,
+    check_share,
+    steps_per_epoch,
+    training_batches,
+)
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
 from metapool_kernels.search.processes import on_main, prepare_model, seed_epoch
@@ -68,6 +75,8 @@ class Search:
         self.accelerator = accelerator
         self.train_set = data.train_set
         self.split = split
+        for half in (split.weight, split.alpha):
+            check_share(half, accelerator.num_processes)
         self.steps = steps_per_epoch(split.weight, config.data, accelerator.num_processes)
         self.warmup, deadline = phases(settings)
         self.supernet = Supernet(backbone, config.model, config.seed, initial)

@@ -20,7 +20,6 @@ train = Search.train
 def telling_train(self: Search, run: RunFolder) -> None:
     train(self, run)
     parameters = self.supernet.model.named_parameters()
-    first_images = [int(i) for i in self.split.weight[:5]]
     told = {
         "processes": self.accelerator.num_processes,
         "stops": self.stopping.state_dict()["stops"],
@@ -30,8 +29,8 @@ def telling_train(self: Search, run: RunFolder) -> None:
             name: sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
             for name, tensor in parameters
         },
-        "split": first_images,
-        "metrics": [{k: v for k, v in row.items() if k == "loss"} for row in self.history],
+        "losses": [row["loss"] for row in self.history],
+        "steps": self.steps,
     }
     Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(told))
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from metapool_kernels.search.architecture import load_architecture
-from tests.search.runs import REPOSITORY, metrics, options
+from tests.search.folders import make_image_folder
+from tests.search.runs import REPOSITORY, options
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 
@@ -52,15 +53,15 @@ def test_both_come_to_the_same_network(both: tuple[Path, list[dict[str, Any]]]) 
     assert len(first["stops"]) == 16
     found = load_architecture(folder / "architecture.json")
     assert {layer.name: layer.alpha for layer in found.layers} == first["alphas"]
-    assert {
-        layer.name: [list(c) for c in zip(layer.choice, layer.weights)] for layer in found.layers
-    } == first["choices"]
+    assert {layer.name: layer.choice for layer in found.layers} == first["choices"]
 
 
 def test_an_epoch_is_shared_between_them(both: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Half the steps of one process, and other numbers than its."""
-    folder, _ = both
-    assert [row["epoch"] for row in metrics(folder)][0] == "1"
+    """45 images of the weight half, 16 for each process and step: two steps, not three."""
+    folder, (told, _) = both
+    weight_half = json.loads((folder / "split.json").read_text())["weight"]
+    assert len(weight_half) == 45
+    assert told["steps"] == 2
 
 
 def test_a_mistake_is_told_once_and_ends_both(tmp_path: Path) -> None:
@@ -71,7 +72,11 @@ def test_a_mistake_is_told_once_and_ends_both(tmp_path: Path) -> None:
 
 
 def test_more_processes_than_images(tmp_path: Path) -> None:
-    arguments = options(tmp_path / "run", data__holdout=0.999)
+    make_image_folder(tmp_path / "images", classes=2, train=1, val=1)
+    changes = {"data__kind": "folder", "data__root": tmp_path / "images", "data__rgb": True}
+    arguments = options(tmp_path / "run", **changes)
     done = launch("metapool_kernels.search", "search", *arguments)
+    assert done.returncode != 0
     assert done.stderr.count("metapool:") == 1, done.stderr
+    assert "2 processes cannot share 1 images" in done.stderr
     assert not (tmp_path / "run").exists()
