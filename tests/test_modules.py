@@ -325,6 +325,26 @@ def test_gradients_pass_through_extra_candidates(backend: str, name: str) -> Non
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("extras", [None, {"gate": Gate(6)}], ids=["poolings", "extras"])
+def test_another_alpha_can_take_the_place_of_the_parameter(
+    backend: str, extras: dict[str, nn.Module] | None
+) -> None:
+    """As the search does it, which differentiates a second time."""
+    names = ("max_pool_3x3", "avg_pool_3x3")
+    module = MetaPool2d(names, extra_candidates=extras, backend=backend).double()
+    module.alpha.requires_grad_(False)
+    x = X[:1, :, :3, :3].double().requires_grad_()
+
+    def call(alpha: Tensor, x: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(module, {"alpha": alpha}, (x,))
+        return out
+
+    alpha = torch.randn_like(module.alpha).requires_grad_()
+    module.alpha.copy_(alpha.detach())
+    assert torch.equal(call(alpha, x), module(x))
+    assert torch.autograd.gradgradcheck(call, (alpha, x))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_extra_candidates_keep_the_dtype_and_are_rounded_once(
     backend: str, dtype: torch.dtype

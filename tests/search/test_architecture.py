@@ -14,6 +14,7 @@ from metapool_kernels.search.architecture import (
     load_architecture,
     to_json,
 )
+from metapool_kernels.search.attention import CoordinateAttention
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.config import ModelConfig
 from metapool_kernels.search.derive import derive
@@ -84,6 +85,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"format_version": None}, "format version None"),
     ({"candidates": ["max_pool_4x4"]}, "not valid"),
     ({"candidates": ["skip_connect"]}, "not from the candidates"),
+    ({"extra_candidates": ["attention"]}, "unknown extra candidates"),
     ({"layers": [{}]}, "not valid"),
     ({"layers": 3}, "not valid"),
     ({"seed": "blue"}, "not valid"),
@@ -152,6 +154,151 @@ def test_the_derived_network_with_searched_weights_is_the_discretised_supernet(
     derived = derive(architecture, 0, supernet.model.state_dict())
     x = torch.randn(4, 1, 16, 16)
     torch.testing.assert_close(derived.eval()(x), supernet.model.eval()(x))
+
+
+WITH_ATTENTION = [*CANDIDATES, "coordinate_attention"]
+
+
+def supernet_with_attention(initial: dict[str, torch.Tensor] | None = None) -> Supernet:
+    config = ModelConfig(
+        insert_after=r"blocks\.1\.\d+\.bn2",
+        insert_after_type="BatchNormAct2d",
+        candidates=CANDIDATES,
+        extra_candidates=["coordinate_attention"],
+    )
+    return Supernet(BACKBONE, config, 1, initial)
+
+
+def test_coordinate_attention_alone_and_in_a_mixture_goes_through_the_file(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    supernet = supernet_with_attention()
+    assert supernet.candidate_names == tuple(WITH_ATTENTION)
+    first, second = (site.name for site in supernet.sites)
+    assert supernet.alpha(second).shape == (4,)
+    supernet.alpha(second).copy_(torch.tensor([0.0, 0.5, 0.0, 2.0]))
+    supernet.discretise(first, [3])
+    supernet.discretise(second, [3, 1])
+    assert supernet.choice(first) == ["coordinate_attention"]
+    assert supernet.choice(second) == ["coordinate_attention", "max_pool_3x3"]
+    assert supernet.choice_weights(second) == pytest.approx(torch.tensor([1.5, 0]).softmax(0))
+    assert supernet.probabilities([second])[second] == supernet.choice_weights(second)[::-1]
+
+    for layer in architecture.layers:
+        layer.choice = supernet.choice(layer.name)
+        layer.weights = supernet.choice_weights(layer.name)
+        layer.alpha = [0.0, 0.5, 0.0, 2.0]
+    architecture.extra_candidates = ["coordinate_attention"]
+    path = tmp_path / "architecture.json"
+    path.write_text(to_json(architecture))
+    read = load_architecture(path)
+    assert read == architecture
+
+    supernet.model.train()(torch.randn(4, 1, 16, 16))
+    derived = derive(read, 0, supernet.model.state_dict())
+    assert isinstance(derived.get_submodule(f"{first}.enhancer")[0], CoordinateAttention)
+    x = torch.randn(4, 1, 16, 16)
+    torch.testing.assert_close(derived.eval()(x), supernet.model.eval()(x))
+    scratch = derive(read, 0)
+    assert derived.state_dict().keys() == scratch.state_dict().keys()
+    for name, value in derive(read, 0).state_dict().items():
+        assert torch.equal(value, scratch.state_dict()[name]), name
+    assert "0.82 coordinate_attention + 0.18 max_pool_3x3" in layer_table(read)
+
+
+def test_a_derived_mixture_takes_its_weights_from_the_architecture(
+    architecture: Architecture,
+) -> None:
+    """Whatever the order in which the supernet has the two that it kept."""
+    config = ModelConfig(insert_after=architecture.insert_after, candidates=CANDIDATES)
+    supernet = Supernet(BACKBONE, config, seed=1)
+    supernet.alpha("blocks.1.1.bn2").copy_(torch.tensor([1.0, 0.0, 3.0]))
+    supernet.discretise("blocks.1.0.bn2", [2])
+    supernet.discretise("blocks.1.1.bn2", [0, 2])
+    architecture.layers[1].choice = supernet.choice("blocks.1.1.bn2")
+    architecture.layers[1].weights = supernet.choice_weights("blocks.1.1.bn2")
+    assert architecture.layers[1].choice == ["avg_pool_3x3", "skip_connect"]
+    derived = derive(architecture, 0, supernet.model.state_dict())
+    x = torch.randn(4, 1, 16, 16)
+    torch.testing.assert_close(derived.eval()(x), supernet.model.eval()(x))
+
+
+def test_two_equal_names_in_a_choice_keep_their_own_weights(architecture: Architecture) -> None:
+    architecture.layers[1].choice = ["max_pool_3x3", "max_pool_3x3"]
+    pool = derive(architecture, 0).get_submodule("blocks.1.1.bn2.enhancer").pool
+    assert pool.weights().tolist() == pytest.approx([0.7, 0.3])
+
+
+def test_a_file_from_before_the_extra_candidates_is_read(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    content = json.loads(to_json(architecture))
+    del content["extra_candidates"]
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps(content))
+    assert load_architecture(path) == architecture
+
+
+def test_the_weights_of_a_supernet_are_what_is_trained() -> None:
+    supernet = supernet_with_attention()
+    names = dict(supernet.model.named_parameters())
+    alphas = {supernet.alpha_name(site.name) for site in supernet.sites}
+    for site in supernet.sites:
+        assert names[supernet.alpha_name(site.name)] is supernet.alpha(site.name)
+        assert not supernet.alpha(site.name).requires_grad
+    assert {id(p) for p in supernet.weights()} == {id(names[n]) for n in names.keys() - alphas}
+
+    put = {name: names[name].detach().clone().requires_grad_() for name in alphas}
+    out = torch.func.functional_call(supernet.model, put, (torch.randn(4, 1, 16, 16),))
+    gradients = torch.autograd.grad(out.square().sum(), list(put.values()))
+    assert all(gradient.any() for gradient in gradients)
+
+    attention = [p for n, p in names.items() if n.startswith("blocks.1.0.bn2.enhancer.pool.extras")]
+    before = len(supernet.weights())
+    assert supernet.discretise("blocks.1.1.bn2", [3, 0]) == []
+    dropped = supernet.discretise("blocks.1.0.bn2", [2])
+    assert {id(p) for p in dropped} == {id(p) for p in attention}
+    assert len(dropped) == 7 and len(supernet.weights()) == before - 7
+    assert not supernet.alpha("blocks.1.0.bn2").requires_grad
+
+
+def test_a_supernet_begins_with_what_it_is_given() -> None:
+    given = supernet_with_attention().model.state_dict()
+    for name, value in given.items():
+        if not name.endswith("alpha"):
+            value.add_(1)
+    initial = {n: v.clone() for n, v in given.items() if not n.endswith("alpha")}
+    model = supernet_with_attention(initial).model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, given[name]), name
+    name = "blocks.1.0.bn2.enhancer.norm.weight"
+    for change, message in (
+        ({n: v for n, v in initial.items() if n != name}, f"Missing key.*{name}"),
+        ({**initial, "more": torch.zeros(1)}, "Unexpected key.*more"),
+        ({**initial, name: torch.zeros(1)}, f"size mismatch for {name}"),
+    ):
+        with pytest.raises(UserError, match=f"(?s)initial weights do not fit.*{message}"):
+            supernet_with_attention(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"insert_after": "nothing"}, "model.insert_after: 'nothing' matches no module"),
+        ({"insert_after_type": "Conv2d"}, "none is a 'Conv2d'; they are BatchNormAct2d"),
+        ({"candidates": ["max_pool_4x4"]}, "model.candidates: .*max_pool_4x4"),
+        ({"extra_candidates": ["coordinate_attention"] * 2}, "model.candidates: .*each once"),
+    ],
+)
+def test_a_supernet_that_cannot_be_is_explained(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Supernet(BACKBONE, ModelConfig(**change), 0)
+
+
+def test_images_that_are_too_small_are_named() -> None:
+    backbone = Backbone("vgg11", {"num_classes": 3, "in_chans": 1}, True, (1, 4, 4))
+    with pytest.raises(UserError, match=r"'vgg11' cannot take images of \(1, 4, 4\)"):
+        Supernet(backbone, ModelConfig(insert_after=r"features\.0"), 0)
 
 
 def test_the_network_without_enhancers_begins_with_the_same_weights(
