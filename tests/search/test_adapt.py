@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metapool_kernels.search import adapt
+from metapool_kernels.search import training
+from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.controls import build_network, random_choices, uniform_mixture
 from metapool_kernels.search.run_folder import RunFolder
 from tests.search.runs import metrics, options
 
@@ -23,21 +25,67 @@ def searched(finished: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_both_networks_are_trained_and_measured(
+def test_all_networks_are_trained_and_measured(
     searched: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["adapt", *options(searched)]) == 0
-    assert main(["evaluate", *options(searched)]) == 0
+    arguments = options(searched, adapt__seeds=2)
+    assert main(["adapt", *arguments]) == 0
+    assert main(["evaluate", *arguments]) == 0
     results = json.loads((searched / "evaluation.json").read_text())
-    assert list(results) == ["plain", "enhanced"]
-    for result in results.values():
-        assert result["images"] == 1708
-        assert result["accuracy"] == pytest.approx(100 * result["correct"] / 1708)
-    table = capsys.readouterr().out.splitlines()[-2:]
-    for line, (name, result) in zip(table, results.items(), strict=True):
-        assert line.split()[0] == name
-        assert f"{result['accuracy']:.2f}%" in line
-    assert [row["epoch"] for row in metrics(searched / "adapt" / "plain")] == ["1"]
+    networks = results["networks"]
+    assert list(networks) == ["searched", "none", "random", "uniform"]
+    assert results["images"] == 1708
+    lines = capsys.readouterr().out.splitlines()
+    for name, entry in networks.items():
+        accuracies = [result["accuracy"] for result in entry["seeds"].values()]
+        assert list(entry["seeds"]) == ["0", "1"]
+        for result in entry["seeds"].values():
+            assert result["accuracy"] == pytest.approx(100 * result["correct"] / 1708)
+        assert entry["mean"] == pytest.approx(sum(accuracies) / 2)
+        assert entry["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert f"{entry['mean']:.2f}% ± {entry['std']:.2f}" in line
+        for seed in entry["seeds"]:
+            assert [row["epoch"] for row in metrics(searched / "adapt" / name / seed)] == ["1"]
+    # Fewer parameters than with enhancers, and as many whatever these do.
+    sizes = [entry["parameters"] for entry in networks.values()]
+    assert sizes[1] < sizes[0] == sizes[2] == sizes[3]
+
+
+def test_controls_differ_in_their_poolings_alone(searched: Path) -> None:
+    architecture = load_architecture(searched / "architecture.json")
+    assert random_choices(architecture, 0) == random_choices(architecture, 0)
+    assert random_choices(architecture, 0) != random_choices(architecture, 1)
+    drawn = [
+        layer.choice for seed in range(100) for layer in random_choices(architecture, seed).layers
+    ]
+    for candidate in architecture.candidates:
+        assert drawn.count([candidate]) / len(drawn) == pytest.approx(1 / 3, abs=0.05)
+    uniform = uniform_mixture(architecture)
+    images = torch.randn(2, 1, 16, 16)
+    for layer in uniform.layers:
+        assert layer.choice == architecture.candidates
+    with torch.no_grad():
+        outputs = [
+            build_network(name, architecture, seed=0).eval()(images)
+            for name in ("searched", "none", "random", "uniform")
+        ]
+        assert torch.equal(build_network("random", architecture, 0).eval()(images), outputs[2])
+    for i in range(4):
+        assert not any(torch.allclose(outputs[i], other) for other in outputs[:i])
+
+
+def test_averaged_weights_are_those_that_count(searched: Path) -> None:
+    assert main(["adapt", *options(searched, adapt__ema=0.5, adapt__controls=[])]) == 0
+    folder = searched / "adapt" / "searched" / "0"
+    averaged = load_file(folder / "weights.safetensors")
+    checkpoint = RunFolder(folder).load_checkpoint()
+    assert checkpoint is not None
+    for name, tensor in averaged.items():
+        assert torch.equal(tensor, checkpoint.weights[f"ema.{name}"])
+    assert not torch.equal(averaged["conv_stem.weight"], checkpoint.weights["conv_stem.weight"])
+    assert main(["evaluate", *options(searched, adapt__ema=0.5, adapt__controls=[])]) == 0
+    assert list(json.loads((searched / "evaluation.json").read_text())["networks"]) == ["searched"]
 
 
 def test_trained_networks_are_not_replaced_unless_asked_for(
@@ -45,7 +93,7 @@ def test_trained_networks_are_not_replaced_unless_asked_for(
 ) -> None:
     arguments = options(searched, search__epochs=99)
     assert main(["adapt", *arguments]) == 0
-    weights = searched / "adapt" / "plain" / "weights.safetensors"
+    weights = searched / "adapt" / "none" / "0" / "weights.safetensors"
     before = weights.read_bytes()
     capsys.readouterr()
     assert main(["adapt", *arguments]) == 2
@@ -72,34 +120,34 @@ def test_measuring_before_training_is_refused(
     assert not (searched / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize("finished_epochs", [2, 5], ids=["enhanced", "plain"])
+@pytest.mark.parametrize("finished_epochs", [2, 5], ids=["searched", "none"])
 def test_an_interrupted_training_goes_on_with_the_same_numbers(
     searched: Path,
     finished_epochs: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = options(searched, adapt__epochs=3)
+    arguments = options(searched, adapt__epochs=3, adapt__ema=0.5, adapt__controls=["none"])
     assert main(["adapt", *arguments]) == 0
     whole = searched / "whole"
     (searched / "adapt").rename(whole)
 
-    train_epoch = adapt.Training._train_epoch
+    train_epoch = training.Training._train_epoch
     calls = count()
 
-    def interrupted(self: adapt.Training, bar: Any) -> dict[str, Any]:
+    def interrupted(self: training.Training, bar: Any) -> dict[str, Any]:
         if next(calls) == finished_epochs:
             raise KeyboardInterrupt
         return train_epoch(self, bar)
 
-    monkeypatch.setattr(adapt.Training, "_train_epoch", interrupted)
+    monkeypatch.setattr(training.Training, "_train_epoch", interrupted)
     capsys.readouterr()
     assert main(["adapt", *arguments]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith(f"metapool adapt --config {searched}/adapt/config.yaml --resume")
     monkeypatch.undo()
     assert main(["adapt", *arguments, "--resume"]) == 0
-    for name in ("enhanced", "plain"):
+    for name in ("searched/0", "none/0"):
         one, other = whole / name, searched / "adapt" / name
         assert metrics(one) == metrics(other)
         first, second = (load_file(folder / "weights.safetensors") for folder in (one, other))
@@ -108,7 +156,7 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(
 
 def test_searched_weights_begin_with_recalibrated_batch_norm(searched: Path) -> None:
     assert main(["adapt", *options(searched, adapt__start="searched")]) == 0
-    folder = searched / "adapt" / "enhanced"
+    folder = searched / "adapt" / "searched" / "0"
     started = float(metrics(folder)[0]["loss"])
     shutil.rmtree(searched / "adapt")
     assert main(["adapt", *options(searched, adapt__start="scratch")]) == 0
