@@ -14,7 +14,8 @@ from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import Architecture, load_architecture
 from metapool_kernels.search.bilevel import weight_step
 from metapool_kernels.search.config import Config
-from metapool_kernels.search.data import Data, load_data, steps_per_epoch, training_batches
+from metapool_kernels.search.data import Data, steps_per_epoch, training_batches
+from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.optimizers import make_weight_optimizer
 from metapool_kernels.search.report import StepMeter, epoch_line, log_scalars
@@ -34,7 +35,7 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool) -> None:
     searched = RunFolder(config.output)
     architecture = load_architecture(searched / run_folder.ARCHITECTURE)
     searched.check_settings(config, ("seed", "data"))
-    data = load_data(config.data, config.seed)
+    data = load_data(config)
     split = searched.load_split()
     images = sorted(split.weight + split.alpha)
     networks: dict[str, Callable[[], nn.Module]] = {
@@ -65,7 +66,7 @@ def _derived(
     if config.adapt.start == "scratch":
         return derive(architecture, config.seed)
     model = derive(architecture, config.seed, searched.load_weights())
-    batches = training_batches(data.train_set, images, config.data, config.seed, 0)
+    batches = training_batches(data.train_set, images, config.data, config.seed, 0, epoch_seed=0)
     update_bn(islice(batches, steps_per_epoch(images, config.data)), model)
     return model
 
@@ -109,7 +110,12 @@ class Training:
         meter = StepMeter()
         first_step = self.epoch * self.steps
         batches = training_batches(
-            self.data.train_set, self.images, config.data, config.seed, first_step
+            self.data.train_set,
+            self.images,
+            config.data,
+            config.seed,
+            first_step,
+            epoch_seed=self.epoch,
         )
         self.model.train()
         for step in range(first_step, first_step + self.steps):

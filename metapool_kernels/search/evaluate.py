@@ -11,7 +11,8 @@ from torch import nn
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config, load_config
-from metapool_kernels.search.data import Data, evaluation_batches, load_data
+from metapool_kernels.search.data import Data, evaluation_batches
+from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.report import format_table
 from metapool_kernels.search.run_folder import ENHANCED, PLAIN, RunFolder
@@ -34,7 +35,7 @@ def run_evaluate(config: Config) -> None:
     for name, model in networks.items():
         model.load_state_dict(RunFolder(adapted / name).load_weights())
     trained_with = load_config(adapted / run_folder.CONFIG).adapt
-    data = load_data(config.data, config.seed)
+    data = load_data(config)
 
     results = {
         name: {

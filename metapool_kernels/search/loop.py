@@ -20,12 +20,12 @@ from metapool_kernels.search.data import (
     Batch,
     Data,
     Split,
-    load_data,
     split_data,
     split_warnings,
     steps_per_epoch,
     training_batches,
 )
+from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.optimizers import (
     forget,
@@ -57,7 +57,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
             has been overwritten then.
     """
     warmup, deadline = phases(config.search)
-    data = load_data(config.data, config.seed)
+    data = load_data(config)
     split = split_data(data, config.search.alpha_half, config.seed)
     steps = steps_per_epoch(split.weight, config.data)
     search = Search(config, data, steps, warmup=warmup, deadline=deadline)
@@ -191,7 +191,12 @@ class Search:
     def _batches(self, images: Sequence[int], first_step: int) -> Iterator[Batch]:
         config = self.config
         return training_batches(
-            self.data.train_set, images, config.data, config.seed, max(0, first_step)
+            self.data.train_set,
+            images,
+            config.data,
+            config.seed,
+            max(0, first_step),
+            epoch_seed=self.epoch,
         )
 
     def _count_stopped(self) -> str:
