@@ -296,6 +296,12 @@ def _assemble(config: DataConfig, train: _Part, evaluation: _Part) -> Data:
     elif largest >= len(classes):
         raise UserError(f"{train.name} has labels up to {largest} and only {len(classes)} classes")
 
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and config.image_size**2 > limit:
+        raise UserError(
+            f"data.image_size {config.image_size} makes images of more than {limit} pixels; "
+            "choose a smaller one"
+        )
     mode = mode_of(get_image(train.images, 0, train.name), rgb=config.rgb)
     plain = evaluation_transform(config, mode)
     varied = training_transform(config, mode)

@@ -150,6 +150,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        target = self.targets[index]  # first: IndexError ends a loop over the images
         image = get_image(self.images, index, self.name)
         name = getattr(image, "filename", "") or f"{index} of {self.name}"
         try:
@@ -157,7 +158,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         except ValueError as error:
             raise UserError(f"image {name!r} cannot be used: {error}") from error
         try:
-            return self.transform(converted), self.targets[index]
+            return self.transform(converted), target
         except Exception as error:  # random operations of other libraries, on somebody's image
             raise UserError(
                 f"image {name!r} cannot be brought to data.image_size and varied as data.augment "
