@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Architecture:
         layers: one for each enhancer.
         seed: of the search.
         versions: of the libraries that the search ran with.
+        extra_candidates: those with weights of their own, which follow ``candidates``.
     """
 
     backbone: Backbone
@@ -67,6 +68,7 @@ class Architecture:
     layers: list[Layer]
     seed: int
     versions: dict[str, str]
+    extra_candidates: list[str] = field(default_factory=list)
 
 
 def to_json(architecture: Architecture) -> str:

@@ -32,7 +32,7 @@ from metapool_kernels.search.optimizers import (
     make_alpha_optimizer,
     make_weight_optimizer,
 )
-from metapool_kernels.search.plots import plot_alpha_over_epochs
+from metapool_kernels.search.plots import alpha_figure, png
 from metapool_kernels.search.report import (
     StepMeter,
     choice_warnings,
@@ -75,7 +75,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     search.train(run, split)
     architecture = search.architecture()
     run.write_weights(run_folder.WEIGHTS, search.supernet.model.state_dict())
-    run.write(run_folder.PLOT, plot_alpha_over_epochs(architecture, search.trajectory))
+    run.write(run_folder.PLOT, png(alpha_figure(architecture, search.trajectory)))
     run.write(run_folder.ARCHITECTURE, to_json(architecture))
     print(layer_table(architecture))
     warn(choice_warnings(architecture))
