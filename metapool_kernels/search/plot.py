@@ -1,6 +1,77 @@
-def draw(run):
-    return []
+"""``metapool plot``: the pictures and the report of a finished search."""
+
+import torch
+from matplotlib.figure import Figure
+
+from metapool_kernels.search.architecture import Architecture
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.curves import controls_figure, step_time_figure, training_figure
+from metapool_kernels.search.derive import derive
+from metapool_kernels.search.page import (
+    ALPHA,
+    CONTROLS,
+    HEAT_MAP,
+    RECEPTIVE_FIELD,
+    STEP_TIME,
+    TRAINING,
+    report_page,
+)
+from metapool_kernels.search.plots import (
+    alpha_figure,
+    heat_map_figure,
+    png,
+    receptive_field_figure,
+)
+from metapool_kernels.search.receptive_field import receptive_fields
+from metapool_kernels.search.results import load_results
+from metapool_kernels.search.run_folder import RunFolder
+
+REPORT = "report.html"
 
 
-def run_plot(config):
-    pass
+def run_plot(config: Config) -> None:
+    """Draw what the folder ``config.output`` holds and print which files that made.
+
+    Raises:
+        UserError: the folder holds no finished search, or a damaged file.
+    """
+    run = RunFolder(config.output)
+    for name in draw(run):
+        print(run / name)
+
+
+def draw(run: RunFolder) -> list[str]:
+    """Write the pictures and the report into a run folder. Needs no images.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        UserError: the folder holds no finished search, or a damaged file, or cannot be written.
+    """
+    results = load_results(run)
+    architecture = results.architecture
+    figures: dict[str, Figure] = {
+        ALPHA: alpha_figure(architecture, results.probabilities.epochs),
+        HEAT_MAP: heat_map_figure(architecture),
+        RECEPTIVE_FIELD: _receptive_fields(architecture),
+        STEP_TIME: step_time_figure(results.search, len(architecture.layers)),
+        TRAINING: training_figure(results.search, results.training),
+    }
+    if results.evaluation is not None:
+        figures[CONTROLS] = controls_figure(results.evaluation)
+    pictures = {name: png(figure) for name, figure in figures.items()}
+    for name, picture in pictures.items():
+        run.write(name, picture)
+    run.write(REPORT, report_page(results, pictures))
+    return [*pictures, REPORT]
+
+
+def _receptive_fields(architecture: Architecture) -> Figure:
+    sites = [layer.name for layer in architecture.layers]
+    shape = architecture.backbone.image_shape
+    # Building a network draws its weights; whoever draws pictures wants no other random numbers.
+    with torch.random.fork_rng(devices=[]):
+        searched = receptive_fields(derive(architecture, architecture.seed), sites, shape)
+        plain = receptive_fields(architecture.backbone.build(architecture.seed), sites, shape)
+    return receptive_field_figure(architecture, searched, plain)

@@ -17,6 +17,8 @@ from metapool_kernels.search.errors import UserError
 COLLAPSE = 0.6
 """Share of the layers without pooling from which on the user is warned."""
 
+LAYER_COLUMNS = ("layer", "map", "choice", "probability", "margin", "epoch", "reason")
+
 
 class StepMeter:
     """Mean loss and accuracy, in percent, over the steps of an epoch and over all processes.
@@ -66,9 +68,9 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def layer_table(architecture: Architecture) -> str:
-    """One line per layer: what was chosen, how clearly, when and why."""
-    rows = [
+def layer_rows(architecture: Architecture) -> list[tuple[str, ...]]:
+    """What was chosen in each layer, how clearly, when and why, under :data:`LAYER_COLUMNS`."""
+    return [
         (
             layer.name,
             "x".join(map(str, layer.map_size)),
@@ -83,9 +85,11 @@ def layer_table(architecture: Architecture) -> str:
         )
         for layer in architecture.layers
     ]
-    return format_table(
-        ("layer", "map", "choice", "probability", "margin", "epoch", "reason"), rows
-    )
+
+
+def layer_table(architecture: Architecture) -> str:
+    """One line per layer: :func:`layer_rows`, aligned."""
+    return format_table(LAYER_COLUMNS, layer_rows(architecture))
 
 
 def choice_warnings(architecture: Architecture) -> list[str]:

@@ -1,0 +1,217 @@
+"""What a finished run has left in its folder, read back for pictures and the report."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonargparse
+
+from metapool_kernels.search import run_folder
+from metapool_kernels.search.architecture import Architecture, load_architecture
+from metapool_kernels.search.config import Config, load_config
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.run_folder import RunFolder
+
+PROBABILITIES = "probabilities.json"
+
+T = TypeVar("T")
+
+
+@dataclass
+class SearchEpoch:
+    """One line of ``metrics.csv`` of a search.
+
+    Args:
+        epoch: from 1.
+        loss: mean over the steps on the weight half.
+        accuracy: likewise, in percent.
+        alpha_loss: mean over the steps on the alpha half; None while warming up.
+        alpha_accuracy: likewise, in percent.
+        step_ms: median time of a step, in milliseconds.
+        stopped: how many layers had stopped at the end of the epoch.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    alpha_loss: float | None
+    alpha_accuracy: float | None
+    step_ms: float
+    stopped: int
+
+
+@dataclass
+class TrainingEpoch:
+    """One line of ``metrics.csv`` of a network's training: mean loss, accuracy in percent."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+
+
+@dataclass
+class Probabilities:
+    """``probabilities.json``: of each candidate, at the start and after each epoch.
+
+    ``epochs`` holds the layers alone that were open then.
+    """
+
+    layers: list[str]
+    epochs: list[dict[str, list[float]]]
+
+
+@dataclass
+class SeedResult:
+    """How one trained network did on the evaluation split; ``accuracy`` in percent."""
+
+    correct: int
+    accuracy: float
+    loss: float
+
+
+@dataclass
+class NetworkResult:
+    """How one kind of network did, over its seeds; ``mean`` and ``std`` in percent."""
+
+    start: str
+    epochs: int
+    parameters: int
+    seeds: dict[str, SeedResult]
+    mean: float
+    std: float | None
+
+
+@dataclass
+class Evaluation:
+    """``evaluation.json``: how many images, and each kind of network by its name."""
+
+    images: int
+    networks: dict[str, NetworkResult]
+
+
+@dataclass
+class Results:
+    """Everything that pictures and report show.
+
+    Args:
+        config: the settings.
+        architecture: what was found.
+        search: one for each epoch of the search.
+        probabilities: how it got there.
+        training: the epochs of each network that was trained, by its kind, one list for each seed.
+        evaluation: None before ``metapool evaluate``.
+    """
+
+    config: Config
+    architecture: Architecture
+    search: list[SearchEpoch]
+    probabilities: Probabilities
+    training: dict[str, list[list[TrainingEpoch]]]
+    evaluation: Evaluation | None
+
+
+def load_results(run: RunFolder) -> Results:
+    """Read the folder of a finished search.
+
+    Raises:
+        UserError: the search is not finished, or a file is damaged.
+    """
+    architecture = load_architecture(run / run_folder.ARCHITECTURE)
+    probabilities = _load_json(run / PROBABILITIES, Probabilities)
+    _check_probabilities(probabilities, architecture, run / PROBABILITIES)
+    training: dict[str, list[list[TrainingEpoch]]] = {}
+    for path in sorted((run / run_folder.ADAPT).glob(f"*/*/{run_folder.METRICS}")):
+        training.setdefault(path.parents[1].name, []).append(_load_csv(path, TrainingEpoch))
+    evaluation = None
+    if (run / run_folder.EVALUATION).exists():
+        evaluation = _load_json(run / run_folder.EVALUATION, Evaluation)
+        if not all(result.seeds for result in evaluation.networks.values()):
+            raise UserError(f"{str(run / run_folder.EVALUATION)!r} has a network without a seed")
+    return Results(
+        config=load_config(run / run_folder.CONFIG),
+        architecture=architecture,
+        search=_load_csv(run / run_folder.METRICS, SearchEpoch),
+        probabilities=probabilities,
+        training=training,
+        evaluation=evaluation,
+    )
+
+
+def _check_probabilities(
+    probabilities: Probabilities, architecture: Architecture, path: Path
+) -> None:
+    layers = [layer.name for layer in architecture.layers]
+    candidates = len(architecture.candidates) + len(architecture.extra_candidates)
+    rows = [row for epoch in probabilities.epochs for row in epoch.values()]
+    strangers = {name for epoch in probabilities.epochs for name in epoch} - set(layers)
+    wrong = [row for row in rows if len(row) != candidates or not _is_distribution(row)]
+    if set(probabilities.layers) != set(layers) or strangers or wrong:
+        raise UserError(
+            f"{str(path)!r} does not belong to the architecture beside it: it should hold "
+            f"{candidates} probabilities for each of {len(layers)} layers; search again"
+        )
+
+
+def _is_distribution(row: Sequence[float]) -> bool:
+    return min(row) >= 0 and math.isclose(sum(row), 1, rel_tol=1e-3)
+
+
+def _load_json(path: Path, kind: type[T]) -> T:
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is not a complete JSON file: {error}") from error
+    return _parse(path, kind, content)
+
+
+def _load_csv(path: Path, kind: type[T]) -> list[T]:
+    text = _read(path)
+    reader = csv.DictReader(io.StringIO(text))
+    # A cut in the last number would leave another number; only the end of the line tells.
+    if not text.endswith("\n"):
+        raise UserError(f"{str(path)!r} is cut off: its last line has no end")
+    columns = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(f"{str(path)!r} has no column {missing[0]!r}")
+    lines = list(reader)
+    if not lines:
+        raise UserError(f"{str(path)!r} holds no epoch")
+    return [_epoch(path, kind, {name: line[name] for name in columns}) for line in lines]
+
+
+def _epoch(path: Path, kind: type[T], line: dict[str, str | None]) -> T:
+    values: dict[str, float | None] = {}
+    try:
+        for name, text in line.items():
+            if name in ("epoch", "stopped"):
+                values[name] = int(text or "")
+            elif text == "" and name in ("alpha_loss", "alpha_accuracy"):
+                values[name] = None
+            else:
+                values[name] = float(text or "")
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} has a damaged line {line}: {error}") from error
+    return kind(**values)
+
+
+def _parse(path: Path, kind: type[T], content: Any) -> T:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--content", type=kind, required=True)
+    try:
+        parsed: T = parser.instantiate(parser.parse_object({"content": content})).content
+    except (ValueError, TypeError, jsonargparse.ArgumentError) as error:
+        raise UserError(f"{str(path)!r} is not valid: {error}") from error
+    return parsed
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(path)!r}: {error}; search again") from error
