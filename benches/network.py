@@ -11,8 +11,8 @@ from benches.peers import COUNT_INCLUDE_PAD, STRIDE
 from benches.timing import Effort, Times, interleave
 from metapool_kernels import DEFAULT_CANDIDATES, SpatialEnhancer, reference
 from metapool_kernels.candidates import parse_candidates
-from metapool_kernels.search.backbone import Backbone, find_backbone_sites
-from metapool_kernels.search.surgery import insert_enhancers
+from metapool_kernels.search.backbone import Backbone
+from metapool_kernels.search.surgery import find_sites, insert_enhancers
 
 AFTER = r"blocks\.[1-6]\.\d+\.bn2"
 ENHANCERS = 16
@@ -35,7 +35,7 @@ def _build(kind: str, image: tuple[int, int, int]) -> nn.Module:
     """The network, with the same weights for every kind."""
     backbone = Backbone("mobilenetv2_100", {}, True, image)
     model = backbone.build(seed=0)
-    sites = find_backbone_sites(backbone, model, AFTER)
+    sites = find_sites(model, AFTER, torch.zeros(1, *image))
     assert len(sites) == ENHANCERS
     names = ("skip_connect",) if kind == NO_CANDIDATES else DEFAULT_CANDIDATES
     enhancers = insert_enhancers(model, sites, names)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.bilevel import Hypergradient, draw_tasks, hypergradient
-from metapool_kernels.search.config import Config, SearchConfig
+from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import (
     Batch,
     Data,
@@ -20,7 +20,6 @@ from metapool_kernels.search.data import (
     steps_per_epoch,
     training_batches,
 )
-from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
 from metapool_kernels.search.processes import on_main, prepare_model, seed_epoch
 from metapool_kernels.search.report import StepMeter, epoch_line, log_scalars
@@ -31,26 +30,8 @@ from metapool_kernels.search.steps import (
     to_device,
     weight_step,
 )
-from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.stopping import ProgressiveStopping, Stop, phases
 from metapool_kernels.search.supernet import Supernet
-
-
-def phases(config: SearchConfig) -> tuple[int, int]:
-    """Epochs of the warm-up, and the epoch (from 1) at whose end no layer stays open.
-
-    Raises:
-        UserError: no epoch is left between the two.
-    """
-    warmup = round(config.warmup * config.epochs)
-    deadline = config.epochs
-    if config.stop.keep != "open":
-        deadline = round(config.stop.deadline * config.epochs)
-    if warmup >= deadline:
-        raise UserError(
-            f"alpha is never trained: of search.epochs {config.epochs}, search.warmup takes "
-            f"{warmup} and search.stop.deadline comes after {deadline}"
-        )
-    return warmup, deadline
 
 
 class Search:
@@ -114,17 +95,22 @@ class Search:
         )
         with run.tensorboard(self.epoch + 1, active=main) as writer, bar:
             while self.stopping.open_layers:
-                row = self._train_epoch(bar)
-                self.trajectory.append(self.supernet.probabilities(self.stopping.open_layers))
-                self._stop_layers()
-                row["stopped"] = len(self.stopping.stops)
-                self.history.append(row)
+                row = self.run_epoch(bar)
                 if main:
                     run.save_checkpoint(self._checkpoint(), self.epoch)
                     run.write_metrics(self.history)
                     run.write_probabilities(self.layers, self.trajectory)
                     log_scalars(writer, row)
                     tqdm.write(epoch_line(row, f"stopped {self._count_stopped()}"))
+
+    def run_epoch(self, bar: "tqdm[Any]") -> dict[str, Any]:
+        """Train for one epoch, fix the layers that are decided then, and return its numbers."""
+        row = self._train_epoch(bar)
+        self.trajectory.append(self.supernet.probabilities(self.stopping.open_layers))
+        self._stop_layers()
+        row["stopped"] = len(self.stopping.stops)
+        self.history.append(row)
+        return row
 
     def _train_epoch(self, bar: "tqdm[Any]") -> dict[str, Any]:
         started = time.perf_counter()

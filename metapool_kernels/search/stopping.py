@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from metapool_kernels.search.config import Rule, StopConfig
+from metapool_kernels.search.config import Rule, SearchConfig, StopConfig
+from metapool_kernels.search.errors import UserError
 
 Reason = Literal[Rule, "deadline", "end"]
 
@@ -73,6 +74,24 @@ _RULES: dict[Rule, Callable[[Sequence[float], StopConfig], tuple[int, ...]]] = {
     "stable_ranking": _stable_ranking,
 }
 """What must be found again at each check in a row; () where nothing is decided."""
+
+
+def phases(config: SearchConfig) -> tuple[int, int]:
+    """Epochs of the warm-up, and the epoch (from 1) at whose end no layer stays open.
+
+    Raises:
+        UserError: no epoch is left between the two.
+    """
+    warmup = round(config.warmup * config.epochs)
+    deadline = config.epochs
+    if config.stop.keep != "open":
+        deadline = round(config.stop.deadline * config.epochs)
+    if warmup >= deadline:
+        raise UserError(
+            f"alpha is never trained: of search.epochs {config.epochs}, search.warmup takes "
+            f"{warmup} and search.stop.deadline comes after {deadline}"
+        )
+    return warmup, deadline
 
 
 class ProgressiveStopping:
