@@ -1,0 +1,201 @@
+"""``python -m benches.search_quality``: does the search find what is there, and at what cost?
+
+Planted windows, recovered with the weights given and with the weights learned; accuracy on the
+digits beside controls; seconds of an epoch beside the eager mix. Every search is one run of the
+command line in a process of its own. Leaves ``search_quality.json`` and ``.md`` under
+``benches/results/``. About an hour on two cores; ``--quick`` (one seed each) in some minutes.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benches.conditions import conditions, slug
+from benches.report import RESULTS
+from benches.search_epoch import ALL_OPEN, CONFIGS, EAGER, OURS, epoch_seconds, make_config, ratio
+from benches.tables import table
+from metapool_kernels.search.planted import planted_windows
+
+GIVEN = {"model.weights": "teacher", "search.train_weights": False}
+"""What configs/planted.yaml names for a search of alpha alone."""
+
+NETWORKS = ("searched", "none", "random", "uniform")
+
+LARGE = {
+    "data.image_size": 224,
+    "data.holdout": 0.96,
+    "model.name": "mobilenetv2_100",
+    "model.arguments": {},
+    "model.keep_dilation": True,
+    "search.warmup": 0.0,
+    "threads": 2,
+}
+"""The digits as images of the usual size, in the network of the paper: four steps an epoch."""
+
+
+def metapool(command: str, config: str, folder: Path, seed: int, changes: Mapping[str, Any]) -> str:
+    """One command in its own process; what it printed."""
+    settings = {"output": folder, "seed": seed, **changes}
+    options = [f"--{name}={json.dumps(v, default=str)}" for name, v in settings.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "metapool_kernels.search", command]
+        + ["--config", str(CONFIGS / f"{config}.yaml"), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"metapool {command} failed with seed {seed}: {done.stderr}")
+    return done.stdout
+
+
+def planted(seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """One search for the teacher's windows: what was planted, what was found."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        metapool("search", "planted", run, seed, changes)
+        layers = json.loads((run / "architecture.json").read_text())["layers"]
+    config = make_config("planted", {"output": "", "seed": seed, **changes})
+    return {
+        "seed": seed,
+        "planted": planted_windows(config),
+        "found": [layer["choice"][0] for layer in layers],
+        "reasons": [layer["reason"] for layer in layers],
+        "candidates": len(config.model.candidates),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def digits(seed: int) -> dict[str, Any]:
+    """Search, adapt and evaluate with one seed: the accuracy of each network."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        for command in ("search", "adapt", "evaluate"):
+            metapool(command, "digits", run, seed, {})
+        networks = json.loads((run / "evaluation.json").read_text())["networks"]
+        layers = json.loads((run / "architecture.json").read_text())["layers"]
+    return {
+        "seed": seed,
+        "accuracy": {name: networks[name]["mean"] for name in NETWORKS},
+        "choices": [" + ".join(layer["choice"]) for layer in layers],
+    }
+
+
+def recovered(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Layers found and layers there are, over all seeds."""
+    pairs = [pair for row in rows for pair in zip(row["planted"], row["found"], strict=True)]
+    return sum(truth == found for truth, found in pairs), len(pairs)
+
+
+def several(work: Callable[[int], dict[str, Any]], seeds: int, jobs: int) -> list[dict[str, Any]]:
+    """``work`` for each seed, ``jobs`` at a time, telling of each."""
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = []
+        for row in pool.map(work, range(seeds)):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return rows
+
+
+def collect(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything. Times first, while nothing else runs."""
+    found: dict[str, Any] = {"conditions": conditions("as it is")}
+    epochs = 2 if arguments.quick else 8
+    found["epochs"] = {
+        "digits": epoch_seconds("digits", {"output": ""}, epochs, (OURS, ALL_OPEN, EAGER)),
+        "224 x 224": epoch_seconds(
+            "digits", {"output": "", **LARGE}, min(epochs, 3), (ALL_OPEN, EAGER)
+        ),
+    }
+    print(json.dumps(found["epochs"]), flush=True)
+    seeds, jobs = arguments.seeds, arguments.jobs
+    found["given"] = several(lambda seed: planted(seed, GIVEN), seeds, jobs)
+    found["learned"] = several(lambda seed: planted(seed, {}), seeds, jobs)
+    found["digits"] = several(digits, max(1, seeds // 2), jobs)
+    return found
+
+
+def markdown(found: Mapping[str, Any]) -> Iterator[str]:
+    """The report."""
+    yield "# Does the search find what is there?\n"
+    yield "Made by `python -m benches.search_quality`.\n"
+    for name, text in found["conditions"].items():
+        yield f"- {name}: {text}"
+    yield "\n## Planted windows\n"
+    yield "Layers whose window the search has named, over all seeds (`configs/planted.yaml`).\n"
+    yield from table(("weights", "seeds", "recovered", "share", "random", "s per seed"), _shares(found))
+    yield "\n## Digits\n"
+    yield "Accuracy on the 360 held-out digits, one search and four trainings for each seed.\n"
+    yield from table(("network", "mean", "standard deviation", "each seed"), _accuracies(found))
+    yield "\n## Seconds of a search epoch\n"
+    yield "Medians; epochs of the variants in turn; ratios of epochs next to each other.\n"
+    head = ("search", "ours", OURS + " in the last epoch", ALL_OPEN, EAGER, "eager / ours")
+    yield from table(head, _times(found["epochs"]))
+
+
+def _shares(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    for name in ("given", "learned"):
+        rows = found[name]
+        right, layers = recovered(rows)
+        seconds = statistics.median(row["seconds"] for row in rows)
+        yield (
+            name,
+            str(len(rows)),
+            f"{right} of {layers}",
+            f"{right / layers:.0%}",
+            f"{1 / rows[0]['candidates']:.0%}",
+            f"{seconds:.0f}",
+        )
+
+
+def _accuracies(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    for name in NETWORKS:
+        values = [row["accuracy"][name] for row in found["digits"]]
+        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        each = ", ".join(f"{value:.2f}" for value in values)
+        yield name, f"{statistics.mean(values):.2f}%", spread, each
+
+
+def _times(epochs: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[Sequence[str]]:
+    for name, seconds in epochs.items():
+        ours = seconds.get(OURS, [])
+        yield (
+            name,
+            f"{statistics.median(ours):.1f}" if ours else "",
+            f"{ours[-1]:.1f}" if ours else "",
+            f"{statistics.median(seconds[ALL_OPEN]):.1f}",
+            f"{statistics.median(seconds[EAGER]):.1f}",
+            f"{ratio(seconds[EAGER], seconds[ALL_OPEN]):.2f}",
+        )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=10, help="of the planted problem")
+    parser.add_argument("--jobs", type=int, default=2, help="searches at a time")
+    parser.add_argument("--quick", action="store_true", help="one seed, written nowhere")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds = 1
+    found = collect(arguments)
+    text = "\n".join(markdown(found)) + "\n"
+    print(text)
+    if not arguments.quick:
+        folder = RESULTS / slug()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "search_quality.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "search_quality.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
