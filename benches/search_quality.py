@@ -24,7 +24,12 @@ from benches.search_epoch import ALL_OPEN, CONFIGS, EAGER, OURS, epoch_seconds, 
 from benches.tables import table
 from metapool_kernels.search.planted import planted_windows
 
-GIVEN = {"model.weights": "teacher", "search.train_weights": False}
+GIVEN = {
+    "model.weights": "teacher",
+    "search.train_weights": False,
+    "search.warmup": 0.0,
+    "search.alpha.lr": 0.02,
+}
 """What configs/planted.yaml names for a search of alpha alone."""
 
 NETWORKS = ("searched", "none", "random", "uniform")

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
 from numpy.random import SeedSequence
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ def make_accelerator(config: Config) -> Accelerator:
     Raises:
         UserError: the hardware lacks what the configuration asks for.
     """
+    # Kept from an earlier run in the same process, which may have had another precision.
+    AcceleratorState._reset_state()
     accumulation = GradientAccumulationPlugin(config.data.accumulate, sync_with_dataloader=False)
     try:
         return Accelerator(

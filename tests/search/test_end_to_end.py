@@ -1,0 +1,51 @@
+"""The configurations that need data and a GPU, whole, on small folders of images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metapool_kernels.search.architecture import load_architecture
+from metapool_kernels.search.cli import main
+from tests.search.folders import make_image_folder
+from tests.search.runs import REPOSITORY, metrics
+
+LITTLE: dict[str, Any] = {
+    "threads": 1,
+    "data.kind": "folder",
+    "data.workers": 1,
+    "data.batch_size": 2,
+    "search.epochs": 3,
+    "search.warmup": 0.34,
+    "adapt.epochs": 1,
+    "adapt.controls": ["random"],
+}
+CONFIGS = {"cifar10": {}, "imagenet": {"data.image_size": 64, "data.accumulate": 2}}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_from_search_to_export(name: str, tmp_path: Path) -> None:
+    make_image_folder(tmp_path / "images", classes=3, train=4, val=2)
+    changes = {
+        **LITTLE,
+        **CONFIGS[name],
+        "data.root": tmp_path / "images",
+        "output": tmp_path / "run",
+    }
+    arguments = [
+        "--config",
+        str(REPOSITORY / "configs" / f"{name}.yaml"),
+        *(f"--{setting}={value}" for setting, value in changes.items()),
+    ]
+    for command in ("search", "adapt", "evaluate", "export"):
+        assert main([command, *arguments]) == 0
+    assert len(load_architecture(tmp_path / "run" / "architecture.json").layers) == 16
+    assert [row["stopped"] for row in metrics(tmp_path / "run")] == ["0", "16"]
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert results["images"] == 6
+    assert list(results["networks"]) == ["searched", "random"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "random" in page
+    exported = {path.name for path in (tmp_path / "run" / "export").iterdir()}
+    assert exported == {"network.pt2", "network.onnx"}
