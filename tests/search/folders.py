@@ -1,10 +1,18 @@
-"""Small folders of real image files."""
+"""Small folders of real image files, and how to load them."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+
+from metapool_kernels.search.config import Config, DataConfig
+from metapool_kernels.search.data import Data
+from metapool_kernels.search.datasets import load_data
+from metapool_kernels.search.errors import UserError
 
 FORMATS = ("png", "jpg")
 
@@ -59,3 +67,41 @@ def _texture(
     colour = 0.6 + 0.4 * np.cos(angle + np.array([0, 2, 4]))
     pixels = 128 + 90 * wave[..., None] * colour + draw.normal(0, 12, (height, width, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def load(root: Path | None, **settings: Any) -> Data:
+    chosen = {"kind": "folder", "image_size": 8} | settings
+    root_given = None if root is None else str(root)
+    return load_data(Config(output="", data=DataConfig(root=root_given, **chosen)))
+
+
+def refusal(root: Path | None, **settings: Any) -> str:
+    """The message, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        load(root, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def two_classes(root: Path, *images: Image.Image) -> Path:
+    """The images as PNG in one class, and the first one alone in the other and in ``val/``."""
+    for place in ("train/b", "val/a", "val/b"):
+        save(images[0], root / place / "only.png")
+    for number, image in enumerate(images):
+        save(image, root / "train" / "a" / f"{number}.png")
+    return root
+
+
+def scaled(pixels: "np.ndarray[Any, Any]") -> torch.Tensor:
+    """As networks see them: from 0 to 255 becomes from -1 to 1."""
+    return torch.from_numpy(pixels).float().div(255).sub(0.5).div(0.5)
+
+
+def plain(mode: str, colour: Any) -> Image.Image:
+    return Image.new(mode, (12, 10), colour)
