@@ -12,7 +12,7 @@ from metapool_kernels.search.results import Evaluation, SearchEpoch, TrainingEpo
 
 NETWORKS = {
     "searched": ("searched", BLUE),
-    "none": ("no enhancers", GRAY),
+    "none": ("without enhancers", GRAY),
     "random": ("random choices", ORANGE),
     "uniform": ("uniform mix", GREEN),
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from metapool_kernels.search.architecture import Architecture
+from metapool_kernels.search.config import Config, SearchConfig
 from metapool_kernels.search.curves import in_order, network_name, spread_text
 from metapool_kernels.search.report import LAYER_COLUMNS, choice_warnings, layer_rows
 from metapool_kernels.search.results import Evaluation, NetworkResult, Results
@@ -56,6 +57,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ddd;
   vertical-align: top; }
+td:first-child { white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
 figure { margin: .5rem 0 0; } img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
@@ -107,36 +109,24 @@ def report_page(results: Results, pictures: Mapping[str, bytes]) -> str:
 
 def headline(results: Results) -> str:
     """The result in one sentence."""
-    architecture = results.architecture
-    count = len(architecture.layers)
-    first = Counter(layer.choice[0] for layer in architecture.layers)
+    layers = results.architecture.layers
+    first = Counter(layer.choice[0] for layer in layers)
     choices = ", ".join(f"{name} in {number}" for name, number in first.most_common())
+    mixtures = sum(len(layer.choice) > 1 for layer in layers)
+    beside = f" ({mixtures} with a second one beside it)" if mixtures else ""
+    found = f"in {len(results.search)} epochs, of {len(layers)} layers, {choices}{beside}"
+    networks = results.evaluation.networks if results.evaluation else {}
+    if results.evaluation is None or "searched" not in networks:
+        return f"The search has chosen, {found}."
     sentence = (
-        f"After {len(results.search)} epochs the {count} enhanced "
-        f"{'layer has' if count == 1 else 'layers have'} chosen {choices}"
+        f"The network that was found reaches {_spread(networks['searched'])} on "
+        f"{results.evaluation.images} held-out images"
     )
-    mixtures = sum(len(layer.choice) > 1 for layer in architecture.layers)
-    if mixtures:
-        sentence += f" ({mixtures} with a second one beside it)"
-    evaluation = results.evaluation
-    if evaluation is None or "searched" not in evaluation.networks:
-        return f"{sentence}."
-    networks = evaluation.networks
-    sentence += (
-        f"; the network so found reaches {_accuracy(networks['searched'])} on "
-        f"{evaluation.images} held-out images"
-    )
-    others = [
-        f"{_accuracy(networks[kind])} with {network_name(kind)}"
-        for kind in in_order(networks)
-        if kind != "searched"
-    ]
-    return f"{sentence}, against {', '.join(others)}." if others else f"{sentence}."
-
-
-def _accuracy(result: NetworkResult) -> str:
-    seeds = len(result.seeds)
-    return f"{_spread(result)} ({seeds} {'seed' if seeds == 1 else 'seeds'})"
+    others = [kind for kind in in_order(networks) if kind != "searched"]
+    if others:
+        against = (f"{_spread(networks[kind])} ({network_name(kind)})" for kind in others)
+        sentence += f", against {', '.join(against)}"
+    return f"{sentence}; the search has chosen, {found}."
 
 
 def _spread(result: NetworkResult) -> str:
@@ -150,7 +140,7 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
             "and its controls, <code>metapool evaluate</code> measures them.</p>"
         )
     table = _table(
-        ("network", "start", "epochs", "parameters", "accuracy", "correct, by seed", "mean loss"),
+        ("network", "start", "epochs", "parameters", "accuracy", "by seed", "mean loss"),
         [
             (
                 network_name(kind),
@@ -158,8 +148,8 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
                 str(result.epochs),
                 f"{result.parameters:,}",
                 _spread(result),
-                ", ".join(
-                    f"{seed}: {one.correct}/{evaluation.images} ({one.accuracy:.2f} %)"
+                "; ".join(
+                    f"{seed}: {one.accuracy:.2f} % ({one.correct})"
                     for seed, one in result.seeds.items()
                 ),
                 f"{sum(one.loss for one in result.seeds.values()) / len(result.seeds):.4f}",
@@ -168,7 +158,10 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
             for result in (evaluation.networks[kind],)
         ],
     )
-    caption = "Each network was trained alike; ± is the standard deviation over the seeds."
+    caption = (
+        "Mean and standard deviation over the seeds; in brackets how many of the "
+        f"{evaluation.images} images each network names correctly."
+    )
     if CONTROLS not in pictures:
         return table
     return table + _figure(pictures[CONTROLS], "Accuracy of each network", caption)
@@ -189,8 +182,8 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("padding counts in averages", "yes" if architecture.count_include_pad else "no"),
         ("data", " ".join(filter(None, (config.data.kind, config.data.name, config.data.root)))),
         ("batch size", f"{config.data.batch_size}, {config.data.accumulate} to a step"),
-        ("search", f"at most {config.search.epochs} epochs, warm-up {config.search.warmup:g}"),
-        ("weights", f"{config.search.weights.optimizer}, lr {config.search.weights.lr:g}"),
+        ("search", _search(config.search)),
+        ("weights", _weights(config)),
         ("alpha", f"{method}, lr {alpha.lr:g}, weight decay {alpha.weight_decay:g}"),
         (
             "stop",
@@ -200,6 +193,19 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("seed", str(architecture.seed)),
         *((f"{name} version", version) for name, version in architecture.versions.items()),
     ]
+
+
+def _search(search: SearchConfig) -> str:
+    open_to_the_end = "" if search.progressive else ", every layer open to the deadline"
+    return f"at most {search.epochs} epochs, warm-up {search.warmup:g}{open_to_the_end}"
+
+
+def _weights(config: Config) -> str:
+    origin = f", begun with {config.model.weights}" if config.model.weights else ""
+    if not config.search.train_weights:
+        return f"not trained{origin}"
+    weights = config.search.weights
+    return f"{weights.optimizer}, lr {weights.lr:g}, weight decay {weights.weight_decay:g}{origin}"
 
 
 def _with_arguments(architecture: Architecture) -> str:

@@ -125,7 +125,8 @@ def heat_map_figure(architecture: Architecture) -> Figure:
     exponents = np.exp(alpha - alpha.max(1, keepdims=True))
     probabilities = exponents / exponents.sum(1, keepdims=True)
     figure = Figure(
-        figsize=(1.05 * len(candidates) + 3.5, 0.32 * len(layers) + 1.6), layout="constrained"
+        figsize=(1.05 * len(candidates) + 3.5, max(0.32 * len(layers) + 1.6, 2.6)),
+        layout="constrained",
     )
     panel = figure.subplots()
     top = probabilities.max()
@@ -152,9 +153,10 @@ def heat_map_figure(architecture: Architecture) -> Figure:
     panel.set_xticks(range(len(candidates)), candidates)
     panel.tick_params(length=0, labelsize="small", top=False, labeltop=True, labelbottom=False)
     panel.spines[:].set_visible(False)
-    frame = Rectangle((0, 0), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2, label="chosen")
+    frame = Rectangle((0, 0), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2)
+    frame.set_label("chosen when the layer stopped")
     figure.legend(handles=[frame], loc="outside lower center", frameon=False)
-    figure.colorbar(image, label="probability when the layer stopped", pad=0.02)
+    figure.colorbar(image, label="probability", pad=0.02)
     return figure
 
 
@@ -179,7 +181,9 @@ def receptive_field_figure(
     square = image[0] == image[1] and all(
         side[0] == side[1] for fields in (searched, plain) for side in fields.values()
     )
-    figure = Figure(figsize=(9 if square else 13, 0.32 * len(layers) + 1.8), layout="constrained")
+    figure = Figure(
+        figsize=(9 if square else 13, max(0.32 * len(layers) + 1.8, 3)), layout="constrained"
+    )
     panels = figure.subplots(1, 1 if square else 2, sharey=True, squeeze=False)[0]
     for axis, panel in enumerate(panels):
         _draw_fields(

@@ -22,7 +22,8 @@ def receptive_fields(
     the whole map, such as squeeze-and-excitation, rightly sees the whole image.
 
     Args:
-        model: any network; it is run in evaluation mode and comes back as it was.
+        model: any network on the CPU (fast convolutions of GPUs carry a NaN to their whole tile);
+            it is run in evaluation mode and comes back as it was.
         sites: names of modules that give maps (N, C, H, W).
         image_shape: of one input, (C, H, W).
 
@@ -59,18 +60,17 @@ def _reached(model: nn.Module, sites: Sequence[str], images: Tensor) -> dict[str
 
     def note(name: str, module: nn.Module, args: object, output: Tensor) -> None:
         centre = output[:, :, output.shape[2] // 2, output.shape[3] // 2]
-        reached[name] = centre.isnan().any(1).cpu()
+        reached[name] = centre.isnan().any(1)
 
     modules = [model.get_submodule(name) for name in sites]
     hooks = [
         module.register_forward_hook(partial(note, name))
         for name, module in zip(sites, modules, strict=True)
     ]
-    device = next((parameter.device for parameter in model.parameters()), None)
     try:
-        # NNPACK's Winograd convolution would carry a NaN to its whole tile.
+        # NNPACK's convolution by tiles would carry a NaN to the whole of its tile.
         with _evaluating(model), torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
-            model(images.to(device, memory_format=torch.channels_last))
+            model(images.contiguous(memory_format=torch.channels_last))
     finally:
         for hook in hooks:
             hook.remove()

@@ -123,6 +123,7 @@ def load_results(run: RunFolder) -> Results:
     """
     architecture = load_architecture(run / run_folder.ARCHITECTURE)
     probabilities = _load_json(run / PROBABILITIES, Probabilities)
+    _check_lengths(architecture, run / run_folder.ARCHITECTURE)
     _check_probabilities(probabilities, architecture, run / PROBABILITIES)
     training: dict[str, list[list[TrainingEpoch]]] = {}
     for path in sorted((run / run_folder.ADAPT).glob(f"*/*/{run_folder.METRICS}")):
@@ -140,6 +141,16 @@ def load_results(run: RunFolder) -> Results:
         training=training,
         evaluation=evaluation,
     )
+
+
+def _check_lengths(architecture: Architecture, path: Path) -> None:
+    candidates = len(architecture.candidates) + len(architecture.extra_candidates)
+    wrong = [layer.name for layer in architecture.layers if len(layer.alpha) != candidates]
+    if wrong or not architecture.layers:
+        raise UserError(
+            f"{str(path)!r} should hold layers with {candidates} architecture parameters each; "
+            f"wrong: {wrong or 'there is no layer'}"
+        )
 
 
 def _check_probabilities(
