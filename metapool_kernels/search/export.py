@@ -1,12 +1,8 @@
 """The trained network as files that run without this package."""
 
-import contextlib
 import copy
 import io
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +51,8 @@ def export_network(
     batches = [torch.randn(size, *image_shape, generator=generator) for size in _BATCHES]
     with torch.inference_mode():
         expected = [original(images) for images in batches]
-    with _quiet():
-        program = _export(to_plain(original), torch.randn(3, *image_shape, generator=generator))
-        contents = {PROGRAM: _program_bytes(program), ONNX: _onnx_bytes(program)}
+    program = _export(to_plain(original), torch.randn(3, *image_shape, generator=generator))
+    contents = {PROGRAM: _program_bytes(program), ONNX: _onnx_bytes(program)}
     runners = {PROGRAM: _load_program(contents[PROGRAM]), ONNX: _load_onnx(contents[ONNX])}
     largest = {
         name: max(
@@ -153,21 +148,3 @@ def _difference(name: str, got: Tensor, expected: Tensor) -> float:
             f"allowed are {allowed:.2g}"
         )
     return largest
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the progress and the warnings of the exporters off the terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
