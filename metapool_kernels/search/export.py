@@ -68,7 +68,7 @@ def export_network(
 
 def _need_onnx() -> None:
     try:
-        # torch.onnx asks for the last two itself, but only in the middle of its work.
+        # torch.onnx asks for two of them itself, but only in the middle of its work.
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
