@@ -32,6 +32,8 @@ GIVEN = {
 }
 """What configs/planted.yaml names for a search of alpha alone."""
 
+METAPOOL = (sys.executable, "-m", "metapool_kernels.search")
+
 NETWORKS = ("searched", "none", "random", "uniform")
 
 LARGE = {
@@ -51,8 +53,7 @@ def metapool(command: str, config: str, folder: Path, seed: int, changes: Mappin
     settings = {"output": folder, "seed": seed, **changes}
     options = [f"--{name}={json.dumps(v, default=str)}" for name, v in settings.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "metapool_kernels.search", command]
-        + ["--config", str(CONFIGS / f"{config}.yaml"), *options],
+        [*METAPOOL, command, "--config", str(CONFIGS / f"{config}.yaml"), *options],
         capture_output=True,
         text=True,
         check=False,
@@ -137,13 +138,15 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"- {name}: {text}"
     yield "\n## Planted windows\n"
     yield "Layers whose window the search has named, over all seeds (`configs/planted.yaml`).\n"
-    yield from table(("weights", "seeds", "recovered", "share", "random", "s per seed"), _shares(found))
+    yield from table(
+        ("weights", "seeds", "recovered", "share", "random", "s per seed"), _shares(found)
+    )
     yield "\n## Digits\n"
     yield "Accuracy on the 360 held-out digits, one search and four trainings for each seed.\n"
     yield from table(("network", "mean", "standard deviation", "each seed"), _accuracies(found))
     yield "\n## Seconds of a search epoch\n"
     yield "Medians; epochs of the variants in turn; ratios of epochs next to each other.\n"
-    head = ("search", "ours", OURS + " in the last epoch", ALL_OPEN, EAGER, "eager / ours")
+    head = ("search", OURS, OURS + " in the last epoch", ALL_OPEN, EAGER, "eager / ours")
     yield from table(head, _times(found["epochs"]))
 
 

@@ -32,7 +32,8 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool) -> None:
     searched = RunFolder(config.output)
     architecture = load_architecture(searched / run_folder.ARCHITECTURE)
     searched.check_settings(config, ("seed", "data"))
-    data = load_data(config)
+    with accelerator.local_main_process_first():
+        data = load_data(config)
     split = searched.load_split()
     images = sorted(split.weight + split.alpha)
 
@@ -52,9 +53,7 @@ def _train(training: Training, run: RunFolder, name: str) -> None:
     if checkpoint is not None:
         training.restore(checkpoint)
     training.train(run, name)
-    on_main(
-        training.accelerator, lambda: run.write_weights(run_folder.WEIGHTS, training.tensors())
-    )
+    on_main(training.accelerator, lambda: run.write_weights(run_folder.WEIGHTS, training.tensors()))
 
 
 def _network(

@@ -53,7 +53,7 @@ def step_time_figure(search: Sequence[SearchEpoch], layers: int) -> Figure:
         times = [row.step_ms for row in rows]
         panel.plot([row.epoch for row in rows], times, marker="o", markersize=4, color=BLUE)
     panel.set_ylim(0, max(row.step_ms for row in search) * 1.1)
-    panel.set_ylabel("median time of a step in ms (line)", color=BLUE)
+    panel.set_ylabel("mean time of a step in ms (line)", color=BLUE)
     panel.tick_params(axis="y", colors=BLUE)
     panel.set_xlabel("epoch of the search")
     panel.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
@@ -112,10 +112,11 @@ def training_figure(
 
 
 def _draw_search(panels: Sequence[Axes], search: Sequence[SearchEpoch]) -> None:
+    training = [row for row in search if row.loss is not None]
     learning = [row for row in search if row.alpha_loss is not None]
     for panel, name in zip(panels, ("loss", "accuracy"), strict=True):
         for rows, column, label, color, marker in (
-            (search, name, "weight half", BLUE, "o"),
+            (training, name, "weight half", BLUE, "o"),
             (learning, f"alpha_{name}", "alpha half", ORANGE, "s"),
         ):
             panel.plot(

@@ -43,7 +43,8 @@ def run_evaluate(config: Config) -> None:
         for name in network_names(trained_with.adapt.controls)
         for seed in range(trained_with.seed, trained_with.seed + trained_with.adapt.seeds)
     }
-    data = load_data(config)
+    with accelerator.local_main_process_first():
+        data = load_data(config)
     networks: dict[str, dict[str, Any]] = {}
     for (name, seed), tensors in weights.items():
         network = build_network(name, architecture, seed)
@@ -61,6 +62,7 @@ def run_evaluate(config: Config) -> None:
         searched.write(run_folder.EVALUATION, json.dumps(results, indent=2) + "\n")
         print(_table(results))
         draw(searched)
+        print(f"report: {searched / run_folder.REPORT}")
 
     on_main(accelerator, finish)
 

@@ -1,12 +1,8 @@
 """The trained network as files that run without this package."""
 
-import contextlib
 import copy
 import io
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +26,25 @@ TOLERANCE = 1e-4
 
 _BATCHES = (1, 5)
 """Batch sizes that the files are checked with; they are made with another one."""
+
+
+def run_export(config: Config) -> None:
+    """``metapool export``: write the adapted network of the run's seed into ``export/``.
+
+    Raises:
+        UserError: it has not been trained, or as for :func:`export_network`.
+    """
+    searched = RunFolder(config.output)
+    architecture = load_architecture(searched / run_folder.ARCHITECTURE)
+    seed = architecture.seed
+    trained = RunFolder(searched / run_folder.ADAPT / SEARCHED / str(seed))
+    network = build_network(SEARCHED, architecture, seed)
+    network.load_state_dict(trained.load_weights())
+    folder = RunFolder(searched / run_folder.EXPORT)
+    for name, difference in export_network(
+        network, architecture.backbone.image_shape, folder
+    ).items():
+        print(f"{folder / name}: outputs differ by at most {difference:.1e}")
 
 
 def export_network(
@@ -59,9 +74,8 @@ def export_network(
     batches = [torch.randn(size, *image_shape, generator=generator) for size in _BATCHES]
     with torch.inference_mode():
         expected = [original(images) for images in batches]
-    with _quiet():
-        program = _export(to_plain(original), torch.randn(3, *image_shape, generator=generator))
-        contents = {PROGRAM: _program_bytes(program), ONNX: _onnx_bytes(program)}
+    program = _export(to_plain(original), torch.randn(3, *image_shape, generator=generator))
+    contents = {PROGRAM: _program_bytes(program), ONNX: _onnx_bytes(program)}
     runners = {PROGRAM: _load_program(contents[PROGRAM]), ONNX: _load_onnx(contents[ONNX])}
     largest = {
         name: max(
@@ -77,7 +91,7 @@ def export_network(
 
 def _need_onnx() -> None:
     try:
-        # torch.onnx asks for the last two itself, but only in the middle of its work.
+        # torch.onnx asks for two of them itself, but only in the middle of its work.
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
@@ -157,40 +171,3 @@ def _difference(name: str, got: Tensor, expected: Tensor) -> float:
             f"allowed are {allowed:.2g}"
         )
     return largest
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the progress and the warnings of the exporters off the terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def run_export(config: Config) -> None:
-    """``metapool export``: write the adapted network of the run's seed into ``export/``.
-
-    Raises:
-        UserError: it has not been trained, or as for :func:`export_network`.
-    """
-    searched = RunFolder(config.output)
-    architecture = load_architecture(searched / run_folder.ARCHITECTURE)
-    seed = architecture.seed
-    trained = RunFolder(searched / run_folder.ADAPT / SEARCHED / str(seed))
-    network = build_network(SEARCHED, architecture, seed)
-    network.load_state_dict(trained.load_weights())
-    folder = RunFolder(searched / run_folder.EXPORT)
-    for name, difference in export_network(
-        network, architecture.backbone.image_shape, folder
-    ).items():
-        print(f"{folder / name}: outputs differ by at most {difference:.1e}")

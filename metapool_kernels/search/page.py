@@ -10,13 +10,14 @@ from metapool_kernels.search.config import Config, SearchConfig
 from metapool_kernels.search.curves import in_order, network_name, spread_text
 from metapool_kernels.search.report import LAYER_COLUMNS, choice_warnings, layer_rows
 from metapool_kernels.search.results import Evaluation, NetworkResult, Results
-
-ALPHA = "alpha_over_epochs.png"
-HEAT_MAP = "alpha_heat_map.png"
-RECEPTIVE_FIELD = "receptive_field.png"
-STEP_TIME = "step_time.png"
-TRAINING = "training.png"
-CONTROLS = "controls.png"
+from metapool_kernels.search.run_folder import (
+    ALPHA,
+    CONTROLS,
+    HEAT_MAP,
+    RECEPTIVE_FIELD,
+    STEP_TIME,
+    TRAINING,
+)
 
 _SECTIONS = {
     HEAT_MAP: (

@@ -7,15 +7,7 @@ from metapool_kernels.search.architecture import Architecture
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.curves import controls_figure, step_time_figure, training_figure
 from metapool_kernels.search.derive import derive
-from metapool_kernels.search.page import (
-    ALPHA,
-    CONTROLS,
-    HEAT_MAP,
-    RECEPTIVE_FIELD,
-    STEP_TIME,
-    TRAINING,
-    report_page,
-)
+from metapool_kernels.search.page import report_page
 from metapool_kernels.search.plots import (
     alpha_figure,
     heat_map_figure,
@@ -24,9 +16,16 @@ from metapool_kernels.search.plots import (
 )
 from metapool_kernels.search.receptive_field import receptive_fields
 from metapool_kernels.search.results import load_results
-from metapool_kernels.search.run_folder import RunFolder
-
-REPORT = "report.html"
+from metapool_kernels.search.run_folder import (
+    ALPHA,
+    CONTROLS,
+    HEAT_MAP,
+    RECEPTIVE_FIELD,
+    REPORT,
+    STEP_TIME,
+    TRAINING,
+    RunFolder,
+)
 
 
 def run_plot(config: Config) -> None:

@@ -15,11 +15,12 @@ from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import Architecture, load_architecture
 from metapool_kernels.search.config import Config, load_config
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.run_folder import RunFolder
-
-PROBABILITIES = "probabilities.json"
+from metapool_kernels.search.run_folder import PROBABILITIES, RunFolder
 
 T = TypeVar("T")
+
+_MAY_BE_EMPTY = ("loss", "accuracy", "alpha_loss", "alpha_accuracy")
+"""In a search: weights or alphas that are not trained in an epoch have none."""
 
 
 @dataclass
@@ -28,17 +29,17 @@ class SearchEpoch:
 
     Args:
         epoch: from 1.
-        loss: mean over the steps on the weight half.
+        loss: mean over the steps on the weight half; None where weights are not trained.
         accuracy: likewise, in percent.
         alpha_loss: mean over the steps on the alpha half; None while warming up.
         alpha_accuracy: likewise, in percent.
-        step_ms: median time of a step, in milliseconds.
+        step_ms: mean time of a step, in milliseconds.
         stopped: how many layers had stopped at the end of the epoch.
     """
 
     epoch: int
-    loss: float
-    accuracy: float
+    loss: float | None
+    accuracy: float | None
     alpha_loss: float | None
     alpha_accuracy: float | None
     step_ms: float
@@ -202,7 +203,7 @@ def _epoch(path: Path, kind: type[T], line: dict[str, str | None]) -> T:
         for name, text in line.items():
             if name in ("epoch", "stopped"):
                 values[name] = int(text or "")
-            elif text == "" and name in ("alpha_loss", "alpha_accuracy"):
+            elif text == "" and kind is SearchEpoch and name in _MAY_BE_EMPTY:
                 values[name] = None
             else:
                 values[name] = float(text or "")

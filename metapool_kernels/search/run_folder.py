@@ -40,14 +40,12 @@ ADAPT = "adapt"
 SEARCHED = "searched"
 EVALUATION = "evaluation.json"
 EXPORT = "export"
-PICTURES = (
-    "alpha_over_epochs.png",
-    "alpha_heat_map.png",
-    "receptive_field.png",
-    "step_time.png",
-    "training.png",
-    "controls.png",
-)
+ALPHA = "alpha_over_epochs.png"
+HEAT_MAP = "alpha_heat_map.png"
+RECEPTIVE_FIELD = "receptive_field.png"
+STEP_TIME = "step_time.png"
+TRAINING = "training.png"
+CONTROLS = "controls.png"
 REPORT = "report.html"
 _CONTENTS = (
     CONFIG,
@@ -61,7 +59,12 @@ _CONTENTS = (
     ADAPT,
     EVALUATION,
     EXPORT,
-    *PICTURES,
+    ALPHA,
+    HEAT_MAP,
+    RECEPTIVE_FIELD,
+    STEP_TIME,
+    TRAINING,
+    CONTROLS,
     REPORT,
     SEARCHED,
     *get_args(Control),

@@ -39,7 +39,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     run = RunFolder(config.output)
     if resume:
         on_main(accelerator, lambda: run.check_settings(config, SETTINGS))
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         data = load_data(config)
     split = split_data(data, config.search.alpha_half, config.seed)
     if resume and (run / run_folder.SPLIT).exists():
@@ -66,8 +66,8 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
         run.write(run_folder.ARCHITECTURE, to_json(architecture))
         print(layer_table(architecture))
         warn(choice_warnings(architecture))
-        for picture in draw(run):
-            print(picture)
+        draw(run)
+        print(f"report: {run / run_folder.REPORT}")
 
     on_main(accelerator, finish)
 

@@ -165,6 +165,18 @@ def test_weights_of_another_network_are_refused(
         supernet(weights=saved(change))
 
 
+def test_only_one_module_may_have_another_number_of_classes() -> None:
+    """A convolution of as many channels as there are classes is no second classifier."""
+    wide = {"width": 7}
+    given = {
+        name: torch.zeros(5, *value.shape[1:])
+        for name, value in build(OWN, **wide).state_dict().items()
+    }
+    save_file(given, "weights")
+    with pytest.raises(UserError, match=r"(?s)does not fit.*0\.weight.*4\.weight"):
+        supernet(arguments=wide, weights="weights")
+
+
 def test_weights_that_cannot_be_read_are_refused(folder: Path) -> None:
     (folder / "damaged").write_bytes(b"nothing of use")
     for name in ("damaged", "missing"):
