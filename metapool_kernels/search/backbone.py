@@ -1,5 +1,6 @@
 """Networks from timm."""
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,12 @@ class Backbone:
         """
         torch.manual_seed(seed)
         try:
-            model = timm.create_model(self.name, **self.arguments)
+            if ":" in self.name:
+                module, function = self.name.split(":")
+                make = getattr(importlib.import_module(module), function)
+                model: nn.Module = make(**self.arguments)
+            else:
+                model = timm.create_model(self.name, **self.arguments)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise UserError(
                 f"timm cannot make model {self.name!r} with {self.arguments}: {error}"
