@@ -31,7 +31,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
 .PHONY: test test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
-	test-sanitized test-older search bench bench-report gpu-check gpu-model lint format install \
+	test-sanitized test-older search bench bench-report bench-search gpu-check gpu-model lint format install \
 	clean
 
 test: install  ## the whole test suite
@@ -81,10 +81,11 @@ test-older: install  ## the same binary under torch 2.13.0 (CPU build), then wit
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=0.01 $(OLDER)/bin/python -m pytest \
 		tests/test_forward.py tests/test_backward.py
 
-search: install  ## search, adapt and evaluate on scikit-learn's digits
+search: install  ## search, adapt, evaluate and export on scikit-learn's digits
 	$(RUN)/metapool search $(DIGITS) --overwrite
 	$(RUN)/metapool adapt $(DIGITS)
 	$(RUN)/metapool evaluate $(DIGITS)
+	$(RUN)/metapool export $(DIGITS)
 
 bench: install  ## our op against its peers; QUICK=--quick for under a minute
 	$(RUN)/python -m pytest benches --benchmark-only $(QUICK)
@@ -92,6 +93,9 @@ bench: install  ## our op against its peers; QUICK=--quick for under a minute
 bench-report: install  ## the full report under benches/results; QUICK=--quick for under 90 s
 	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,bench]"
 	$(RUN)/python -m benches.report $(QUICK)
+
+bench-search: install  ## does the search find what is there; QUICK=--quick for one seed
+	$(RUN)/python -m benches.search_quality $(QUICK)
 
 gpu-check: ## everything that only a GPU can tell, into benches/results; DRY=--dry-run without one
 	$(PYTHON) -m benches.gpu_check $(DRY)

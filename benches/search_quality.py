@@ -8,6 +8,7 @@ command line in a process of its own. Leaves ``search_quality.json`` and ``.md``
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,17 @@ LARGE = {
     "threads": 2,
 }
 """The digits as images of the usual size, in the network of the paper: four steps an epoch."""
+
+
+TILTED = {"search.alpha.tilt": math.log(4), "search.alpha.tasks": 2}
+
+PLANTED: dict[str, dict[str, Any]] = {
+    "given": GIVEN,
+    "learned": {},
+    "learned, as pmpl": {**TILTED, "search.alpha.method": "fomaml"},
+    "learned, as pmpl, second order": {**TILTED, "search.alpha.method": "second-order"},
+}
+"""Settings beside those of configs/planted.yaml, which are first-order and without tasks."""
 
 
 def metapool(command: str, config: str, folder: Path, seed: int, changes: Mapping[str, Any]) -> str:
@@ -124,8 +137,10 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     print(json.dumps(found["epochs"]), flush=True)
     seeds, jobs = arguments.seeds, arguments.jobs
-    found["given"] = several(lambda seed: planted(seed, GIVEN), seeds, jobs)
-    found["learned"] = several(lambda seed: planted(seed, {}), seeds, jobs)
+    found["planted"] = {
+        name: several(partial(planted, changes=changes), seeds, jobs)
+        for name, changes in PLANTED.items()
+    }
     found["digits"] = several(digits, max(1, seeds // 2), jobs)
     return found
 
@@ -151,8 +166,7 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shares(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    for name in ("given", "learned"):
-        rows = found[name]
+    for name, rows in found["planted"].items():
         right, layers = recovered(rows)
         seconds = statistics.median(row["seconds"] for row in rows)
         yield (

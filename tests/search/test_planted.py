@@ -1,25 +1,26 @@
 """The planted problem: what it hides, that it hides it well, and that it can be found."""
 
 from dataclasses import replace
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.backbone import make_backbone
-from metapool_kernels.search.bilevel import alpha_step
+from metapool_kernels.search.cli import main
 from metapool_kernels.search.config import (
     Config,
     ModelConfig,
     PlantedConfig,
     config_parser,
+    load_config,
     to_config,
 )
-from metapool_kernels.search.data import Data, split_data, split_warnings, training_batches
+from metapool_kernels.search.data import Data, split_data, split_warnings
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.optimizers import make_alpha_optimizer
 from metapool_kernels.search.planted import (
     BANDS,
     CLASSES,
@@ -32,13 +33,14 @@ from metapool_kernels.search.planted import (
 from metapool_kernels.search.supernet import Supernet
 from tests.search.runs import REPOSITORY
 
+CONFIG = REPOSITORY / "configs" / "planted.yaml"
+
 
 def settings(*arguments: str, **planted: Any) -> Config:
     """``configs/planted.yaml`` with fewer images, and changes."""
     parser = config_parser()
     parser.add_argument("--config", action="config")
-    file = f"--config={REPOSITORY / 'configs' / 'planted.yaml'}"
-    parsed = parser.parse_args([file, "--data.planted.images=512", *arguments])
+    parsed = parser.parse_args([f"--config={CONFIG}", "--data.planted.images=512", *arguments])
     config = to_config(parser.instantiate(parsed))
     return replace(config, data=replace(config.data, planted=_with(config, planted)))
 
@@ -194,17 +196,24 @@ def test_noise_changes_some_answers() -> None:
     assert torch.equal(clean.train_set.tensors[0], noisy.train_set.tensors[0])
 
 
-def test_the_windows_are_found_when_the_weights_are_given() -> None:
-    config = settings("--data.planted.images=2048", "--search.alpha.lr=0.03")
-    data = load_planted(config)
-    net = supernet(config, data)
-    net.model.load_state_dict(teacher_state(config), strict=False)
-    layers = [site.name for site in net.sites]
-    alphas = net.alphas(layers)
-    optimizer = make_alpha_optimizer(alphas, config.search.alpha)
-    batches = training_batches(data.train_set, data.train, config.data, config.seed, 0)
-    net.model.train()
-    for batch in islice(batches, 120):
-        alpha_step(net.model, alphas, batch, optimizer)
-    found = [config.model.candidates[int(alpha.argmax())] for alpha in alphas]
-    assert found == planted_windows(config)
+GIVEN = (
+    "--model.weights=teacher",
+    "--search.train_weights=false",
+    "--search.warmup=0",
+    "--search.alpha.lr=0.02",
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "least"),
+    [(GIVEN, 5), ((*GIVEN, "--seed=1", "--config=pmpl"), 5), (("--seed=9",), 4)],
+    ids=["weights given", "weights given, as pmpl", "weights learned"],
+)
+def test_a_search_finds_the_windows(arguments: tuple[str, ...], least: int, tmp_path: Path) -> None:
+    """Random choices would find one of five in every seventh layer."""
+    options = [f"--config={CONFIG}", f"--output={tmp_path / 'run'}", *arguments]
+    assert main(["search", *options]) == 0
+    found = load_architecture(tmp_path / "run" / "architecture.json")
+    truth = planted_windows(load_config(tmp_path / "run" / "config.yaml"))
+    right = [layer.choice[0] == window for layer, window in zip(found.layers, truth, strict=True)]
+    assert sum(right) >= least, [layer.choice for layer in found.layers]
