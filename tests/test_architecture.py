@@ -28,7 +28,16 @@ RANKS = (
 # The NumPy entry points stand beside the chain: over the compiled core, and below nothing.
 BESIDE = {"numpy_api": {"candidates", "checks", "native"}}
 
-HEAVY = ("timm", "torchvision", "matplotlib", "sklearn", "triton", "tqdm", "jsonargparse")
+HEAVY = (
+    "timm",
+    "torchvision",
+    "matplotlib",
+    "sklearn",
+    "triton",
+    "tqdm",
+    "jsonargparse",
+    "accelerate",
+)
 
 
 def _parts() -> list[str]:

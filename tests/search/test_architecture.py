@@ -246,7 +246,9 @@ def test_the_weights_of_a_supernet_are_what_is_trained() -> None:
     for site in supernet.sites:
         assert names[supernet.alpha_name(site.name)] is supernet.alpha(site.name)
         assert not supernet.alpha(site.name).requires_grad
-    assert {id(p) for p in supernet.weights()} == {id(names[n]) for n in names.keys() - alphas}
+    assert {id(p) for p in supernet.weights().values()} == {
+        id(names[n]) for n in names.keys() - alphas
+    }
 
     put = {name: names[name].detach().clone().requires_grad_() for name in alphas}
     out = torch.func.functional_call(supernet.model, put, (torch.randn(4, 1, 16, 16),))

@@ -141,7 +141,7 @@ def test_the_package_loads_nothing_of_the_search() -> None:
     code = (
         "import sys, metapool_kernels; "
         "print([m for m in ('metapool_kernels.search', 'timm', 'jsonargparse', 'sklearn', "
-        "'matplotlib', 'safetensors') if m in sys.modules])"
+        "'matplotlib', 'safetensors', 'accelerate') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
