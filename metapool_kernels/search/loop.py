@@ -1,7 +1,7 @@
 """The search: warm up the weights, learn alpha, fix the layers one after the other."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -118,15 +118,16 @@ class Search:
         accumulate = self.config.data.accumulate
         epoch_seed = seed_epoch(self.accelerator, self.config.seed, self.epoch)
         batches = self._batches(self.split.weight, self.epoch, epoch_seed)
-        alpha_batches = self._batches(self.split.alpha, self.epoch - self.warmup, epoch_seed)
+        alpha_batches = self._batches(self.split.alpha, self.epoch - self.warmup, epoch_seed + 1)
         alphas = self.supernet.alphas(self.stopping.open_layers)
+        gradient = self._objective()
         meter, alpha_meter = StepMeter(self.accelerator), StepMeter(self.accelerator)
         self.model.train()
         for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
             self.schedule.step_update(step)
             train = list(islice(batches, accumulate))
             if learns_alpha:
-                found = self._hypergradients(train, islice(alpha_batches, accumulate), step)
+                found = [gradient(t, v, step) for t, v in zip(train, alpha_batches, strict=False)]
                 alpha_meter.update(
                     *alpha_step(self.accelerator, alphas, self.alpha_optimizer, found)
                 )
@@ -168,29 +169,35 @@ class Search:
         )
         return to_device(batches, self.accelerator.device)
 
-    def _hypergradients(
-        self, train: Sequence[Batch], validation: Iterator[Batch], step: int
-    ) -> list[Hypergradient]:
-        alpha = self.settings.alpha
-        names = [self.supernet.alpha_name(layer) for layer in self.stopping.open_layers]
+    def _objective(self) -> Callable[[Batch, Batch, int], Hypergradient]:
+        """The hypergradient in the alphas of the open layers, by batches and step."""
+        settings, layers = self.settings.alpha, self.stopping.open_layers
         weights = self.supernet.weights()
-        smoothing = self.settings.weights.label_smoothing
+        objective = network_objective(
+            self.supernet.model,
+            list(weights),
+            [self.supernet.alpha_name(layer) for layer in layers],
+            self.settings.weights.label_smoothing,
+        )
         candidates = len(self.supernet.candidate_names)
-        tasks = draw_tasks(candidates, alpha.tasks, alpha.tilt, [self.config.seed, step])
-        return [
-            hypergradient(
-                network_objective(self.supernet.model, list(weights), names, smoothing),
+
+        def gradient(train: Batch, validation: Batch, step: int) -> Hypergradient:
+            lr = self.weight_optimizer.param_groups[0]["lr"]
+            return hypergradient(
+                objective,
                 list(weights.values()),
-                self.supernet.alphas(self.stopping.open_layers),
-                train_batch,
-                val_batch,
-                method=alpha.method,
-                xi=self.weight_optimizer.param_groups[0]["lr"] if alpha.xi is None else alpha.xi,
-                tasks=tasks,
-                tilt=alpha.tilt,
+                self.supernet.alphas(layers),
+                train,
+                validation,
+                method=settings.method,
+                xi=lr if settings.xi is None else settings.xi,
+                tasks=draw_tasks(
+                    candidates, settings.tasks, settings.tilt, [self.config.seed, step]
+                ),
+                tilt=settings.tilt,
             )
-            for train_batch, val_batch in zip(train, validation, strict=True)
-        ]
+
+        return gradient
 
     def _stop_layers(self) -> None:
         """Decided once, in the main process."""

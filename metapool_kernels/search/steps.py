@@ -29,14 +29,23 @@ def network_objective(
     Normalisation layers in training mode use the statistics of the batch; these, as every other
     change of a buffer, go into copies and are forgotten.
     """
+    buffers = dict(model.named_buffers())
+    every = list(model.named_parameters(remove_duplicate=False))
+    # Looking for tied weights takes as long as a small layer, at every call.
+    ties = len(every) > len({id(parameter) for _, parameter in every})
 
     def objective(
         weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        tensors = {name: buffer.clone() for name, buffer in buffers.items()}
         tensors |= dict(zip(weight_names, weights, strict=True))
         tensors |= dict(zip(alpha_names, alphas, strict=True))
-        return _loss(lambda images: functional_call(model, tensors, images), batch, label_smoothing)
+
+        def forward(images: Tensor) -> Tensor:
+            logits: Tensor = functional_call(model, tensors, images, tie_weights=ties)
+            return logits
+
+        return _loss(forward, batch, label_smoothing)
 
     return objective
 
