@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(config.threads)
     try:
         _run(command, config, settings)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:

@@ -21,7 +21,12 @@ from metapool_kernels.search.data import (
     training_batches,
 )
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
-from metapool_kernels.search.processes import on_main, prepare_model, seed_epoch
+from metapool_kernels.search.processes import (
+    check_processes,
+    on_main,
+    prepare_model,
+    seed_epoch,
+)
 from metapool_kernels.search.report import StepMeter, epoch_line, log_scalars
 from metapool_kernels.search.run_folder import Checkpoint, RunFolder
 from metapool_kernels.search.steps import (
@@ -221,6 +226,7 @@ class Search:
     def _checkpoint(self) -> Checkpoint:
         state = {
             "epoch": self.epoch,
+            "processes": self.accelerator.num_processes,
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "stopping": self.stopping.state_dict(),
@@ -231,8 +237,13 @@ class Search:
         return Checkpoint(self.supernet.model.state_dict(), state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint as if there had been no break."""
+        """Go on from a checkpoint as if there had been no break.
+
+        Raises:
+            UserError: it was made by another number of processes.
+        """
         state = checkpoint.state
+        check_processes(self.accelerator, state["processes"])
         self.stopping.load_state_dict(state["stopping"])
         for stop in self.stopping.stops.values():
             self._discretise(stop)

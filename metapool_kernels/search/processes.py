@@ -53,6 +53,19 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # T may itself be None
 
 
+def check_processes(accelerator: Accelerator, before: int) -> None:
+    """Refuse to go on with another number of processes, which would take other steps.
+
+    Raises:
+        UserError: ``before`` is another number than that of the processes now.
+    """
+    if before != accelerator.num_processes:
+        raise UserError(
+            f"the run was started in {before} processes and cannot go on in "
+            f"{accelerator.num_processes}; start as many as before"
+        )
+
+
 def mean_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor, averaged over the processes, all in one message."""
     if not tensors:

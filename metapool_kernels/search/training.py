@@ -13,7 +13,7 @@ from tqdm import tqdm
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import Data, steps_per_epoch, training_batches
 from metapool_kernels.search.optimizers import make_weight_optimizer
-from metapool_kernels.search.processes import prepare_model, seed_epoch
+from metapool_kernels.search.processes import check_processes, prepare_model, seed_epoch
 from metapool_kernels.search.report import StepMeter, epoch_line, log_scalars
 from metapool_kernels.search.run_folder import Checkpoint, RunFolder
 from metapool_kernels.search.steps import to_device, weight_step
@@ -122,13 +122,19 @@ class Training:
             weights |= {_EMA + name: tensor for name, tensor in averaged.items()}
         state = {
             "epoch": self.epoch,
+            "processes": self.accelerator.num_processes,
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
         return Checkpoint(weights, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint as if there had been no break."""
+        """Go on from a checkpoint as if there had been no break.
+
+        Raises:
+            UserError: it was made by another number of processes.
+        """
+        check_processes(self.accelerator, checkpoint.state["processes"])
         averaged = {
             name.removeprefix(_EMA): tensor
             for name, tensor in checkpoint.weights.items()

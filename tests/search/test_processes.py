@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from metapool_kernels.search.architecture import load_architecture
+from metapool_kernels.search.cli import main
 from tests.search.folders import make_image_folder
 from tests.search.runs import REPOSITORY, options
 
@@ -62,6 +63,16 @@ def test_an_epoch_is_shared_between_them(both: tuple[Path, list[dict[str, Any]]]
     weight_half = json.loads((folder / "split.json").read_text())["weight"]
     assert len(weight_half) == 45
     assert told["steps"] == 2
+
+
+def test_one_process_cannot_go_on_for_two(
+    both: tuple[Path, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = both
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["search", "--config", str(folder / "config.yaml"), "--resume"]) == 2
+    assert "started in 2 processes and cannot go on in 1" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_mistake_is_told_once_and_ends_both(tmp_path: Path) -> None:
