@@ -32,8 +32,8 @@ _SECTIONS = {
     RECEPTIVE_FIELD: (
         "Receptive field along depth",
         "The part of the image that the centre unit behind each layer can depend on, from the "
-        "first to the last pixel, measured on the networks themselves. It ends where the image "
-        "does.",
+        "first to the last pixel, measured on the networks themselves, on enlarged images where "
+        "these are small: beyond the dashed line a unit sees padding as well.",
     ),
     TRAINING: (
         "Loss and accuracy",

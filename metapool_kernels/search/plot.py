@@ -69,8 +69,12 @@ def draw(run: RunFolder) -> list[str]:
 def _receptive_fields(architecture: Architecture) -> Figure:
     sites = [layer.name for layer in architecture.layers]
     shape = architecture.backbone.image_shape
+    # Large images show their fields by themselves, and enlarging them would take minutes.
+    least = min(256, 2**14 // max(shape[1:]))
     # Building a network draws its weights; whoever draws pictures wants no other random numbers.
     with torch.random.fork_rng(devices=[]):
-        searched = receptive_fields(derive(architecture, architecture.seed), sites, shape)
-        plain = receptive_fields(architecture.backbone.build(architecture.seed), sites, shape)
+        searched = receptive_fields(derive(architecture, architecture.seed), sites, shape, least)
+        plain = receptive_fields(
+            architecture.backbone.build(architecture.seed), sites, shape, least
+        )
     return receptive_field_figure(architecture, searched, plain)

@@ -221,5 +221,5 @@ def _draw_fields(panel: Axes, plain: Sequence[int], searched: Sequence[int], ima
         *(searched, rows), linestyle="none", marker="o", markersize=6, color=BLUE, label="searched"
     )
     panel.axvline(image, color="0.5", linestyle="--", linewidth=1, zorder=1, label="whole image")
-    panel.set_xlim(0, image * 1.04)
+    panel.set_xlim(0, max(image, *plain, *searched) * 1.04)
     tidy(panel)

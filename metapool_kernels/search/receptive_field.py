@@ -13,7 +13,7 @@ CHUNK = 16
 
 
 def receptive_fields(
-    model: nn.Module, sites: Sequence[str], image_shape: tuple[int, int, int]
+    model: nn.Module, sites: Sequence[str], image_shape: tuple[int, int, int], least: int = 0
 ) -> dict[str, tuple[int, int]]:
     """Receptive field of the centre unit of some maps, for any topology.
 
@@ -26,6 +26,9 @@ def receptive_fields(
             it is run in evaluation mode and comes back as it was.
         sites: names of modules that give maps (N, C, H, W).
         image_shape: of one input, (C, H, W).
+        least: heights are measured on images at least that tall, widths on images at least that
+            wide, so that fields beyond small images show; those of ``image_shape`` if the network
+            takes no others.
 
     Returns:
         By name, height and width in pixels from the first to the last that is seen, as dilated
@@ -34,8 +37,15 @@ def receptive_fields(
     Raises:
         AttributeError: a name that ``model`` does not have.
     """
-    heights = _extents(model, sites, image_shape, axis=1)
-    widths = _extents(model, sites, image_shape, axis=2)
+    channels, height, width = image_shape
+    taller, wider = (channels, max(height, least), width), (channels, height, max(width, least))
+    try:
+        heights = _extents(model, sites, taller, axis=1)
+        widths = _extents(model, sites, wider, axis=2)
+    except RuntimeError:
+        if taller == wider == image_shape:
+            raise
+        return receptive_fields(model, sites, image_shape)
     return {name: (heights[name], widths[name]) for name in sites}
 
 

@@ -32,6 +32,17 @@ def test_nothing_is_seen_beyond_the_edge() -> None:
     assert receptive_fields(model, ["0", "1"], (1, 6, 9)) == {"0": (6, 7), "1": (6, 9)}
 
 
+def test_larger_images_show_fields_beyond_small_ones() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 7, padding=3), nn.Conv2d(1, 1, (7, 5), padding=(3, 2)))
+    fields = receptive_fields(model, ["0", "1"], (1, 6, 9), least=40)
+    assert fields == {"0": (7, 7), "1": (13, 11)}
+
+
+def test_a_network_for_images_of_one_size_is_measured_on_these() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 9, padding=4), nn.Flatten(), nn.Linear(72, 3))
+    assert receptive_fields(model, ["0"], (1, 6, 6), least=40) == {"0": (6, 6)}
+
+
 class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
