@@ -70,7 +70,7 @@ def _receptive_fields(architecture: Architecture) -> Figure:
     sites = [layer.name for layer in architecture.layers]
     shape = architecture.backbone.image_shape
     # Large images show their fields by themselves, and enlarging them would take minutes.
-    least = min(256, 2**14 // max(shape[1:]))
+    least = min(4 * max(shape[1:]), 128)
     # Building a network draws its weights; whoever draws pictures wants no other random numbers.
     with torch.random.fork_rng(devices=[]):
         searched = receptive_fields(derive(architecture, architecture.seed), sites, shape, least)
