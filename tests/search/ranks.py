@@ -13,6 +13,7 @@ from pathlib import Path
 from metapool_kernels.search.cli import main
 from metapool_kernels.search.loop import Search
 from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.stopping import ProgressiveStopping, Stop
 
 train = Search.train
 
@@ -35,7 +36,13 @@ def telling_train(self: Search, run: RunFolder) -> None:
     Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(told))
 
 
+def never(self: ProgressiveStopping, epoch: int) -> list[Stop]:
+    raise AssertionError("only the main process decides which layers stop")
+
+
 if __name__ == "__main__":
     folder, *arguments = sys.argv[1:]
+    if os.environ["RANK"] != "0":
+        ProgressiveStopping.check = never  # type: ignore[method-assign]
     Search.train = telling_train  # type: ignore[method-assign]
     sys.exit(main(arguments))
