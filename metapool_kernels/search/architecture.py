@@ -61,6 +61,7 @@ class Architecture:
         seed: of the search.
         versions: of the libraries that the search ran with.
         extra_candidates: what each layer chose from beside the poolings.
+        insert_after_type: the class that these modules have, if it was asked for.
     """
 
     backbone: Backbone
@@ -71,6 +72,7 @@ class Architecture:
     seed: int
     versions: dict[str, str]
     extra_candidates: list[str] = field(default_factory=list)
+    insert_after_type: str | None = None
 
 
 def to_json(architecture: Architecture) -> str:

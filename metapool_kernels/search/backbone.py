@@ -24,6 +24,8 @@ TEACHER = "teacher"
 """Stands in ``model.weights`` for weights that are in no file."""
 
 _TORCHVISION = "torchvision/"
+# Of other libraries, for names and arguments they do not know and files they cannot fetch.
+_REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, OSError)
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -102,7 +104,7 @@ def make_backbone(config: ModelConfig, image_shape: tuple[int, int, int], classe
 def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, **arguments)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except _REFUSALS as error:
         raise UserError(f"timm cannot make model {name!r} with {arguments}: {error}") from error
     return model
 
@@ -117,7 +119,7 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any], channels: int) ->
         model: nn.Module = torchvision.models.get_model(
             name.removeprefix(_TORCHVISION), **arguments
         )
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except _REFUSALS as error:
         raise UserError(
             f"torchvision cannot make model {name!r} with {arguments}: {error}"
         ) from error

@@ -142,7 +142,7 @@ def _finite_difference(
     inner = _inner_step(objective, w, fixed, train, xi)
     stepped = [weight.detach().requires_grad_() for weight in inner]
     loss, accuracy = objective(stepped, alphas, val)
-    gradients = torch.autograd.grad(loss, [*alphas, *stepped])
+    gradients = torch.autograd.grad(loss, [*alphas, *stepped], materialize_grads=True)
     direct, v = gradients[: len(alphas)], gradients[len(alphas) :]
     through = _mixed_derivative(objective, w, alphas, v, train)
     return [d - xi * t for d, t in zip(direct, through, strict=True)], loss.detach(), accuracy
@@ -163,7 +163,7 @@ def _inner_step(
     free = [weight.detach().requires_grad_() for weight in weights]
     loss, _ = objective(free, alphas, batch)
     through = any(alpha.requires_grad for alpha in alphas)
-    gradients = torch.autograd.grad(loss, free, create_graph=through)
+    gradients = torch.autograd.grad(loss, free, create_graph=through, materialize_grads=True)
     return [weight - xi * grad for weight, grad in zip(weights, gradients, strict=True)]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from metapool_kernels.search.adapt import run_adapt
 from metapool_kernels.search.config import Config, config_parser, to_config
-from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.errors import OwnError, UserError
 from metapool_kernels.search.evaluate import run_evaluate
 from metapool_kernels.search.export import run_export
 from metapool_kernels.search.plot import run_plot
@@ -133,6 +133,6 @@ def _is_first_process() -> bool:
 
 
 def _fail(error: Exception) -> int:
-    if _is_first_process():
+    if _is_first_process() or isinstance(error, OwnError):
         print("metapool:", " ".join(str(error).split()), file=sys.stderr)
     return 2

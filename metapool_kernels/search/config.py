@@ -3,7 +3,7 @@
 Defaults are those of the author's experiments on CIFAR-10 where they are known, ours elsewhere.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -250,8 +250,8 @@ class AdaptConfig:
         start: ``scratch``, or ``searched`` to begin with the supernet's weights. The controls
             always begin from scratch.
         seeds: how many times each network is trained, with the run's seed and those after it.
-        controls: ``none`` (no enhancers), ``random`` (a random choice in each layer),
-            ``uniform`` (all candidates, equal weights).
+        controls: ``none`` (no enhancers) and ``random`` (a random choice in each layer), which
+            have to be there, and ``uniform`` (all candidates, equal weights).
         ema: decay of a moving average of the weights, which then is what counts; null: none.
         weights: how.
     """
@@ -331,13 +331,17 @@ def load_config(path: Path) -> Config:
         raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
 
 
-def differences(old: Config, new: Config, sections: tuple[str, ...]) -> list[str]:
-    """What has changed between two configurations in some of their fields, in words."""
+def differences(old: Config, new: Config, sections: Sequence[str]) -> list[str]:
+    """What has changed between two configurations in some of their fields, in words.
+
+    A section is a field (``data.kind``) or all that is below it (``data``).
+    """
     before, after = (dict(_leaves(asdict(config), "")) for config in (old, new))
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
         for name in sorted(before | after)
-        if name.split(".")[0] in sections and before.get(name) != after.get(name)
+        if any(f"{name}.".startswith(f"{section}.") for section in sections)
+        and before.get(name) != after.get(name)
     ]
 
 

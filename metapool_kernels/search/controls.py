@@ -9,26 +9,66 @@ from torch import nn
 from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.config import Control
 from metapool_kernels.search.derive import derive
-from metapool_kernels.search.run_folder import SEARCHED
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.run_folder import SEARCHED, RunFolder
 
 
-def build_network(name: str, architecture: Architecture, seed: int) -> nn.Module:
-    """``searched`` or a control, with initial weights that depend on ``seed`` alone.
+def build_network(
+    name: str, architecture: Architecture, seed: int, initial: str | None = None
+) -> nn.Module:
+    """``searched`` or a control, as training from scratch begins with it.
+
+    Args:
+        name: of the network.
+        architecture: what was found.
+        seed: what is drawn depends on it alone.
+        initial: file with weights for the network without enhancers to begin with.
 
     Raises:
-        UserError: the backbone has no such layers.
+        UserError: the backbone has no such layers, or the weights do not fit.
     """
     if name == "none":
-        return architecture.backbone.build(seed)
+        network = architecture.backbone.build(seed)
+        if initial is not None:
+            architecture.backbone.load_initial_weights(network, initial)
+        return network
     if name == "random":
         architecture = random_choices(architecture, seed)
     elif name == "uniform":
         architecture = uniform_mixture(architecture)
-    return derive(architecture, seed)
+    return derive(architecture, seed, initial=initial)
+
+
+def load_network(name: str, architecture: Architecture, seed: int, trained: RunFolder) -> nn.Module:
+    """``searched`` or a control, with the weights that training has left.
+
+    Raises:
+        UserError: it has not been trained, or the weights are those of another network.
+    """
+    tensors = trained.load_weights()
+    network = build_network(name, architecture, seed)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {str(trained.path)!r} are not those of the network {name}: {error}; "
+            "adapt again"
+        ) from error
+    return network
 
 
 def network_names(controls: Sequence[Control]) -> list[str]:
-    """The searched network and its controls, each once."""
+    """The searched network and its controls, each once.
+
+    Raises:
+        UserError: it would be shown without what it has to be compared with.
+    """
+    missing = {"none", "random"} - set(controls)
+    if missing:
+        raise UserError(
+            f"adapt.controls lacks {' and '.join(sorted(missing))}; what a search finds means "
+            "nothing without them"
+        )
     return list(dict.fromkeys([SEARCHED, *controls]))
 
 

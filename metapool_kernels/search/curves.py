@@ -9,9 +9,10 @@ from matplotlib.ticker import MaxNLocator
 
 from metapool_kernels.search.plots import BLUE, GRAY, GREEN, ORANGE, PURPLE, tidy
 from metapool_kernels.search.results import Evaluation, SearchEpoch, TrainingEpoch
+from metapool_kernels.search.run_folder import SEARCHED
 
 NETWORKS = {
-    "searched": ("searched", BLUE),
+    SEARCHED: ("searched", BLUE),
     "none": ("without enhancers", GRAY),
     "random": ("random choices", ORANGE),
     "uniform": ("uniform mix", GREEN),
@@ -140,7 +141,7 @@ def _draw_training(
                 [seeds[0].epoch for seeds in epochs],
                 [fmean(getattr(row, name) for row in seeds) for seeds in epochs],
                 color=network_color(kind),
-                linewidth=2.5 if kind == "searched" else 1.5,
+                linewidth=2.5 if kind == SEARCHED else 1.5,
                 label=network_name(kind),
             )
     for panel in panels:

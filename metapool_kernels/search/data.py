@@ -1,9 +1,12 @@
 """Images and how they are divided: the weight half, the alpha half, the evaluation split."""
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from metapool_kernels.search.config import DataConfig
-from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.config import Config, DataConfig
+from metapool_kernels.search.errors import OwnError, UserError
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) in [-1, 1] and their class numbers (N,)."""
@@ -44,11 +47,36 @@ class Data:
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of the images that train the weights, that train alpha, and of the evaluation."""
+    """Indices of the images that train the weights, that train alpha, and of the evaluation.
+
+    ``fingerprint`` is that of the images that they were made for.
+    """
 
     weight: list[int]
     alpha: list[int]
     evaluation: list[int]
+    fingerprint: str
+
+    def check(self, data: Data) -> None:
+        """Refuse other images than these indices were made for.
+
+        Raises:
+            UserError: names or classes of images are others, or there are more or fewer.
+        """
+        if fingerprint(data) != self.fingerprint:
+            raise UserError(
+                "the images are not those that the search was started with: their number, names "
+                "or classes have changed since; bring them back or search again"
+            )
+
+
+def fingerprint(data: Data) -> str:
+    """A number for classes, labels and, where there are files, their names."""
+    facts = [list(data.classes), list(data.train_targets), list(data.evaluation_targets)]
+    for dataset in (data.train_set, data.evaluation_set):
+        samples = getattr(getattr(dataset, "images", None), "samples", [])
+        facts.append([Path(path).name for path, _ in samples])
+    return sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def split_data(data: Data, alpha_half: float, seed: int) -> Split:
@@ -63,7 +91,18 @@ def split_data(data: Data, alpha_half: float, seed: int) -> Split:
         raise UserError(
             f"search.alpha_half {alpha_half} of {len(order)} training images leaves one half empty"
         )
-    return Split(sorted(order[cut:]), sorted(order[:cut]), list(data.evaluation))
+    return Split(sorted(order[cut:]), sorted(order[:cut]), list(data.evaluation), fingerprint(data))
+
+
+def image_settings(config: Config) -> list[str]:
+    """The settings that decide which images there are and how they are labelled."""
+    images = ("kind", "name", "rgb", "image_size", "holdout", "planted")
+    names = ["seed", *(f"data.{name}" for name in images)]
+    if config.data.kind == "planted":
+        # From these its teacher is made.
+        teacher = ("name", "arguments", "insert_after", "insert_after_type", "candidates")
+        names += [f"model.{name}" for name in (*teacher, "count_include_pad")]
+    return names
 
 
 def split_warnings(data: Data, split: Split) -> list[str]:
@@ -168,7 +207,7 @@ def _batches(
         generator=generator,
     ):
         if isinstance(batch, UserError):
-            raise batch
+            raise OwnError(str(batch))
         images, targets = batch
         yield images, targets
 
@@ -239,5 +278,8 @@ def check_share(indices: Sequence[int], world: int) -> None:
 
 
 def steps_per_epoch(indices: Sequence[int], config: DataConfig, world: int = 1) -> int:
-    """Steps of the optimizer after which each image has been seen once."""
+    """Steps of the optimizer that take at least as many images as there are.
+
+    What is left of the last batch is the beginning of the next pass.
+    """
     return math.ceil(len(indices) / int(config.batch_size * world * config.accumulate))

@@ -79,9 +79,15 @@ def _digits(config: DataConfig, seed: int) -> Data:
     channels = 3 if config.rgb else 1
     scaled = (large / 8 - 1).expand(-1, channels, -1, -1)
     dataset = TensorDataset(scaled, torch.from_numpy(targets))
-    train, evaluation = train_test_split(
-        np.arange(len(targets)), test_size=config.holdout, random_state=seed, stratify=targets
-    )
+    try:
+        train, evaluation = train_test_split(
+            np.arange(len(targets)), test_size=config.holdout, random_state=seed, stratify=targets
+        )
+    except ValueError as error:
+        raise UserError(
+            f"the digits cannot be divided by data.holdout {config.holdout} and seed {seed}: "
+            f"{one_line(error)}"
+        ) from error
     labels = targets.tolist()
     return Data(
         train_set=dataset,

@@ -7,15 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
-from metapool_kernels.search.architecture import Architecture
+from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.attention import EXTRA_CANDIDATES
+from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.supernet import meta_pool
+from metapool_kernels.search.supernet import ALPHA, meta_pool
 from metapool_kernels.search.surgery import insert_enhancer
 
 
 def derive(
-    architecture: Architecture, seed: int, supernet_weights: Mapping[str, Tensor] | None = None
+    architecture: Architecture,
+    seed: int,
+    supernet_weights: Mapping[str, Tensor] | None = None,
+    *,
+    initial: str | None = None,
 ) -> nn.Module:
     """Build the network: each enhancer with its choice alone, the weights of a mixture fixed.
 
@@ -24,39 +29,23 @@ def derive(
 
     Args:
         architecture: what to build.
-        seed: the initial weights depend on it alone.
+        seed: what is drawn depends on it alone.
         supernet_weights: tensors to begin with, from the end of the search; the weights of the
             mixtures are those of ``architecture``.
+        initial: file with weights for the network without enhancers to begin with.
 
     Raises:
-        UserError: the backbone has no such layers, or the weights do not fit.
+        UserError: the backbone has no such layers or does not run with them, or the weights do
+            not fit.
     """
     model = architecture.backbone.build(seed)
-    enhancers: dict[str, SpatialEnhancer] = {}
-    alphas: dict[str, Tensor] = {}
-    for layer in architecture.layers:
-        # As MetaPool2d has them: the poolings first.
-        pairs = sorted(
-            zip(layer.choice, layer.weights, strict=True), key=lambda pair: _is_extra(pair[0])
-        )
-        try:
-            enhancer = insert_enhancer(
-                model,
-                layer.name,
-                layer.channels,
-                [name for name, _ in pairs if not _is_extra(name)],
-                extra_candidates=[name for name, _ in pairs if _is_extra(name)],
-                count_include_pad=architecture.count_include_pad,
-            )
-        except AttributeError as error:
-            raise UserError(
-                f"{architecture.backbone.name!r} has no module {layer.name!r}"
-            ) from error
-        alpha = meta_pool(enhancer).alpha.requires_grad_(False)
-        alpha.copy_(torch.tensor([weight for _, weight in pairs]).log())
-        alphas[f"{layer.name}.enhancer.pool.alpha"] = alpha
-        enhancers[layer.name] = enhancer
+    if initial is not None:
+        architecture.backbone.load_initial_weights(model, initial)
+    enhancers = {layer.name: _insert(model, architecture, layer) for layer in architecture.layers}
     if supernet_weights is not None:
+        alphas = {
+            name: tensor for name, tensor in model.state_dict().items() if name.endswith(ALPHA)
+        }
         try:
             model.load_state_dict({**supernet_weights, **alphas})
         except RuntimeError as error:
@@ -64,7 +53,43 @@ def derive(
     for layer in architecture.layers:
         if len(layer.choice) == 1:
             model.set_submodule(f"{layer.name}.enhancer", enhancers[layer.name].to_torch())
+    _try(model, architecture.backbone)
     return model.to(memory_format=torch.channels_last)
+
+
+def _insert(model: nn.Module, architecture: Architecture, layer: Layer) -> SpatialEnhancer:
+    # As MetaPool2d has them: the poolings first.
+    pairs = sorted(
+        zip(layer.choice, layer.weights, strict=True), key=lambda pair: _is_extra(pair[0])
+    )
+    try:
+        enhancer = insert_enhancer(
+            model,
+            layer.name,
+            layer.channels,
+            [name for name, _ in pairs if not _is_extra(name)],
+            extra_candidates=[name for name, _ in pairs if _is_extra(name)],
+            count_include_pad=architecture.count_include_pad,
+        )
+    except AttributeError as error:
+        raise UserError(f"{architecture.backbone.name!r} has no module {layer.name!r}") from error
+    alpha = meta_pool(enhancer).alpha.requires_grad_(False)
+    alpha.copy_(torch.tensor([weight for _, weight in pairs]).log())
+    return enhancer
+
+
+def _try(model: nn.Module, backbone: Backbone) -> None:
+    """Run the network once, so that what does not fit is noticed here."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *backbone.image_shape))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{backbone.name!r} does not run with the enhancers of its architecture: {error}"
+        ) from error
+    finally:
+        model.train(training)
 
 
 def _is_extra(candidate: str) -> bool:
@@ -79,7 +104,7 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
             :func:`metapool_kernels.search.surgery.add_enhancers` makes; stays as it is.
         keep: how many candidates each enhancer keeps: those of the largest weights, averaged over
             the channels where each channel has its own, without the sign where there is one.
-            Their weights sum to one again.
+            Under softmax their weights sum to one again.
 
     Returns:
         A network of plain torch modules: a single candidate is a ``torch.nn`` pooling or the

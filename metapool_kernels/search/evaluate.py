@@ -13,8 +13,8 @@ from torch import nn
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config, load_config
-from metapool_kernels.search.controls import build_network, network_names
-from metapool_kernels.search.data import Data, evaluation_batches
+from metapool_kernels.search.controls import load_network, network_names
+from metapool_kernels.search.data import Data, evaluation_batches, image_settings
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.plot import draw
@@ -33,23 +33,22 @@ def run_evaluate(config: Config) -> None:
     accelerator = make_accelerator(config)
     searched = RunFolder(config.output)
     architecture = load_architecture(searched / run_folder.ARCHITECTURE)
-    searched.check_settings(config, ("seed", "data"))
+    searched.check_settings(config, image_settings(config))
     adapted = RunFolder(searched / run_folder.ADAPT)
     if not (adapted / run_folder.CONFIG).exists():
         raise UserError(f"nothing is trained in {str(adapted.path)!r}; run 'metapool adapt' first")
     trained_with = load_config(adapted / run_folder.CONFIG)
-    weights = {
-        (name, seed): RunFolder(adapted / name / str(seed)).load_weights()
+    trained = {
+        (name, seed): RunFolder(adapted / name / str(seed))
         for name in network_names(trained_with.adapt.controls)
         for seed in range(trained_with.seed, trained_with.seed + trained_with.adapt.seeds)
     }
     with accelerator.local_main_process_first():
         data = load_data(config)
+    searched.load_split().check(data)
     networks: dict[str, dict[str, Any]] = {}
-    for (name, seed), tensors in weights.items():
-        network = build_network(name, architecture, seed)
-        network.load_state_dict(tensors)
-        network.to(accelerator.device)
+    for (name, seed), folder in trained.items():
+        network = load_network(name, architecture, seed, folder).to(accelerator.device)
         entry = networks.setdefault(name, _head(name, network, trained_with))
         entry["seeds"][str(seed)] = measure(network, data, config, accelerator)
     for entry in networks.values():

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config
-from metapool_kernels.search.controls import build_network
+from metapool_kernels.search.controls import load_network
 from metapool_kernels.search.derive import to_plain
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder
@@ -38,8 +38,7 @@ def run_export(config: Config) -> None:
     architecture = load_architecture(searched / run_folder.ARCHITECTURE)
     seed = architecture.seed
     trained = RunFolder(searched / run_folder.ADAPT / SEARCHED / str(seed))
-    network = build_network(SEARCHED, architecture, seed)
-    network.load_state_dict(trained.load_weights())
+    network = load_network(SEARCHED, architecture, seed, trained)
     folder = RunFolder(searched / run_folder.EXPORT)
     for name, difference in export_network(
         network, architecture.backbone.image_shape, folder

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from metapool_kernels.search.architecture import Architecture
-from metapool_kernels.search.config import Config, SearchConfig
+from metapool_kernels.search.config import Config, SearchConfig, StopConfig
 from metapool_kernels.search.curves import in_order, network_name, spread_text
 from metapool_kernels.search.report import LAYER_COLUMNS, choice_warnings, layer_rows
 from metapool_kernels.search.results import Evaluation, NetworkResult, Results
@@ -15,6 +15,7 @@ from metapool_kernels.search.run_folder import (
     CONTROLS,
     HEAT_MAP,
     RECEPTIVE_FIELD,
+    SEARCHED,
     STEP_TIME,
     TRAINING,
 )
@@ -38,7 +39,7 @@ _SECTIONS = {
     TRAINING: (
         "Loss and accuracy",
         "Means over the steps of each epoch, on training images. The weights are trained on one "
-        "half of them and alpha on the other.",
+        "part of them, its half, and alpha on the rest.",
     ),
     STEP_TIME: (
         "Time of a step",
@@ -117,17 +118,27 @@ def headline(results: Results) -> str:
     beside = f" ({mixtures} with a second one beside it)" if mixtures else ""
     found = f"in {len(results.search)} epochs, of {len(layers)} layers, {choices}{beside}"
     networks = results.evaluation.networks if results.evaluation else {}
-    if results.evaluation is None or "searched" not in networks:
+    if results.evaluation is None or SEARCHED not in networks:
         return f"The search has chosen, {found}."
     sentence = (
-        f"The network that was found reaches {_spread(networks['searched'])} on "
+        f"The network that was found reaches {_spread(networks[SEARCHED])} on "
         f"{results.evaluation.images} held-out images"
     )
-    others = [kind for kind in in_order(networks) if kind != "searched"]
+    others = [kind for kind in in_order(networks) if kind != SEARCHED]
     if others:
         against = (f"{_spread(networks[kind])} ({network_name(kind)})" for kind in others)
         sentence += f", against {', '.join(against)}"
     return f"{sentence}; the search has chosen, {found}."
+
+
+def _start(evaluation: Evaluation) -> str:
+    searched = evaluation.networks.get(SEARCHED)
+    if searched is None or searched.start == "scratch":
+        return ""
+    return (
+        "The searched network began with the weights of the search, the others from scratch: it "
+        "has had that much more training. "
+    )
 
 
 def _spread(result: NetworkResult) -> str:
@@ -159,7 +170,7 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
             for result in (evaluation.networks[kind],)
         ],
     )
-    caption = (
+    caption = _start(evaluation) + (
         "Mean and standard deviation over the seeds; in brackets how many of the "
         f"{evaluation.images} images each network names correctly."
     )
@@ -178,22 +189,36 @@ def settings(results: Results) -> list[tuple[str, str]]:
     return [
         ("backbone", _with_arguments(architecture)),
         ("one image (C, H, W)", " x ".join(map(str, backbone.image_shape))),
-        ("enhancers after", architecture.insert_after),
+        ("enhancers after", " ".join(filter(None, _after(architecture)))),
         ("candidates", ", ".join([*architecture.candidates, *architecture.extra_candidates])),
         ("padding counts in averages", "yes" if architecture.count_include_pad else "no"),
         ("data", " ".join(filter(None, (config.data.kind, config.data.name, config.data.root)))),
+        ("precision", config.precision),
         ("batch size", f"{config.data.batch_size}, {config.data.accumulate} to a step"),
         ("search", _search(config.search)),
         ("weights", _weights(config)),
         ("alpha", f"{method}, lr {alpha.lr:g}, weight decay {alpha.weight_decay:g}"),
         (
             "stop",
-            f"{stop.rule}, delta {stop.delta:g}, patience {stop.patience}, average {stop.ema:g}, "
+            f"{stop.rule}, {_threshold(stop)}, patience {stop.patience}, average {stop.ema:g}, "
             f"deadline {stop.deadline:.3g} of the epochs, then {stop.keep}",
         ),
         ("seed", str(architecture.seed)),
         *((f"{name} version", version) for name, version in architecture.versions.items()),
     ]
+
+
+def _after(architecture: Architecture) -> tuple[str, str | None]:
+    return architecture.insert_after, architecture.insert_after_type
+
+
+def _threshold(stop: StopConfig) -> str:
+    return {
+        "margin": f"delta {stop.delta:g}",
+        "max_probability": f"probability {stop.probability:g}",
+        "entropy": f"entropy {stop.entropy:g}",
+        "stable_ranking": f"top {stop.top}",
+    }[stop.rule]
 
 
 def _search(search: SearchConfig) -> str:

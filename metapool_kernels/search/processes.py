@@ -9,7 +9,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
 from numpy.random import SeedSequence
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.errors import UserError
@@ -81,9 +80,10 @@ def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 
     DistributedDataParallel would wait for the gradients of parameters that are gone.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    prepared: nn.Module = accelerator.prepare_model(model)
+    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    # What was prepared before would be kept alive.
+    accelerator._models.clear()
+    prepared: nn.Module = accelerator.prepare_model(bare)
     return prepared
 
 

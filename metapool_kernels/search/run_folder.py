@@ -89,7 +89,7 @@ class RunFolder:
         return self.path / name
 
     def begin(
-        self, config: Config, sections: tuple[str, ...], *, resume: bool, overwrite: bool
+        self, config: Config, sections: Sequence[str], *, resume: bool, overwrite: bool
     ) -> None:
         """Make the folder ready, or refuse before anything in it has changed.
 
@@ -116,10 +116,12 @@ class RunFolder:
             for name in present:
                 _delete(self / name)
         except OSError as error:
-            raise UserError(f"cannot use {str(self.path)!r} as output: {error.strerror}") from error
+            raise UserError(
+                f"cannot use {str(self.path)!r} as output: {error.strerror or error}"
+            ) from error
         self.write(CONFIG, to_yaml(config))
 
-    def check_settings(self, config: Config, sections: tuple[str, ...]) -> None:
+    def check_settings(self, config: Config, sections: Sequence[str]) -> None:
         """Refuse to go on with other settings than the run was started with.
 
         Raises:
@@ -203,8 +205,13 @@ class RunFolder:
 
     def write_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors."""
-        # safetensors stores no strides, and channels_last weights are not contiguous to it.
-        self.write(name, save({key: tensor.contiguous() for key, tensor in weights.items()}))
+        # safetensors stores no strides, and channels_last weights are not contiguous to it; nor
+        # does it store what several names share.
+        plain = {
+            key: tensor.clone(memory_format=torch.contiguous_format)
+            for key, tensor in weights.items()
+        }
+        self.write(name, save(plain))
 
     def load_weights(self) -> dict[str, Tensor]:
         """The tensors of the finished network.
@@ -234,6 +241,27 @@ class RunFolder:
         for other in (self / CHECKPOINT).glob("weights-*.safetensors"):
             if other != self / weights:
                 other.unlink()
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Around the use of a checkpoint.
+
+        Raises:
+            UserError: it belongs to another version or another network.
+        """
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint in {str(self.path)!r} does not fit this network or this version "
+                f"of metapool_kernels: {error}; start over with --overwrite"
+            ) from error
+
+    def remove(self, *names: str) -> None:
+        """Delete what no longer holds, if it is there."""
+        for name in names:
+            if (self / name).exists():
+                _delete(self / name)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint, or None where no epoch has been finished. Executes no pickled code.

@@ -11,7 +11,7 @@ from torch import Tensor
 import metapool_kernels
 from metapool_kernels.search import planted, run_folder
 from metapool_kernels.search.architecture import Architecture, Layer, to_json
-from metapool_kernels.search.backbone import Backbone, make_backbone
+from metapool_kernels.search.backbone import TEACHER, Backbone, make_backbone
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import split_data, split_warnings
 from metapool_kernels.search.datasets import load_data
@@ -21,6 +21,7 @@ from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
 from metapool_kernels.search.report import choice_warnings, layer_table, warn
 from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.steps import network_objective
 from metapool_kernels.search.supernet import find_backbone_sites
 from metapool_kernels.search.surgery import site_table
 
@@ -44,10 +45,10 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     split = split_data(data, config.search.alpha_half, config.seed)
     if resume and (run / run_folder.SPLIT).exists():
         split = run.load_split()
-        if sorted(split.weight + split.alpha) != sorted(data.train):
-            raise UserError(f"the images are not those that {run / run_folder.SPLIT} divides")
+        split.check(data)
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))
     search = Search(config, backbone, data, split, accelerator, initial_tensors(config))
+    check_first_step(search, data.image_shape)
 
     def begin() -> None:
         run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)
@@ -57,7 +58,8 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     on_main(accelerator, begin)
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
-        search.restore(checkpoint)
+        with run.restoring():
+            search.restore(checkpoint)
     search.train(run)
 
     def finish() -> None:
@@ -70,6 +72,31 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
         print(f"report: {run / run_folder.REPORT}")
 
     on_main(accelerator, finish)
+
+
+def check_first_step(search: Search, image_shape: tuple[int, int, int]) -> None:
+    """Find out what will not work before anything is written.
+
+    Raises:
+        UserError: the network does not train on such batches, or the precision is too low.
+    """
+    config = search.config
+    if config.search.alpha.method == "finite-difference" and config.precision == "bf16":
+        raise UserError(
+            "search.alpha.method finite-difference needs more digits than precision bf16 has; "
+            "take second-order, or precision no"
+        )
+    device = search.accelerator.device
+    images = torch.zeros(config.data.batch_size, *image_shape, device=device)
+    targets = torch.zeros(len(images), dtype=torch.long, device=device)
+    objective = network_objective(search.supernet.model.train(), [], [])
+    try:
+        with torch.no_grad():
+            objective([], [], (images, targets))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the network cannot train on batches of {tuple(images.shape)}: {error}"
+        ) from error
 
 
 def run_dry(config: Config) -> None:
@@ -89,7 +116,7 @@ def initial_tensors(config: Config) -> Mapping[str, Tensor] | None:
     Raises:
         UserError: the teacher of a problem that has none.
     """
-    if config.model.weights != "teacher":
+    if config.model.weights != TEACHER:
         return None
     if config.data.kind != "planted":
         raise UserError(
@@ -122,6 +149,7 @@ def found_architecture(search: Search, backbone: Backbone) -> Architecture:
     return Architecture(
         backbone=backbone,
         insert_after=config.model.insert_after,
+        insert_after_type=config.model.insert_after_type,
         candidates=config.model.candidates,
         extra_candidates=list(config.model.extra_candidates),
         count_include_pad=config.model.count_include_pad,

@@ -82,7 +82,7 @@ def phases(config: SearchConfig) -> tuple[int, int]:
     Raises:
         UserError: no epoch is left between the two.
     """
-    warmup = round(config.warmup * config.epochs)
+    warmup = round(config.warmup * config.epochs) if config.train_weights else 0
     deadline = config.epochs
     if config.stop.keep != "open":
         deadline = round(config.stop.deadline * config.epochs)

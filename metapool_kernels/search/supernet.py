@@ -1,6 +1,7 @@
 """The supernet: a backbone whose enhancers still mix their candidates, or already do not."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from metapool_kernels.search.backbone import TEACHER, Backbone
 from metapool_kernels.search.config import ModelConfig
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.surgery import Site, find_sites, insert_enhancers
+
+ALPHA = ".enhancer.pool.alpha"
+"""What follows a layer's name in that of its architecture parameters."""
 
 
 class Supernet:
@@ -45,6 +49,8 @@ class Supernet:
             UserError: no such model, or the pattern finds no place for an enhancer, or no such
                 candidate, or initial weights that do not fit.
         """
+        if not config.candidates:
+            raise UserError("model.candidates is empty; give at least one pooling")
         self.model = backbone.build(seed)
         if config.weights not in (None, TEACHER):
             backbone.load_initial_weights(self.model, config.weights)
@@ -82,16 +88,22 @@ class Supernet:
 
     def alpha_name(self, layer: str) -> str:
         """Name of one layer's architecture parameters in ``model.named_parameters()``."""
-        return f"{layer}.enhancer.pool.alpha"
+        return f"{layer}{ALPHA}"
 
     def probabilities(self, layers: Sequence[str]) -> dict[str, list[float]]:
         """Present weight of each candidate that is left, in the order of alpha, by layer."""
+        if not layers:
+            return {}
+        weights = [meta_pool(self._enhancers[layer]).weights().detach() for layer in layers]
+        # All at once: a GPU is waited for whenever numbers are fetched.
+        numbers = iter(torch.cat(weights).tolist())
         return {
-            layer: meta_pool(self._enhancers[layer]).weights().detach().tolist() for layer in layers
+            layer: list(islice(numbers, len(of_layer)))
+            for layer, of_layer in zip(layers, weights, strict=True)
         }
 
     def choice(self, layer: str) -> list[str]:
-        """The candidates that are left, best first."""
+        """The candidates that are left, best first, but for any whose weight is 0."""
         return [name for name, _ in self._ranking(layer)]
 
     def choice_weights(self, layer: str) -> list[float]:
@@ -101,7 +113,8 @@ class Supernet:
     def _ranking(self, layer: str) -> list[tuple[str, float]]:
         pool = meta_pool(self._enhancers[layer])
         weights = pool.weights().tolist()
-        return sorted(zip(pool.candidate_names, weights, strict=True), key=lambda pair: -pair[1])
+        pairs = zip(pool.candidate_names, weights, strict=True)
+        return sorted((pair for pair in pairs if pair[1] > 0), key=lambda pair: -pair[1])
 
     def weights(self) -> dict[str, nn.Parameter]:
         """What is trained, by name: all that requires gradients, so no alpha."""
@@ -134,7 +147,7 @@ def find_backbone_sites(backbone: Backbone, model: nn.Module, config: ModelConfi
         return find_sites(model, config.insert_after, example, type_name=config.insert_after_type)
     except ValueError as error:
         raise UserError(f"model.insert_after: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"{backbone.name!r} cannot take images of {backbone.image_shape}: {error}"
         ) from error

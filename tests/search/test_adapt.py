@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.swa_utils import update_bn
 
 from metapool_kernels.search import training
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.config import load_config
 from metapool_kernels.search.controls import build_network, random_choices, uniform_mixture
+from metapool_kernels.search.datasets import load_data
+from metapool_kernels.search.derive import derive
 from metapool_kernels.search.run_folder import RunFolder
 from tests.search.runs import metrics, options
+
+BOTH = ["none", "random"]
+"""The controls that have to be there."""
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def test_controls_differ_in_their_poolings_alone(searched: Path) -> None:
 
 
 def test_averaged_weights_are_those_that_count(searched: Path) -> None:
-    assert main(["adapt", *options(searched, adapt__ema=0.5, adapt__controls=[])]) == 0
+    assert main(["adapt", *options(searched, adapt__ema=0.5, adapt__controls=BOTH)]) == 0
     folder = searched / "adapt" / "searched" / "0"
     averaged = load_file(folder / "weights.safetensors")
     checkpoint = RunFolder(folder).load_checkpoint()
@@ -84,8 +91,10 @@ def test_averaged_weights_are_those_that_count(searched: Path) -> None:
     for name, tensor in averaged.items():
         assert torch.equal(tensor, checkpoint.weights[f"ema.{name}"])
     assert not torch.equal(averaged["conv_stem.weight"], checkpoint.weights["conv_stem.weight"])
-    assert main(["evaluate", *options(searched, adapt__ema=0.5, adapt__controls=[])]) == 0
-    assert list(json.loads((searched / "evaluation.json").read_text())["networks"]) == ["searched"]
+    assert main(["evaluate", *options(searched, adapt__ema=0.5, adapt__controls=BOTH)]) == 0
+    assert list(json.loads((searched / "evaluation.json").read_text())["networks"]) == [
+        *("searched", "none", "random")
+    ]
 
 
 def test_trained_networks_are_not_replaced_unless_asked_for(
@@ -127,7 +136,7 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = options(searched, adapt__epochs=3, adapt__ema=0.5, adapt__controls=["none"])
+    arguments = options(searched, adapt__epochs=3, adapt__ema=0.5, adapt__controls=BOTH)
     assert main(["adapt", *arguments]) == 0
     whole = searched / "whole"
     (searched / "adapt").rename(whole)
@@ -155,10 +164,66 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(
 
 
 def test_searched_weights_begin_with_recalibrated_batch_norm(searched: Path) -> None:
-    assert main(["adapt", *options(searched, adapt__start="searched")]) == 0
-    folder = searched / "adapt" / "searched" / "0"
-    started = float(metrics(folder)[0]["loss"])
-    shutil.rmtree(searched / "adapt")
-    assert main(["adapt", *options(searched, adapt__start="scratch")]) == 0
-    assert started < float(metrics(folder)[0]["loss"])
-    assert RunFolder(folder).load_weights()
+    """A learning rate of almost nothing leaves what training has begun with."""
+    changes = {"adapt__weights__lr": 1e-12, "adapt__controls": BOTH}
+    arguments = options(searched, adapt__start="searched", **changes)
+    supernet = RunFolder(searched).load_weights()
+    assert main(["adapt", *arguments]) == 0
+    adapted = RunFolder(searched / "adapt" / "searched" / "0").load_weights()
+    name = "blocks.1.0.bn2.host"
+    torch.testing.assert_close(adapted[f"{name}.weight"], supernet[f"{name}.weight"])
+    # Averages over all 89 images, and then one epoch's worth of the usual moving average.
+    data = load_data(load_config(searched / "config.yaml"))
+    split = RunFolder(searched).load_split()
+    images = torch.stack([data.train_set[i][0] for i in sorted(split.weight + split.alpha)])
+    model = derive(load_architecture(searched / "architecture.json"), 0, supernet)
+    update_bn([images], model)
+    expected = model.state_dict()[f"{name}.running_mean"]
+    stale = supernet[f"{name}.running_mean"]
+    assert (adapted[f"{name}.running_mean"] - expected).norm() < 0.2 * (stale - expected).norm()
+
+
+def test_adapting_again_takes_away_what_showed_the_networks_before(searched: Path) -> None:
+    arguments = options(searched, adapt__controls=BOTH)
+    for command in ("adapt", "evaluate", "export"):
+        assert main([command, *arguments]) == 0
+    assert "Mean and standard deviation" in (searched / "report.html").read_text()
+    assert main(["adapt", *arguments, "--overwrite"]) == 0
+    assert not any((searched / name).exists() for name in ("evaluation.json", "controls.png"))
+    assert not (searched / "export").exists()
+    assert "Mean and standard deviation" not in (searched / "report.html").read_text()
+
+
+def test_controls_cannot_be_left_out(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapt", *options(searched, adapt__controls=["uniform"])]) == 2
+    assert "lacks none and random" in capsys.readouterr().err
+    assert not (searched / "adapt").exists()
+
+
+def test_every_network_begins_with_the_weights_that_are_given(
+    searched: Path, tmp_path: Path
+) -> None:
+    architecture = load_architecture(searched / "architecture.json")
+    given = architecture.backbone.build(seed=7).state_dict()
+    RunFolder(tmp_path).write_weights("given.safetensors", given)
+    for name in ("searched", "none", "random", "uniform"):
+        network = build_network(name, architecture, 0, str(tmp_path / "given.safetensors"))
+        stem = network.state_dict()["conv_stem.weight"]
+        assert torch.equal(stem, given["conv_stem.weight"])
+        drawn = build_network(name, architecture, 0).state_dict()
+        assert not torch.equal(drawn["conv_stem.weight"], stem)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_weights_of_another_network_are_refused(
+    searched: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(searched, adapt__controls=BOTH)
+    assert main(["adapt", *arguments]) == 0
+    adapted = searched / "adapt"
+    other = adapted / "none" / "0" / "weights.safetensors"
+    shutil.copy(other, adapted / "searched" / "0" / "weights.safetensors")
+    capsys.readouterr()
+    assert main([command, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "adapt again" in line

@@ -213,6 +213,15 @@ def test_dropout_does_not_disturb_the_finite_difference(network: Network) -> Non
         assert size < 10 * plausible
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_tied_weights_and_weights_without_use(network: Network, method: Method) -> None:
+    network.norms[1] = network.norms[0]
+    expected = gradient(network, method, [None])
+    network.idle = nn.Linear(3, 3).double()  # type: ignore[assignment]
+    for one, other in zip(gradient(network, method, [None]), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_tasks_are_drawn_without_replacement_and_anew_each_step() -> None:
     steps = [draw_tasks(7, 2, TILT, [0, step]) for step in range(200)]
     assert all(len(set(tasks)) == 2 for tasks in steps)

@@ -21,6 +21,7 @@ from metapool_kernels.search.data import (
     Data,
     Split,
     evaluation_batches,
+    fingerprint,
     split_data,
     split_warnings,
     steps_per_epoch,
@@ -78,6 +79,7 @@ def test_every_warning_about_a_split() -> None:
         weight=[*split.weight, split.alpha[1], split.evaluation[0]],
         alpha=[i for i in split.alpha if i not in zeros] + [split.alpha[1]],
         evaluation=split.evaluation,
+        fingerprint=split.fingerprint,
     )
     found = split_warnings(data, odd)
     assert "weight half and the alpha half overlap in 1 images" in found[0]
@@ -90,7 +92,7 @@ def test_equal_numbers_in_two_folders_are_no_overlap() -> None:
     data = digits(DataConfig(), 0)
     apart = replace(data, evaluation_set=torch.utils.data.Subset(data.train_set, range(1797)))
     everything = list(range(1797))
-    split = Split(everything[::2], everything[1::2], everything)
+    split = Split(everything[::2], everything[1::2], everything, fingerprint(data))
     assert split_warnings(apart, split) == []
 
 

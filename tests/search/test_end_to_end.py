@@ -19,7 +19,7 @@ LITTLE: dict[str, Any] = {
     "search.epochs": 3,
     "search.warmup": 0.34,
     "adapt.epochs": 1,
-    "adapt.controls": ["random"],
+    "adapt.controls": ["none", "random"],
 }
 CONFIGS = {"cifar10": {}, "imagenet": {"data.image_size": 64, "data.accumulate": 2}}
 
@@ -44,7 +44,7 @@ def test_from_search_to_export(name: str, tmp_path: Path) -> None:
     assert [row["stopped"] for row in metrics(tmp_path / "run")] == ["0", "16"]
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert results["images"] == 6
-    assert list(results["networks"]) == ["searched", "random"]
+    assert list(results["networks"]) == ["searched", "none", "random"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "random" in page
     exported = {path.name for path in (tmp_path / "run" / "export").iterdir()}

@@ -96,8 +96,6 @@ def test_the_alpha_step_normalises_by_its_own_batch(supernet: Supernet, batch: B
     optimizer = make_alpha_optimizer(supernet.alphas(layers), AlphaConfig())
     torch.manual_seed(5)
     loss, accuracy = move_alpha(supernet, layers, batch, optimizer)
-    supernet.model.load_state_dict(snapshot(supernet))
-    torch.manual_seed(5)
     net = Supernet(
         Backbone("mobilenetv2_035", ARGUMENTS, False, (1, 16, 16)),
         ModelConfig(extra_candidates=["coordinate_attention"]),
