@@ -30,24 +30,36 @@ def network_objective(
     change of a buffer, go into copies and are forgotten.
     """
     buffers = dict(model.named_buffers())
-    every = list(model.named_parameters(remove_duplicate=False))
-    # Looking for tied weights takes as long as a small layer, at every call.
-    ties = len(every) > len({id(parameter) for _, parameter in every})
+    places = _places(model)
 
     def objective(
         weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor]:
         tensors = {name: buffer.clone() for name, buffer in buffers.items()}
-        tensors |= dict(zip(weight_names, weights, strict=True))
-        tensors |= dict(zip(alpha_names, alphas, strict=True))
+        names, put = [*weight_names, *alpha_names], [*weights, *alphas]
+        for name, tensor in zip(names, put, strict=True):
+            tensors |= dict.fromkeys(places[name], tensor)
 
         def forward(images: Tensor) -> Tensor:
-            logits: Tensor = functional_call(model, tensors, images, tie_weights=ties)
+            logits: Tensor = functional_call(model, tensors, images, tie_weights=False)
             return logits
 
         return _loss(forward, batch, label_smoothing)
 
     return objective
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """By the name of each parameter, all places where it stands.
+
+    A module with two names is one place: functional_call's own search for ties would put the
+    tensor there twice, and afterwards leave it there.
+    """
+    by_parameter: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            by_parameter.setdefault(id(parameter), []).append(name)
+    return {names[0]: names for names in by_parameter.values()}
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

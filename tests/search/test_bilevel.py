@@ -213,13 +213,28 @@ def test_dropout_does_not_disturb_the_finite_difference(network: Network) -> Non
         assert size < 10 * plausible
 
 
+@pytest.mark.parametrize("shared", ["module", "parameter"])
 @pytest.mark.parametrize("method", METHODS)
-def test_tied_weights_and_weights_without_use(network: Network, method: Method) -> None:
-    network.norms[1] = network.norms[0]
-    expected = gradient(network, method, [None])
+def test_tied_weights_and_weights_without_use(
+    network: Network, method: Method, shared: str
+) -> None:
     network.idle = nn.Linear(3, 3).double()  # type: ignore[assignment]
-    for one, other in zip(gradient(network, method, [None]), expected, strict=True):
-        torch.testing.assert_close(one, other)
+    if shared == "module":
+        network.norms[1] = network.norms[0]
+    else:
+        network.norms[1].weight = network.norms[0].weight
+        network.norms[1].bias = network.norms[0].bias
+    before = [id(parameter) for parameter in network.parameters()]
+    found = gradient(network, method, [None])
+    assert [id(parameter) for parameter in network.parameters()] == before
+    # A norm of each layer's own that happens to be equal takes other steps, but begins equal.
+    apart = Network().double()
+    apart.load_state_dict(
+        {name: t for name, t in network.state_dict().items() if not name.startswith("idle")}
+    )
+    same = method == "first-order"
+    for one, other in zip(found, gradient(apart, method, [None]), strict=True):
+        assert torch.allclose(one, other) is same
 
 
 def test_tasks_are_drawn_without_replacement_and_anew_each_step() -> None:
