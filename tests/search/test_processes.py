@@ -91,3 +91,14 @@ def test_more_processes_than_images(tmp_path: Path) -> None:
     assert done.stderr.count("metapool:") == 1, done.stderr
     assert "2 processes cannot share 1 images" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_image_is_named_by_the_process_that_meets_it(tmp_path: Path) -> None:
+    make_image_folder(tmp_path / "images", classes=2, train=8, val=1)
+    for image in (tmp_path / "images" / "train").rglob("00[1-7].*"):
+        image.write_bytes(image.read_bytes()[:200])
+    changes = {"data__kind": "folder", "data__root": tmp_path / "images", "data__batch_size": 2}
+    done = launch("metapool_kernels.search", "search", *options(tmp_path / "run", **changes))
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("metapool: image")]
+    assert lines and all("cannot be read" in line for line in lines)
