@@ -1,7 +1,9 @@
 """Each step of the two levels moves one group of parameters and nothing else."""
 
+import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,6 +15,7 @@ from metapool_kernels.search.bilevel import hypergradient
 from metapool_kernels.search.config import AlphaConfig, Method, ModelConfig, WeightConfig
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
+from metapool_kernels.search.processes import seed_epoch
 from metapool_kernels.search.steps import alpha_step, network_objective, to_device, weight_step
 from metapool_kernels.search.supernet import Supernet
 
@@ -209,3 +212,14 @@ def test_optimizers_of_timm_go_by_name(name: str) -> None:
 def test_an_optimizer_that_there_is_not() -> None:
     with pytest.raises(UserError, match="nonesuch"):
         make_weight_optimizer([torch.zeros(1)], WeightConfig(optimizer="nonesuch"), steps=1)
+
+
+def test_each_epoch_draws_other_numbers_and_the_same_ones_again() -> None:
+    def draw(seed: int, epoch: int) -> tuple[int, float, float, float]:
+        number = seed_epoch(Accelerator(), seed, epoch)
+        return number, torch.rand(1).item(), float(np.random.rand()), random.random()
+
+    moments = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    drawn = [draw(*moment) for moment in moments]
+    assert all(len(set(numbers)) == 4 for numbers in zip(*drawn, strict=True))
+    assert [draw(*moment) for moment in moments] == drawn
