@@ -59,6 +59,25 @@ def test_all_networks_are_trained_and_measured(
     assert sizes[1] < sizes[0] == sizes[2] == sizes[3]
 
 
+def test_adapting_sees_every_training_image_and_no_other(
+    searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[bytes] = set()
+    weight_step = training.weight_step
+
+    def noting(accelerator: Any, model: Any, batches: Any, *rest: Any) -> Any:
+        for images, _ in batches:
+            seen.update(image.contiguous().numpy().tobytes() for image in images)
+        return weight_step(accelerator, model, batches, *rest)
+
+    monkeypatch.setattr(training, "weight_step", noting)
+    assert main(["adapt", *options(searched, adapt__controls=BOTH)]) == 0
+    split = RunFolder(searched).load_split()
+    data = load_data(load_config(searched / "config.yaml"))
+    both = [data.train_set[i][0].numpy().tobytes() for i in split.weight + split.alpha]
+    assert seen == set(both)
+
+
 def test_controls_differ_in_their_poolings_alone(searched: Path) -> None:
     architecture = load_architecture(searched / "architecture.json")
     assert random_choices(architecture, 0) == random_choices(architecture, 0)

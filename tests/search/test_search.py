@@ -6,13 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from metapool_kernels.search import loop
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.config import load_config
+from metapool_kernels.search.datasets import load_data
+from metapool_kernels.search.run_folder import RunFolder
 from tests.search.runs import REPOSITORY, metrics, options, start
 
 
@@ -56,6 +61,42 @@ def test_layers_stop_one_after_the_other_and_all_by_the_deadline(finished: Path)
 
 def test_only_weights_are_trained_while_warming_up(finished: Path) -> None:
     assert [row["alpha_loss"] == "" for row in metrics(finished)][:3] == [True, False, False]
+
+
+def test_each_level_sees_its_own_half_and_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[bytes]] = {"train": set(), "alpha": set(), "weight": set()}
+
+    def note(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        seen[name] |= {image.contiguous().numpy().tobytes() for image in batch[0]}
+
+    hypergradient, weight_step = loop.hypergradient, loop.weight_step
+
+    def noting_hypergradient(
+        objective: Any, weights: Any, alphas: Any, *rest: Any, **kw: Any
+    ) -> Any:
+        note("train", rest[0])
+        note("alpha", rest[1])
+        return hypergradient(objective, weights, alphas, *rest, **kw)
+
+    def noting_weight_step(accelerator: Any, model: Any, batches: Any, *rest: Any) -> Any:
+        for batch in batches:
+            note("weight", batch)
+        return weight_step(accelerator, model, batches, *rest)
+
+    monkeypatch.setattr(loop, "hypergradient", noting_hypergradient)
+    monkeypatch.setattr(loop, "weight_step", noting_weight_step)
+    arguments = options(tmp_path / "run", search__epochs=3, search__warmup=0)
+    assert main(["search", *arguments]) == 0
+    run = RunFolder(tmp_path / "run")
+    split, data = run.load_split(), load_data(load_config(run / "config.yaml"))
+
+    def half(indices: list[int]) -> set[bytes]:
+        return {data.train_set[i][0].numpy().tobytes() for i in indices}
+
+    assert seen["alpha"] == half(split.alpha)
+    assert seen["weight"] == seen["train"] == half(split.weight)
 
 
 def test_the_same_seed_gives_the_same_search(finished: Path, tmp_path: Path) -> None:
