@@ -109,7 +109,9 @@ def test_averaged_weights_are_those_that_count(searched: Path) -> None:
     assert checkpoint is not None
     for name, tensor in averaged.items():
         assert torch.equal(tensor, checkpoint.weights[f"ema.{name}"])
-    assert not torch.equal(averaged["conv_stem.weight"], checkpoint.weights["conv_stem.weight"])
+    begun = build_network("searched", load_architecture(searched / "architecture.json"), 0)
+    for other in (checkpoint.weights, begun.state_dict()):
+        assert not torch.equal(averaged["conv_stem.weight"], other["conv_stem.weight"])
     assert main(["evaluate", *options(searched, adapt__ema=0.5, adapt__controls=BOTH)]) == 0
     assert list(json.loads((searched / "evaluation.json").read_text())["networks"]) == [
         *("searched", "none", "random")
