@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from metapool_kernels import native, numpy_api
+from metapool_kernels import native
 from metapool_kernels.dispatch import BACKENDS
 from metapool_kernels.version import __version__
 
@@ -57,7 +57,8 @@ def _usable() -> Iterator[tuple[str, str]]:
             reason = f"no GPU is usable; {reason}"
         yield name, f"usable on {device}" if reason is None else f"not usable on {device}: {reason}"
     try:
-        yield "instruction set", f"{numpy_api.active_isa()} of {_words(numpy_api.isa_names())}"
+        ops = native.numpy_ops()  # not numpy_api, which needs NumPy itself
+        yield "instruction set", f"{ops.active_isa()} of {_words(ops.isa_names())}"
     except (RuntimeError, ValueError) as problem:
         yield "instruction set", f"unknown: {problem}"
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import platform
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,14 +22,23 @@ def build_facts() -> dict[str, Any]:
     return facts
 
 
-def _missing(part: str, what: str = "the compiled kernels") -> str:
-    reason = build_facts().get(part, {}).get("skipped", "they were never built")
-    return f"{what} are missing ({reason}); mend that and run `pip install .` again"
+def _missing(part: str, what: str) -> str:
+    facts = build_facts().get(part)
+    reason = "never built" if facts is None else facts.get("skipped") or _lost(facts)
+    return f"{what} missing ({reason}); mend that and run `pip install .` again"
+
+
+def _lost(facts: dict[str, Any]) -> str:
+    """Why a library that was built is not there."""
+    built_for, here = facts.get("python"), platform.python_version()
+    if built_for is None or built_for.split(".")[:2] == here.split(".")[:2]:
+        return "built, but the file is gone"
+    return f"built for Python {built_for}, this is {here}"
 
 
 def _load(library: Path, part: str, what: str) -> str | None:
     if not library.exists():
-        return _missing(part, what)
+        return _missing(part, f"{what} are")
     try:
         torch.ops.load_library(library)
     except OSError as error:
@@ -55,6 +65,6 @@ def numpy_ops() -> ModuleType:
     try:
         return importlib.import_module("metapool_kernels._numpy_ops")
     except ModuleNotFoundError as error:
-        raise RuntimeError(_missing("numpy_ops")) from error
+        raise RuntimeError(_missing("numpy_ops", "the compiled NumPy module is")) from error
     except ImportError as error:
         raise RuntimeError(f"the compiled NumPy module does not load: {error}") from error

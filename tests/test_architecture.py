@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import metapool_kernels
+
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "metapool_kernels"
+PACKAGE = Path(metapool_kernels.__file__).parent
 
 RANKS = (
     {"candidates", "version"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from metapool_kernels import dispatch, fused_meta_pool, info, native
 from tests import setup_script
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = ROOT / "metapool_kernels/_torch_ops_cuda.so"
+PACKAGE = Path(native.__file__).parent
+LIBRARY = PACKAGE / "_torch_ops_cuda.so"
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA kernels are not built")
 
 VARIABLES = ("METAPOOL_BUILD_CUDA", "METAPOOL_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH")
@@ -299,21 +301,70 @@ def test_import_without_a_driver() -> None:
     assert "no GPU is usable" in done.stdout
 
 
-def test_a_package_that_was_never_built(tmp_path: Path) -> None:
-    """It imports, and says why there are no kernels."""
-    shutil.copytree(
-        ROOT / "metapool_kernels",
-        tmp_path / "metapool_kernels",
-        ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"),
-    )
-    facts = {"cuda": {"skipped": "no nvcc today"}}
-    (tmp_path / "metapool_kernels/_build.json").write_text(json.dumps(facts))
-    code = (
-        "from metapool_kernels import native as n; print(n.CUDA_OPS_PROBLEM, n.TORCH_OPS_PROBLEM)"
-    )
+def _said(code: str, folder: Path) -> str:
+    """What code prints where the package of ``folder`` is imported.
+
+    Without site: an editable installation finds its compiled module for every copy.
+    """
+    paths = os.pathsep.join([str(folder), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "the CUDA kernels are missing (no nvcc today)" in done.stdout
-    assert "the compiled kernels are missing (they were never built)" in done.stdout
+    return done.stdout
+
+
+def _copy(folder: Path, *without: str) -> Path:
+    """A copy of the package in ``folder``."""
+    ignored = shutil.ignore_patterns("__pycache__", *without)
+    return Path(shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=ignored))
+
+
+def test_a_package_that_was_never_built(tmp_path: Path) -> None:
+    """It imports, and says why there are no kernels."""
+    package = _copy(tmp_path, "*.so", "_build.json")
+    facts = {"cuda": {"skipped": "no nvcc today"}}
+    (package / "_build.json").write_text(json.dumps(facts))
+    said = _said(
+        "from metapool_kernels import native as n; print(n.CUDA_OPS_PROBLEM, n.TORCH_OPS_PROBLEM)",
+        tmp_path,
+    )
+    assert "the CUDA kernels are missing (no nvcc today)" in said
+    assert "the compiled kernels are missing (never built)" in said
+
+
+@pytest.mark.parametrize(
+    "python, reason",
+    [
+        (platform.python_version(), "built, but the file is gone"),
+        ("2.7.18", f"built for Python 2.7.18, this is {platform.python_version()}"),
+    ],
+)
+def test_a_lost_numpy_module(tmp_path: Path, python: str, reason: str) -> None:
+    """As after a change of Python: the rest works, and info tells what happened."""
+    package = _copy(tmp_path, "*.so")
+    (package / "_build.json").write_text(json.dumps({"numpy_ops": {"python": python}}))
+    said = _said("from metapool_kernels import info; print(info.report())", tmp_path)
+    assert f"unknown: the compiled NumPy module is missing ({reason}); mend that" in said
+
+
+def test_without_numpy(tmp_path: Path) -> None:
+    """The op and the report work; the NumPy entry points name what they lack."""
+    _copy(tmp_path)
+    said = _said(
+        "import sys; sys.modules['numpy'] = None\n"
+        "import torch; from metapool_kernels import fused_meta_pool, info\n"
+        "print(fused_meta_pool(torch.ones(1, 1, 2, 2), torch.zeros(7)).sum(), info.report())\n"
+        "try: from metapool_kernels import numpy_api\n"
+        "except ModuleNotFoundError as error: print('missing:', error)",
+        tmp_path,
+    )
+    assert "missing: import of numpy halted" in said
+    assert "tensor(" in said
+    if native.TORCH_OPS_PROBLEM is None:
+        assert re.search("instruction set +(?!unknown)", said)

@@ -1,0 +1,39 @@
+"""Where the interpreters of other versions of Python are."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def find(version: str) -> str | None:
+    """An interpreter of a version such as "3.12", or None: this one, on PATH or pyenv's."""
+    return next((path for path in _places(version) if _is(path, version)), None)
+
+
+def _places(version: str) -> Iterator[str]:
+    if version == THIS:
+        yield sys.executable
+    if path := shutil.which(f"python{version}"):
+        yield path
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found = (root / "versions").glob(f"{version}.*")
+    yield from (str(path / "bin/python") for path in sorted(found, key=_number, reverse=True))
+
+
+def _number(folder: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
+
+
+def _is(path: str, version: str) -> bool:
+    """A shim of pyenv is on PATH for every version, and runs those alone that are switched on."""
+    code = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
+    try:
+        done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0 and done.stdout.strip() == version
