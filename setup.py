@@ -62,6 +62,11 @@ CUDA_FLAGS = ["-std=c++17", "-O3"]
 CUDA_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas"]
 CUDA_ARCHS = "80;90;90+PTX"
 OLDEST_CUDA_ARCH = 80  # dispatch.py refuses older GPUs
+# What libraries show to the loader: Python's entry point, for torch's ops register themselves. The
+# visibility of flags does not reach templates of the C++ library: shown, they could stand in for
+# those of any other library, which may be built for another machine, and the other way round.
+EXPORTS = "exports.map"
+EXPORTED = "{ global: PyInit_*; local: *; };\n"
 
 
 class CannotBuildError(Exception):
@@ -225,6 +230,9 @@ class Graph:
 
     def link(self, objects: list[str], output: Path, *flags: str, rule: str = "link") -> None:
         """Add a shared library."""
+        if sys.platform == "linux":
+            prefix = "-Wl," if rule == "link" else "-Xlinker="
+            flags = (*flags, f"{prefix}--version-script={EXPORTS}")
         self.lines += [
             f"build {escape(output)}: {rule} {' '.join(objects)}",
             f"  libraries = {shlex.join(flags)}",
@@ -254,13 +262,14 @@ class Graph:
         return output
 
     def link_cuda(self, objects: list[str], output: Path, *flags: str) -> None:
-        """Add a shared library that holds CUDA's runtime and shows none of it."""
-        self.link(objects, output, "-Xlinker", "--exclude-libs=ALL", *flags, rule="link_cuda")
+        """Add a shared library that holds CUDA's runtime."""
+        self.link(objects, output, *flags, rule="link_cuda")
 
     def run(self, ninja: str, folder: Path) -> None:
         """Build everything in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        (folder / EXPORTS).write_text(EXPORTED)
         subprocess.run([ninja, "-C", str(folder)], check=True)
 
 
