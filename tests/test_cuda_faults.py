@@ -14,6 +14,7 @@ import pytest
 
 from tests.backends import BACKENDS
 from tests.cuda_host import build
+from tests.mutation import builds
 
 pytestmark = pytest.mark.skipif(
     "reference" not in BACKENDS, reason="the kernels' tests run in processes of their own here"
@@ -131,7 +132,9 @@ class Copy(NamedTuple):
 
     def build(self, name: str) -> Path:
         """A library of this name; the next one does not replace it."""
-        return build.build(self.sources, self.folder).rename(self.folder / f"{name}.so")
+        flags = ["-O0", "-g0", "-w"]
+        library = build.build(self.sources, self.folder, flags=flags)
+        return library.rename(self.folder / f"{name}.so")
 
     def build_with(self, name: str) -> Path:
         """A library with a fault."""
@@ -157,12 +160,10 @@ def libraries(
     copy = Copy(folder / "sources", folder / "build")
     for name in ("csrc", "python_bindings"):
         shutil.copytree(ROOT / name, copy.sources / name)
-    for other in ("double", "__half", "__nv_bfloat16"):
-        copy.replace("device.cuh", f"return body({other}{{}});", "return body(float{});")
+    builds.keep_float_alone(copy.sources)
     chosen = {item.name for item in request.session.items}
     names = [name for name in FAULTS if f"{test_a_fault_is_noticed.__name__}[{name}]" in chosen]
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as builder:
-        patch.setattr(build, "FLAGS", [*build.FLAGS, "-O0", "-g0", "-w"])
+    with ThreadPoolExecutor(1) as builder:
         try:
             right = copy.build("right")
         except build.CannotBuildError as problem:

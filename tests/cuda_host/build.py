@@ -7,6 +7,7 @@ import argparse
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests import setup_script
@@ -42,13 +43,15 @@ def find_compiler() -> str:
     raise CannotBuildError("g++ was not found")
 
 
-def ninja_file(sources_root: Path, library: Path, *, sanitize: bool) -> str:
-    """What is compiled and linked, and how."""
+def ninja_file(
+    sources_root: Path, library: Path, *, sanitize: bool, flags: Sequence[str] = ()
+) -> str:
+    """What is compiled and linked, and how; ``flags`` come last."""
     torch = _SETUP.torch_needs()
-    shared = [*FLAGS, *(SANITIZERS if sanitize else [])]
-    flags = dict.fromkeys(sorted(sources_root.glob("csrc/cuda/*.cu")), KERNEL_FLAGS)
+    shared = [*FLAGS, *(SANITIZERS if sanitize else []), *flags]
+    sources = dict.fromkeys(sorted(sources_root.glob("csrc/cuda/*.cu")), KERNEL_FLAGS)
     binding = sources_root / "python_bindings/torch_ops_cuda.cpp"
-    flags[binding] = ["-DMETAPOOL_CUDA_HOST", *torch.compile_flags]
+    sources[binding] = ["-DMETAPOOL_CUDA_HOST", *torch.compile_flags]
     # What is missing is better told now than where it is loaded; sanitizers come with the program.
     whole = [] if sanitize else ["-Wl,-z,defs"]
     libraries = shlex.join([*whole, *torch.link_flags])
@@ -60,21 +63,23 @@ def ninja_file(sources_root: Path, library: Path, *, sanitize: bool) -> str:
         "rule link",
         f"  command = {find_compiler()} -shared {shlex.join(shared)} $in -o $out {libraries}",
     ]
-    for source, own in flags.items():
+    for source, own in sources.items():
         lines += [
             f"build {source.name}.o: compile {escape(source)}",
             f"  flags = {shlex.join(own)}",
         ]
-    objects = " ".join(f"{source.name}.o" for source in flags)
+    objects = " ".join(f"{source.name}.o" for source in sources)
     return "\n".join([*lines, f"build {escape(library)}: link {objects}", ""])
 
 
-def build(sources_root: Path, folder: Path, *, sanitize: bool = False) -> Path:
+def build(
+    sources_root: Path, folder: Path, *, sanitize: bool = False, flags: Sequence[str] = ()
+) -> Path:
     """Compile what has changed under ``sources_root``; returns the library's path."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / LIBRARY
-    text = ninja_file(sources_root.resolve(), library, sanitize=sanitize)
+    text = ninja_file(sources_root.resolve(), library, sanitize=sanitize, flags=flags)
     (folder / "build.ninja").write_text(text)
     command = [_SETUP.find_ninja(), "-C", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

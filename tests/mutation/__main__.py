@@ -1,0 +1,165 @@
+"""`python -m tests.mutation [--only REGEX] [--jobs N] [--list]`; ends with 1 if a fault survives.
+
+Copies of the tree are kept in build/mutation, where report.json tells what became of each fault.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import LifoQueue
+
+from tests.mutation.builds import BUILDS
+from tests.mutation.fault import AREAS, Area, Fault
+from tests.mutation.faults import FAULTS
+from tests.mutation.tree import KILLED, NOT_BUILT, SURVIVED, TIMED_OUT, Result, Tree, copy_of
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build" / "mutation"
+
+
+class Pool:
+    """Copies of the tree, one for each fault that is tried at a time."""
+
+    def __init__(self, trees: Sequence[Tree]) -> None:
+        self.executor = ThreadPoolExecutor(len(trees))
+        self.all = trees
+        self._free: LifoQueue[Tree] = LifoQueue()
+        for tree in trees:
+            self._free.put(tree)
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Build libraries in each copy."""
+
+        def build(tree: Tree) -> None:
+            for name in names:
+                tree.prepare(name)
+
+        list(self.executor.map(build, self.all))
+
+    def run_tests(self, area: Area, limit: float) -> Result:
+        """Run the tests of an area without a fault, in any copy."""
+        tree = self._free.get()
+        try:
+            return tree.run_tests(area, limit)
+        finally:
+            self._free.put(tree)
+
+    def try_fault(self, fault: Fault, area: Area, limit: float) -> Result:
+        """Try a fault in any copy."""
+        tree = self._free.get()
+        try:
+            return tree.try_fault(fault, area, limit)
+        finally:
+            self._free.put(tree)
+
+
+def check_areas(pool: Pool, areas: dict[str, Area]) -> dict[str, float]:
+    """A time limit for each area, whose tests have to pass without a fault: or nothing is proved.
+
+    Raises:
+        SystemExit: the tests of an area fail.
+    """
+    tries = {pool.executor.submit(pool.run_tests, area, 1800): n for n, area in areas.items()}
+    limits = {}
+    for done in as_completed(tries):
+        name, result = tries[done], done.result()
+        print(f"without a fault: {name}: {result.by} ({result.seconds:.0f} s)", flush=True)
+        if result.outcome != SURVIVED:
+            pool.executor.shutdown(cancel_futures=True)
+            raise SystemExit(f"the tests of {name} fail without a fault: mend them first")
+        limits[name] = 60 + 4 * result.seconds
+    return limits
+
+
+def is_as_declared(fault: Fault, result: Result) -> bool:
+    """Whether the tests notice it or, if it is equivalent, do not."""
+    return result.outcome in ((SURVIVED,) if fault.equivalent else (KILLED, TIMED_OUT))
+
+
+def summary(results: dict[Fault, Result]) -> str:
+    """One line on all faults."""
+    counts = Counter(
+        "equivalent" if fault.equivalent and result.outcome == SURVIVED else result.outcome
+        for fault, result in results.items()
+    )
+    killed = f"{counts[KILLED] + counts[TIMED_OUT]} killed"
+    if counts[TIMED_OUT]:
+        killed += f" ({counts[TIMED_OUT]} by the time limit)"
+    parts = [killed, *(f"{counts[kind]} {kind}" for kind in ("equivalent", SURVIVED))]
+    if counts[NOT_BUILT]:
+        parts.append(f"{counts[NOT_BUILT]} {'do not build'}")
+    return f"{len(results)} faults: " + ", ".join(parts)
+
+
+def write_report(results: dict[Fault, Result], path: Path) -> None:
+    """What became of each fault, for programs."""
+    rows = [
+        {
+            **{name: getattr(fault, name) for name in ("name", "area", "path", "equivalent")},
+            "result": result.outcome,
+            "by": result.by,
+            "seconds": round(result.seconds, 1),
+            "as_declared": is_as_declared(fault, result),
+        }
+        for fault, result in results.items()
+    ]
+    path.write_text(json.dumps({"summary": summary(results), "faults": rows}, indent=2) + "\n")
+
+
+def run(faults: Sequence[Fault], areas: dict[str, Area], pool: Pool) -> dict[Fault, Result]:
+    """Try all faults, in the order of their areas; prints a line for each."""
+    areas = {name: area for name, area in areas.items() if any(f.area == name for f in faults)}
+    limits = check_areas(pool, areas)
+    order = sorted(faults, key=lambda fault: list(areas).index(fault.area))
+    tries = {
+        pool.executor.submit(pool.try_fault, fault, areas[fault.area], limits[fault.area]): fault
+        for fault in order
+    }
+    results: dict[Fault, Result] = {}
+    for done in as_completed(tries):
+        fault, result = tries[done], done.result()
+        results[fault] = result
+        mark = " " if is_as_declared(fault, result) else "!"
+        print(
+            f"{mark} {fault.area}: {fault.name}: {result.outcome} ({result.seconds:.0f} s): "
+            f"{result.by[:200]}",
+            flush=True,
+        )
+    return {fault: results[fault] for fault in order}
+
+
+def _builds(faults: Sequence[Fault], name: str) -> bool:
+    """Whether a library is needed. That for the CPU always is: most tests run on it."""
+    return name == "cpu" or any(AREAS[fault.area].builds == name for fault in faults)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="tests.mutation", description="Do the tests notice?")
+    parser.add_argument("--only", default="", help="faults whose area, name or file matches")
+    parser.add_argument("--jobs", type=int, default=2, help="faults tried at a time")
+    parser.add_argument("--list", action="store_true", help="name the faults and leave")
+    options = parser.parse_args(arguments)
+    wanted = re.compile(options.only, re.IGNORECASE)
+    chosen = [f for f in FAULTS if wanted.search(f"{f.area}: {f.name} ({f.path})")]
+    if options.list:
+        print("\n".join(f"{f.area}: {f.name} ({f.path})" for f in chosen))
+        return 0
+    if not chosen:
+        raise SystemExit(f"no fault matches {options.only!r}")
+    start = time.monotonic()
+    pool = Pool([copy_of(ROOT, FOLDER / str(job)) for job in range(options.jobs)])
+    pool.prepare([name for name in BUILDS if _builds(chosen, name)])
+    results = run(chosen, AREAS, pool)
+    write_report(results, FOLDER / "report.json")
+    print(f"{summary(results)} ({(time.monotonic() - start) / 60:.0f} minutes)")
+    return 0 if all(is_as_declared(*pair) for pair in results.items()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

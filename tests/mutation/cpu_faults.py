@@ -1,0 +1,318 @@
+"""Faults in the CPU kernels: csrc/window.h and csrc/cpu."""
+
+from tests.mutation.fault import Fault
+
+
+def _kernel(name: str, file: str, right: str, wrong: str, equivalent: str = "") -> Fault:
+    return Fault(name, "CPU kernels", f"csrc/{file}", right, wrong, equivalent)
+
+
+def _dispatch(name: str, right: str, wrong: str, file: str = "dispatch.cpp") -> Fault:
+    return Fault(name, "CPU dispatch", f"csrc/cpu/{file}", right, wrong)
+
+
+KERNELS = (
+    # What a window is.
+    _kernel(
+        "NaN loses against numbers",
+        "window.h",
+        "return (right > left) | (right != right);",
+        "return right > left;",
+    ),
+    _kernel(
+        "beside NaN the last of equal maxima wins",
+        "window.h",
+        "return (right > left) | (right != right);",
+        "return (right >= left) | (right != right);",
+    ),
+    _kernel(
+        "border divisor is one too small",
+        "window.h",
+        "last_valid(center, radius, size) - first_valid(center, radius) + 1;",
+        "last_valid(center, radius, size) - first_valid(center, radius);",
+    ),
+    _kernel(
+        "beyond the map stands the last row but one",
+        "window.h",
+        "return line < 0 ? 0 : line < size ? line : size - 1;",
+        "return line < 0 ? 0 : line < size ? line : size < 2 ? 0 : size - 2;",
+    ),
+    # Elements and where they lie.
+    _kernel(
+        "bfloat16 halves are rounded away from zero",
+        "cpu/elements.h",
+        "const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;",
+        "const Bits rounded = (bits + 0x8000u) >> 16;",
+    ),
+    _kernel(
+        "float16 subnormals are taken for normal numbers",
+        "cpu/elements.h",
+        "uint32_t result = rest < 0x38800000u ? subnormal : normal;",
+        "uint32_t result = rest < 0x33800000u ? subnormal : normal;",
+    ),
+    _kernel(
+        "a row's tail lacks its last column",
+        "cpu/columns.h",
+        "for (; column < columns; ++column) convert_one(column, 0);",
+        "for (; column + 1 < columns; ++column) convert_one(column, 0);",
+    ),
+    _kernel(
+        "channels of one image are taken to lie side by side",
+        "cpu/columns.h",
+        "adjacent = one_image_ && view.stride_c == 1 ? lanes : 1;",
+        "adjacent = one_image_ ? lanes : 1;",
+    ),
+    _kernel(
+        "planes go on from image to image by the channel's stride",
+        "cpu/columns.h",
+        "      offset[lane] = n * view.stride_n + c * view.stride_c;",
+        "      offset[lane] = first + lane * view.stride_c;",
+    ),
+    _kernel(
+        "32 bits for where a plane begins",
+        "cpu/columns.h",
+        "const int64_t first = n * view.stride_n + c * view.stride_c;",
+        "const int64_t first = static_cast<int32_t>(n * view.stride_n + c * view.stride_c);",
+    ),
+    _kernel(
+        "NaN in the tail of a row is not seen",
+        "cpu/rows.h",
+        "for (; e < size; ++e) rest |= from[e] != from[e];",
+        "",
+    ),
+    # Windows along rows and down columns.
+    _kernel(
+        "what blocks write beyond the last column stays",
+        "cpu/windows.h",
+        "if (row != nullptr) fill_overrun(row, shape, padding);",
+        "if (false) fill_overrun(row, shape, padding);",
+    ),
+    _kernel(
+        "the third window of a block is off by one",
+        "cpu/windows.h",
+        "out.vector[2] = op(op(pixel(2 - kRadius), core), right);",
+        "out.vector[2] = op(op(pixel(3 - kRadius), core), right);",
+    ),
+    _kernel(
+        "the second row of a pair lacks its lowest line",
+        "cpu/windows.h",
+        "const B next = line(d + 1);",
+        "const B next = line(d);",
+    ),
+    # Which element is the maximum.
+    _kernel(
+        "a later line wins among equals",
+        "cpu/winners.h",
+        "Mask<Acc> taken = next.key > winner.key;",
+        "Mask<Acc> taken = next.key >= winner.key;",
+    ),
+    _kernel(
+        "an earlier element loses among equals",
+        "cpu/winners.h",
+        "Mask<Acc> taken = previous.key >= winner.key;",
+        "Mask<Acc> taken = previous.key > winner.key;",
+    ),
+    _kernel(
+        "lines of one large window share a code",
+        "cpu/winners.h",
+        "static_cast<int>(line & 63)",
+        "static_cast<int>(line & 7)",
+    ),
+    # Weights.
+    _kernel(
+        "all lanes take the first one's channel",
+        "cpu/weights.h",
+        "plane % plan_.c * view.stride_c;",
+        "task.plane % plan_.c * view.stride_c;",
+    ),
+    _kernel(
+        "weights of channels are loaded once for all tasks",
+        "cpu/weights.h",
+        "shared_ = view.stride_n == 0 && view.stride_c == 0;",
+        "shared_ = view.stride_n == 0;",
+    ),
+    _kernel(
+        "a weight of nothing that is not finite is lost",
+        "cpu/weights.h",
+        "start_[lane] += weights_[p * kPackedLanes + lane] * Acc(0);",
+        "start_[lane] += Acc(0);",
+    ),
+    _kernel(
+        "infinite weights pass for finite",
+        "cpu/weights.h",
+        "finite_ &= weight - weight == 0;",
+        "finite_ &= weight == weight;",
+    ),
+    _kernel(
+        "the area of an average is that of a square",
+        "cpu/weights.h",
+        "const Acc area = static_cast<Acc>((2 * item.radius_h + 1) * (2 * item.radius_w + 1));",
+        "const Acc area = static_cast<Acc>((2 * item.radius_h + 1) * (2 * item.radius_h + 1));",
+    ),
+    _kernel(
+        "empty lanes count in the gradient of the weights",
+        "cpu/weights.h",
+        "lanes[lane] = lane < task.lanes ? sums[k * kPackedLanes + lane] : 0;",
+        "lanes[lane] = sums[k * kPackedLanes + lane];",
+    ),
+    _kernel(
+        "products stay in single precision",
+        "cpu/weights.h",
+        "constexpr int64_t kPartialPixels = 64;",
+        "constexpr int64_t kPartialPixels = int64_t{1} << 40;",
+    ),
+    # Forward.
+    _kernel(
+        "maxima start at the lowest number",
+        "cpu/forward.h",
+        "kLowest = -static_cast<Acc>(__builtin_inf());",
+        "kLowest = -static_cast<Acc>(__FLT_MAX__);",
+    ),
+    _kernel(
+        "averages see the map's edge beyond it",
+        "cpu/forward.h",
+        "inside[radius + d] = line == valid ? values_[valid] : zeros_;",
+        "inside[radius + d] = values_[valid];",
+    ),
+    _kernel(
+        "NaN of neighbouring lines is not looked for",
+        "cpu/forward.h",
+        "nan |= *nans_[valid];",
+        "nan |= d == 0 && *nans_[valid];",
+    ),
+    _kernel(
+        "one line too few is kept",
+        "cpu/forward.h",
+        "const int64_t lines = 2 * plan.radius_h + 2;",
+        "const int64_t lines = 2 * plan.radius_h + 1;",
+    ),
+    _kernel(
+        "the streamed kernels take divisors of the border",
+        "cpu/streams.h",
+        "(plan.count_include_pad || plan.avg.count == 0);",
+        "true;",
+    ),
+    _kernel(
+        "the streamed kernels take flat windows",
+        "cpu/streams.h",
+        "const bool square = item.radius_h == item.radius_w;",
+        "const bool square = item.radius_h <= item.radius_w;",
+    ),
+    _kernel(
+        "the streamed forward goes on with NaN",
+        "cpu/streamed_forward.h",
+        "nan |= plan_.max.count > 0 && has_nan(elements, size);",
+        "nan |= plan_.max.count > 3 && has_nan(elements, size);",
+    ),
+    _kernel(
+        "the streamed averages see the map's edge beyond it",
+        "cpu/streamed_forward.h",
+        "line == valid ? x_[valid] : zeros_;",
+        "line == valid ? x_[valid] : x_[valid];",
+    ),
+    _kernel(
+        "an empty lane keeps planes of the task before",
+        "cpu/maps.h",
+        "if (task.lanes < kPackedLanes) lines_.fill(0.0f);",
+        "",
+    ),
+    # Backward.
+    _kernel(
+        "a row of gradients too few is pulled in",
+        "cpu/backward.h",
+        "next * plan_.stride_h < line + rows + plan_.radius_h) {",
+        "next * plan_.stride_h + 1 < line + rows + plan_.radius_h) {",
+    ),
+    _kernel(
+        "a row between two strips is counted twice",
+        "cpu/backward.h",
+        "center >= task_->row_begin && center < task_->row_end;",
+        "center >= task_->row_begin && center <= task_->row_end;",
+    ),
+    _kernel(
+        "what lies between windows is multiplied by zero",
+        "cpu/backward.h",
+        "if (exact_) return pooled;",
+        "if (exact_ || true) return pooled;",
+    ),
+    _kernel(
+        "a column next to a narrower window gets nothing",
+        "cpu/backward.h",
+        "int d = reached < 0 ? 1 : reached + 1;",
+        "int d = reached < 0 ? 1 : reached + 2;",
+    ),
+    _kernel(
+        "the right one of equal parts is chosen",
+        "cpu/vec.h",
+        "  return left >= right;",
+        "  return left > right;",
+    ),
+    _kernel(
+        "the streamed backward goes on with infinity",
+        "cpu/streamed_backward.h",
+        "found |= vector - vector != 0;",
+        "found |= vector != vector;",
+    ),
+    _kernel(
+        "a strip's halo is half as high",
+        "cpu/streamed_backward.h",
+        "const int64_t begin = first_valid(task.row_begin, 2 * radius);",
+        "const int64_t begin = first_valid(task.row_begin, radius);",
+    ),
+    _kernel(
+        "the identity is counted beyond a strip too",
+        "cpu/streamed_backward.h",
+        "if (!owned) products.x = nullptr;",
+        "",
+    ),
+    _kernel(
+        "a column begins anew with each chunk of lines",
+        "cpu/streamed_backward.h",
+        "if (!last) state->tree = tree;",
+        "",
+    ),
+)
+
+DISPATCH = (
+    _dispatch(
+        "the last group of planes is left out",
+        "plan.groups = (planes + plan.lanes - 1) / plan.lanes;",
+        "plan.groups = std::max<int64_t>(planes / plan.lanes, 1);",
+    ),
+    _dispatch(
+        "the last row of an odd height is left out",
+        "return strip == plan.strips ? rows : rows * strip / plan.strips / 2 * 2;",
+        "return rows * strip / plan.strips / 2 * 2;",
+        file="plan.h",
+    ),
+    _dispatch(
+        "the last strip adds nothing to the gradient of each plane's weights",
+        "for (int64_t strip = 0; strip < plan.strips; ++strip) {",
+        "for (int64_t strip = 0; strip < std::max<int64_t>(plan.strips - 1, 1); ++strip) {",
+    ),
+    _dispatch(
+        "the gradient of the weights is summed in single precision",
+        "std::vector<double> sums(rows_n * rows_c * k_count);",
+        "std::vector<float> sums(rows_n * rows_c * k_count);",
+    ),
+    _dispatch(
+        "gradients of all channels but the first image's go to one",
+        "add((rows_n > 1 ? n : 0) * rows_c + (rows_c > 1 ? c : 0),",
+        "add((rows_n > 1 ? n : 0) * rows_c + (rows_c > 1 && n == 0 ? c : 0),",
+    ),
+    _dispatch(
+        "equal candidates take the last one's gradient",
+        "static_cast<Acc>(sums[row * k_count + plan.pools.data[k]]);",
+        "static_cast<Acc>(sums[row * k_count + std::min<int64_t>(k, k_count - 1)]);",
+    ),
+    Fault(
+        "maps that begin at one address pass for one map",
+        "CPU dispatch",
+        "csrc/meta_pool.h",
+        "return a.data == b.data && a.stride_n == b.stride_n && a.stride_c == b.stride_c &&\n"
+        "         a.stride_h == b.stride_h && a.stride_w == b.stride_w;",
+        "return a.data == b.data;",
+    ),
+)
+
+FAULTS = (*KERNELS, *DISPATCH)

@@ -1,0 +1,187 @@
+"""Faults in the CUDA kernels, in those in Triton, and in the bindings.
+
+tests/test_cuda_faults.py plants more in csrc/cuda: those that only some order of threads shows.
+"""
+
+from tests.mutation.fault import Fault
+
+
+def _cuda(name: str, file: str, right: str, wrong: str) -> Fault:
+    return Fault(name, "CUDA kernels", f"csrc/cuda/{file}", right, wrong)
+
+
+def _triton(name: str, file: str, right: str, wrong: str) -> Fault:
+    return Fault(name, "Triton kernels", f"metapool_kernels/_triton/{file}", right, wrong)
+
+
+def _binding(name: str, right: str, wrong: str) -> Fault:
+    return Fault(name, "bindings", "python_bindings/torch_maps.h", right, wrong)
+
+
+CUDA = (
+    _cuda(
+        "a window that ends before a pixel gives to it",
+        "general.cuh",
+        "at > radius ? (at - radius + stride - 1) / stride : 0;",
+        "at > radius ? (at - radius) / stride : 0;",
+    ),
+    _cuda(
+        "columns are divided as rows are",
+        "general.cuh",
+        "divisor(center_x, window.radius_w, sizes.w, sizes.count_include_pad));",
+        "divisor(center_y, window.radius_h, sizes.h, sizes.count_include_pad));",
+    ),
+    _cuda(
+        "the streamed kernels take divisors of the border",
+        "slots.h",
+        "!problem.count_include_pad ||",
+        "",
+    ),
+    _cuda(
+        "of equal candidates the last one counts",
+        "slots.h",
+        "if (slot < 0 || slots.candidate[slot] >= 0) return false;",
+        "if (slot < 0) return false;",
+    ),
+    _cuda(
+        "the weights of a channel are those of the image",
+        "maps.cuh",
+        "return data[n * stride_n + c * stride_c + k * stride_k];",
+        "return data[n * stride_n + n * stride_c + k * stride_k];",
+    ),
+    _cuda(
+        "32 bits for where a plane begins",
+        "maps.cuh",
+        "return data + n * stride_n + c * stride_c;",
+        "return data + static_cast<int>(n * stride_n + c * stride_c);",
+    ),
+    _cuda(
+        "odd widths are read by vectors",
+        "lanes.cuh",
+        "const bool is_aligned = w % columns == 0 && ",
+        "const bool is_aligned = ",
+    ),
+    _cuda(
+        "a row does not reach the one below it",
+        "averages.cuh",
+        "if (d > 0) ready[kReach + d] += share;",
+        "if (d > 1) ready[kReach + d] += share;",
+    ),
+    _cuda(
+        "terms of images go to another one's weights",
+        "terms.cuh",
+        "n = of.per_n ? plane / (of.per_c ? of.c : 1) : 0;",
+        "n = of.per_n ? plane / of.c : 0;",
+    ),
+)
+
+TRITON = (
+    _triton(
+        "NaN loses against numbers",
+        "windows.py",
+        "return tl.maximum(left, right, propagate_nan=tl.PropagateNan.ALL)",
+        "return tl.maximum(left, right, propagate_nan=tl.PropagateNan.NONE)",
+    ),
+    _triton(
+        "the last of equal maxima takes the gradient",
+        "windows.py",
+        "if CAREFUL else right > left",
+        "if CAREFUL else right >= left",
+    ),
+    _triton(
+        "the gradient goes to every maximum",
+        "windows.py",
+        'top = tl.where(hit, float("nan"), top)  # nothing equals it any more',
+        "",
+    ),
+    _triton(
+        "border divisor is one too small",
+        "lanes.py",
+        "return tl.minimum(center + RADIUS + 1, size)",
+        "return tl.minimum(center + RADIUS, size)",
+    ),
+    _triton(
+        "32 bits for where an image begins",
+        "lanes.py",
+        "return image.to(tl.int64), channel.to(tl.int64), group",
+        "return image.to(tl.int32), channel.to(tl.int32), group",
+    ),
+    _triton(
+        "the last row of a window is left out",
+        "forward.py",
+        "AHEAD - j * STRIDE <= RADII[0]:",
+        "AHEAD - j * STRIDE < RADII[0]:",
+    ),
+    _triton(
+        "weights of channels are those of the first",
+        "launch.py",
+        "if weights.dim() >= 2 and weights.shape[-2] > 1 else 0",
+        "if weights.dim() > 2 and weights.shape[-2] > 1 else 0",
+    ),
+    _triton(
+        "only the first image counts for the weights of channels",
+        "launch.py",
+        "return parts.sum((0, 2))",
+        "return parts[:1].sum((0, 2))",
+    ),
+    _triton(
+        "lanes of other planes are added",
+        "segments.py",
+        "total += tl.where(index + 2**i < groups, handed, 0.0)",
+        "total += handed",
+    ),
+    _triton(
+        "no careful run",
+        "backward.py",
+        "if tl.max(is_special.to(tl.int32), 0) > 0:",
+        "if tl.max(is_special.to(tl.int32), 0) > 1:",
+    ),
+)
+
+BINDINGS = (
+    _binding(
+        "a map may be narrower than x",
+        "map.size(2) == h && map.size(3) == w,",
+        "map.size(2) == h,",
+    ),
+    _binding(
+        "maps may differ in their dtype",
+        "STD_TORCH_CHECK(map.scalar_type() == like.scalar_type(),",
+        "STD_TORCH_CHECK(true,",
+    ),
+    _binding(
+        "weights of fewer images than x has are read beyond",
+        "(dims < 3 || weights.size(0) == x.size(0)),",
+        "true,",
+    ),
+    _binding(
+        "weights of any dtype are read as float32",
+        "      weights.scalar_type() ==\n"
+        "          (x.scalar_type() == ScalarType::Double ? ScalarType::Double : "
+        "ScalarType::Float),",
+        "      true,",
+    ),
+    _binding(
+        "the stride of an axis of one element is used",
+        "return dims >= from_last && weights.size(dims - from_last) > 1\n",
+        "return dims >= from_last\n",
+    ),
+    _binding(
+        "the strides of values are those of x",
+        "call.args.values = values.has_value() ? view(*values) : call.args.x;",
+        "call.args.values = view(x);\n"
+        "  if (values.has_value()) call.args.values.data = values->const_data_ptr();",
+    ),
+    _binding(
+        "every result is contiguous",
+        "channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);",
+        "MemoryFormat::Contiguous);",
+    ),
+    _binding(
+        "weights of images get gradients of channels",
+        "args.grad_weights_per_c = dims >= 2 && weights.size(dims - 2) > 1;",
+        "args.grad_weights_per_c = dims == 2 && weights.size(dims - 2) > 1;",
+    ),
+)
+
+FAULTS = (*CUDA, *TRITON, *BINDINGS)

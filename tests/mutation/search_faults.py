@@ -1,0 +1,173 @@
+"""Faults in the search: when a layer stops, and how alpha and the weights move."""
+
+from tests.mutation.fault import Fault
+
+
+def _stopping(name: str, right: str, wrong: str) -> Fault:
+    return Fault(name, "stopping rule", "metapool_kernels/search/stopping.py", right, wrong)
+
+
+def _bilevel(name: str, right: str, wrong: str, file: str = "bilevel.py") -> Fault:
+    return Fault(name, "bilevel step", f"metapool_kernels/search/{file}", right, wrong)
+
+
+STOPPING = (
+    _stopping(
+        "a margin of exactly delta is too little",
+        "margin(probabilities) >= config.delta",
+        "margin(probabilities) > config.delta",
+    ),
+    _stopping(
+        "the margin is the probability of the best",
+        "return first - second",
+        "return first",
+    ),
+    _stopping(
+        "the last of equals is the best",
+        "key=lambda k: -probabilities[k]",
+        "key=lambda k: (-probabilities[k], -k)",
+    ),
+    _stopping(
+        "checks need not be in a row",
+        "times + 1 if found == before else 1)",
+        "times + 1 if found == before else times)",
+    ),
+    _stopping(
+        "patience asks for one check more",
+        "self.found[layer][1] >= self.config.patience:",
+        "self.found[layer][1] > self.config.patience:",
+    ),
+    _stopping(
+        "the average begins at nothing",
+        "old = self.averages.get(layer, new)",
+        "old = self.averages.get(layer, [0.0] * len(new))",
+    ),
+    _stopping(
+        "the average forgets what it should keep",
+        "decay * a + (1 - decay) * b",
+        "(1 - decay) * a + decay * b",
+    ),
+    _stopping(
+        "the deadline is an epoch late",
+        "        if epoch < self.deadline:",
+        "        if epoch <= self.deadline:",
+    ),
+    _stopping(
+        "the best alone stays at the deadline",
+        'return (2 if self.config.keep == "top-2" else 1), "deadline"',
+        'return 1, "deadline"',
+    ),
+    _stopping(
+        "the entropy is not a share",
+        " / math.log(len(probabilities))",
+        " / math.log(2)",
+    ),
+    _stopping(
+        "a stopped layer stops again",
+        "if layer not in self.stops]",
+        "if layer in self.found]",
+    ),
+    _stopping(
+        "a warm-up up to the deadline passes",
+        "if warmup >= deadline:",
+        "if warmup > deadline:",
+    ),
+)
+
+BILEVEL = (
+    _bilevel(
+        "the step of the weights goes up",
+        "return [weight - xi * grad for weight, grad in zip(weights, gradients, strict=True)]",
+        "return [weight + xi * grad for weight, grad in zip(weights, gradients, strict=True)]",
+    ),
+    _bilevel(
+        "fomaml does not step",
+        "    return _first_order(objective, stepped, alphas, train, val, xi)\n\n\n"
+        "def _second_order(",
+        "    return _first_order(objective, w, alphas, train, val, xi)\n\n\ndef _second_order(",
+    ),
+    _bilevel(
+        "the second order is dropped",
+        "torch.autograd.grad(loss, free, create_graph=through, materialize_grads=True)",
+        "torch.autograd.grad(loss, free, materialize_grads=True)",
+    ),
+    _bilevel(
+        "the mixed derivative has the wrong sign",
+        "return [d - xi * t for d, t in",
+        "return [d + xi * t for d, t in",
+    ),
+    _bilevel(
+        "the difference is divided by half its length",
+        "return [(plus - minus) / (2 * epsilon) for",
+        "return [(plus - minus) / epsilon for",
+    ),
+    _bilevel(
+        "the length of the difference grows with the gradient",
+        "epsilon = DIFFERENCE_LENGTH / norm",
+        "epsilon = torch.tensor(DIFFERENCE_LENGTH)",
+    ),
+    _bilevel(
+        "no gradient at all is divided by its length",
+        "    if norm == 0:\n",
+        "    if norm < 0:\n",
+    ),
+    _bilevel(
+        "both ends of the difference draw other numbers",
+        "with torch.random.fork_rng({part.device for part in v if part.is_cuda}):",
+        "with torch.random.fork_rng([], enabled=False):",
+    ),
+    _bilevel(
+        "gradients of tasks are added and not averaged",
+        "[torch.stack(one_alpha).mean(0) for one_alpha in",
+        "[torch.stack(one_alpha).sum(0) for one_alpha in",
+    ),
+    _bilevel(
+        "a task may be drawn twice",
+        "min(tasks, candidates), replace=False)",
+        "min(tasks, candidates), replace=True)",
+    ),
+    _bilevel(
+        "statistics of BatchNorm move in the objective",
+        "tensors = {name: buffer.clone() for name, buffer in buffers.items()}",
+        "tensors = dict(buffers)",
+        file="steps.py",
+    ),
+    _bilevel(
+        "tied weights are put in one place alone",
+        "tensors |= dict.fromkeys(places[name], tensor)",
+        "tensors |= {places[name][0]: tensor}",
+        file="steps.py",
+    ),
+    _bilevel(
+        "hypergradients are added and not averaged",
+        "means = [torch.stack(gradients).mean(0) for gradients in per_alpha]",
+        "means = [torch.stack(gradients).sum(0) for gradients in per_alpha]",
+        file="steps.py",
+    ),
+    _bilevel(
+        "gradients of weights are not clipped",
+        "    accelerator.clip_grad_norm_(weights, config.clip)\n",
+        "",
+        file="steps.py",
+    ),
+    _bilevel(
+        "gradients of weights stay for the next step",
+        "    optimizer.zero_grad()\n",
+        "",
+        file="steps.py",
+    ),
+    _bilevel(
+        "labels are not smoothed",
+        "F.cross_entropy(logits, targets, label_smoothing=label_smoothing)",
+        "F.cross_entropy(logits, targets)",
+        file="steps.py",
+    ),
+    _bilevel(
+        "accuracy is no percentage",
+        "return loss, 100 * correct.mean()",
+        "return loss, correct.mean()",
+        file="steps.py",
+    ),
+)
+
+FAULTS = (*STOPPING, *BILEVEL)
