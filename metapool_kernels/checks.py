@@ -4,6 +4,7 @@ All of them run before anything is computed, so an error leaves the inputs untou
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +25,10 @@ def check_stride(stride: int | Sequence[int]) -> tuple[int, int]:
     """
     if type(stride) is int and 0 < stride <= MAX_STRIDE:  # the usual case, on the way of every call
         return stride, stride
-    pair = (stride, stride) if isinstance(stride, int) else stride
-    if not isinstance(pair, (tuple, list)) or not all(
-        isinstance(step, int) and not isinstance(step, bool) for step in pair
-    ):
+    given: tuple[Any, ...] = tuple(stride) if isinstance(stride, (tuple, list)) else (stride,) * 2
+    # A tracer turns ints into symbols; of these it makes constants.
+    pair = tuple(int(step) if isinstance(step, torch.SymInt) else step for step in given)
+    if not all(isinstance(step, int) and not isinstance(step, bool) for step in pair):
         raise TypeError(f"stride should be an int or a pair of ints, got {stride!r}")
     if len(pair) != 2 or min(pair) < 1 or max(pair) > MAX_STRIDE:
         raise ValueError(f"stride should be one or two ints from 1 to {MAX_STRIDE}, got {stride!r}")

@@ -1,0 +1,25 @@
+"""PyTorch's own testing modules, without what importing them does to everybody else's tests."""
+
+import importlib
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import settings
+
+
+def load(name: str) -> ModuleType:
+    """``torch.testing._internal.<name>``, or the module that asks for it is skipped.
+
+    These modules load a profile of hypothesis with few examples, and forbid setting the flags of
+    torch.backends; both are put back.
+    """
+    pytest.importorskip("expecttest", reason="PyTorch's testing modules need expecttest")
+    profile, flag = settings.default, "__allow_nonbracketed_mutation_flag"
+    allowed = getattr(torch.backends, flag)
+    try:
+        return importlib.import_module(f"torch.testing._internal.{name}")
+    finally:
+        settings.register_profile("before PyTorch's", profile)
+        settings.load_profile("before PyTorch's")
+        setattr(torch.backends, flag, allowed)
