@@ -8,6 +8,10 @@ For fixed maxima (``x`` picks them and is otherwise constant) the op is the tril
 ``w``. The gradient of each of these is again one of them with other arguments, so
 differentiation never leaves the two Functions below, backward or forward, at any order.
 Only ``x`` (or ``x`` and ``v``) and ``w`` are saved.
+
+A compiler sees neither Function but an op for each, which leads to it when the graph is lowered or
+run: so a traced call, an exported program and a transform of torch.func inside of either have the
+same derivatives.
 """
 
 from typing import Any
@@ -16,7 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from metapool_kernels.ops import PoolSpec, meta_pool_bwd, meta_pool_fwd
+from metapool_kernels.ops import (
+    LIBRARY,
+    TRACED_OPS,
+    PoolSpec,
+    make_spec,
+    meta_pool_bwd,
+    meta_pool_fwd,
+)
 
 Mask = tuple[bool, bool]
 
@@ -24,12 +35,16 @@ Mask = tuple[bool, bool]
 def pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
     """Differentiable :func:`metapool_kernels.ops.meta_pool_fwd`."""
     if torch.compiler.is_compiling():
-        out: Tensor = _TraceablePool.apply(x, weights, values, spec)
-    elif _needs_autograd(x, weights, values):
-        out = _Pool.apply(x, weights, values, spec)
-    else:
-        out = meta_pool_fwd(x, weights, values, spec)
-    return out
+        out: Tensor = TRACED_OPS[spec.backend][0](x, weights, values, *spec.arguments)
+        return out
+    return _pool(x, weights, values, spec)
+
+
+def _pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+    if _needs_autograd(x, weights, values):
+        out: Tensor = _Pool.apply(x, weights, values, spec)
+        return out
+    return meta_pool_fwd(x, weights, values, spec)
 
 
 def pool_backward(
@@ -41,7 +56,22 @@ def pool_backward(
     mask: Mask,
 ) -> tuple[Tensor, Tensor]:
     """Differentiable :func:`metapool_kernels.ops.meta_pool_bwd`."""
-    if not torch.compiler.is_compiling() and _needs_autograd(grad_out, x, weights, values):
+    if torch.compiler.is_compiling():
+        op = TRACED_OPS[spec.backend][1]
+        grads: tuple[Tensor, Tensor] = op(grad_out, x, weights, values, *spec.arguments, mask)
+        return grads
+    return _pool_backward(grad_out, x, weights, values, spec, mask)
+
+
+def _pool_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    values: Tensor | None,
+    spec: PoolSpec,
+    mask: Mask,
+) -> tuple[Tensor, Tensor]:
+    if _needs_autograd(grad_out, x, weights, values):
         grads: tuple[Tensor, Tensor] = _PoolBackward.apply(grad_out, x, weights, values, spec, mask)
         return grads
     return meta_pool_bwd(grad_out, x, weights, values, spec, mask)
@@ -60,9 +90,7 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-class _TraceablePool(Function):
-    """What torch.compile can trace: it knows neither ``jvp`` nor ``vmap`` of a Function."""
-
+class _Pool(Function):
     @staticmethod
     def forward(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
         return meta_pool_fwd(x, weights, values, spec)
@@ -71,6 +99,7 @@ class _TraceablePool(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weights, values, ctx.spec = inputs
         ctx.save_for_backward(x, weights, values)
+        ctx.save_for_forward(x, weights, values)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -82,13 +111,6 @@ class _TraceablePool(Function):
         if values is None:
             return grad_values, grad_weights, None, None
         return None, grad_weights, grad_values, None
-
-
-class _Pool(_TraceablePool):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _TraceablePool.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -249,3 +271,30 @@ def _unfold_grad_weights(grad: Tensor, size: int, n: int, shape: torch.Size) -> 
     if len(shape) < 3:
         grad = grad.sum(1)
     return grad.reshape(size, *shape)
+
+
+def _register(backend: str) -> None:
+    """Let the ops of what is traced be what the functions above are outside of any trace."""
+    forward, backward = TRACED_OPS[backend]
+
+    def run_forward(x: Tensor, weights: Tensor, values: Tensor | None, *arguments: Any) -> Tensor:
+        return _pool(x, weights, values, make_spec(backend, *arguments))
+
+    def run_backward(
+        grad_out: Tensor, x: Tensor, weights: Tensor, values: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        *arguments, mask = rest
+        spec = make_spec(backend, *arguments)
+        return _pool_backward(grad_out, x, weights, values, spec, (mask[0], mask[1]))
+
+    for op, run in ((forward, run_forward), (backward, run_backward)):
+        for key in _KEYS:
+            LIBRARY.impl(op.name(), run, key)
+
+
+_KEYS = ("Autograd", "CompositeExplicitAutograd", "FuncTorchDynamicLayerFrontMode")
+"""Where a call of a traced op arrives first: with autograd, in inference mode, and within a
+transform of torch.func, which has to see the Function itself and not what that calls."""
+
+for _backend in TRACED_OPS:
+    _register(_backend)

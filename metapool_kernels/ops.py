@@ -3,7 +3,9 @@
 The schemas live here, so the ops exist (for tracing, fake and meta tensors) even where the
 compiled libraries do not. ``python_bindings/torch_ops.cpp`` holds the CPU kernels, and
 ``torch_ops_cuda.cpp`` those in CUDA C++. Each backend has ops of its own, so that a traced call
-keeps the one that was chosen for it.
+keeps the one that was chosen for it. What is traced holds, until it is lowered, ops of other names
+(``_traced``), to which ``autograd.py`` gives derivatives: with those, the ops above would cost a
+call outside of any trace twice the time.
 
 Both ops are linear in each of ``values`` (or ``grad_out``) and ``weights``; ``x`` only picks the
 maxima. ``values=None`` means that ``values`` is ``x`` itself.
@@ -39,7 +41,19 @@ class PoolSpec(NamedTuple):
         return self[:4]
 
 
-_LIBRARY = torch.library.Library("metapool_kernels", "DEF")
+def make_spec(
+    backend: str,
+    candidates: Sequence[int],
+    stride: Sequence[int],
+    count_include_pad: bool,
+    channels_last: bool,
+) -> PoolSpec:
+    """The spec of a call, from the arguments that its op was given."""
+    steps = (stride[0], stride[1])
+    return PoolSpec(tuple(candidates), steps, count_include_pad, channels_last, backend)
+
+
+LIBRARY = torch.library.Library("metapool_kernels", "DEF")
 _SPEC = "int[] candidates, int[] stride, bool count_include_pad, bool channels_last"
 
 
@@ -72,29 +86,32 @@ def _meta_pool_bwd_fake(
     return grad_x, grad_weights
 
 
-def _define(prefix: str) -> tuple[Any, Any]:
-    """Define both ops under names with that prefix, and return them.
+def _define(prefix: str, suffix: str = "") -> tuple[Any, Any]:
+    """Define both ops under names with that prefix and suffix, and return them.
 
     They are looked up once: the attributes of torch.ops cost as much as a small kernel.
     """
-    names = f"{prefix}meta_pool_fwd", f"{prefix}meta_pool_bwd"
+    names = f"{prefix}meta_pool_fwd{suffix}", f"{prefix}meta_pool_bwd{suffix}"
     tags = (torch.Tag.pt2_compliant_tag,)
-    _LIBRARY.define(
+    LIBRARY.define(
         f"{names[0]}(Tensor x, Tensor weights, Tensor? values, {_SPEC}) -> Tensor", tags=tags
     )
-    _LIBRARY.define(
+    LIBRARY.define(
         f"{names[1]}(Tensor grad_out, Tensor x, Tensor weights, Tensor? values, "
         f"{_SPEC}, bool[2] output_mask) -> (Tensor, Tensor)",
         tags=tags,
     )
     namespace = "metapool_kernels::"
-    torch.library.register_fake(namespace + names[0], _meta_pool_fwd_fake, lib=_LIBRARY)
-    torch.library.register_fake(namespace + names[1], _meta_pool_bwd_fake, lib=_LIBRARY)
+    torch.library.register_fake(namespace + names[0], _meta_pool_fwd_fake, lib=LIBRARY)
+    torch.library.register_fake(namespace + names[1], _meta_pool_bwd_fake, lib=LIBRARY)
     fwd, bwd = (getattr(torch.ops.metapool_kernels, name).default for name in names)
     return fwd, bwd
 
 
-_OPS = {"cpu": _define(""), "triton": _define("triton_"), "cuda": _define("cuda_")}
+_PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
+_OPS = {backend: _define(prefix) for backend, prefix in _PREFIXES.items()}
+TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in _PREFIXES.items()}
+"""Both ops of each backend for what is traced: differentiable, and mapped over by vmap."""
 
 
 @cache
@@ -124,7 +141,7 @@ def _check_memory(
 
 
 def _triton_fwd(x: Tensor, weights: Tensor, values: Tensor | None, *arguments: Any) -> Tensor:
-    spec = _triton_spec(*arguments)
+    spec = make_spec("triton", *arguments)
     _check_memory(x, weights, values, None, spec)
     out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
     return out
@@ -134,7 +151,7 @@ def _triton_bwd(
     grad_out: Tensor, x: Tensor, weights: Tensor, values: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     *arguments, mask = rest
-    spec = _triton_spec(*arguments)
+    spec = make_spec("triton", *arguments)
     _check_memory(x, weights, values, grad_out, spec)
     grads: tuple[Tensor, Tensor] = _triton_kernels().meta_pool_bwd(
         grad_out, x, weights, values, spec, tuple(mask)
@@ -142,16 +159,9 @@ def _triton_bwd(
     return grads
 
 
-def _triton_spec(
-    candidates: Sequence[int], stride: Sequence[int], count_include_pad: bool, channels_last: bool
-) -> PoolSpec:
-    steps = (stride[0], stride[1])
-    return PoolSpec(tuple(candidates), steps, count_include_pad, channels_last, "triton")
-
-
 for _device in ("CUDA", "CPU"):  # tensors on the CPU are for Triton's interpreter
-    _LIBRARY.impl("triton_meta_pool_fwd", _triton_fwd, _device)
-    _LIBRARY.impl("triton_meta_pool_bwd", _triton_bwd, _device)
+    LIBRARY.impl("triton_meta_pool_fwd", _triton_fwd, _device)
+    LIBRARY.impl("triton_meta_pool_bwd", _triton_bwd, _device)
 
 
 def _launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
