@@ -36,6 +36,8 @@ def test_what_is_asked_for() -> None:
     names = [plan.name for plan in chosen(parse(arguments))]
     assert names == ["torch-2.13.0", "torch-2.12.1", "triton-3.6"]
     assert [plan.name for plan in chosen(parse(["--python", "3.14"]))] == ["python-3.14"]
+    (quick,) = chosen(parse(["--python", "3.14", "--quick"]))
+    assert quick.tests == (plans.Tests(plans.SELECTION),)
     packages = [plan.name for plan in plans.PACKAGES]
     assert [plan.name for plan in chosen(parse(["--packages"]))] == packages
 

@@ -26,6 +26,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--python", nargs="*", metavar="VERSION", help="such as 3.12")
     names = [plan.name for plan in plans.PACKAGES]
     parser.add_argument("--packages", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="a selection of the kernels' tests everywhere"
+    )
     parser.add_argument("--keep", action="store_true", help="the environments, for a look inside")
     parser.add_argument("--reuse", action="store_true", help="the wheel of the run before")
     options = parser.parse_args(arguments)
@@ -43,10 +46,11 @@ def chosen(options: argparse.Namespace) -> list[plans.Plan]:
     wanted = options.packages
     if all_of_it or wanted == []:
         wanted = [plan.name for plan in plans.PACKAGES]
+    tests = plans.SELECTION if options.quick else plans.KERNEL_TESTS
     return [
-        *map(plans.for_torch, torches),
+        *(plans.for_torch(version, tests) for version in torches),
         *(plan for plan in plans.PACKAGES if plan.name in (wanted or ())),
-        *map(plans.for_python, pythons),
+        *(plans.for_python(version, tests) for version in pythons),
     ]
 
 
@@ -62,7 +66,7 @@ def summary(results: list[Result]) -> str:
     return f"{len(results)} environments: {passed} passed, {tests} tests"
 
 
-def write(results: list[Result], built: Artifacts, missing: list[str]) -> None:
+def write(results: list[Result], built: Artifacts, missing: list[str], quick: bool) -> None:
     """The report, for whoever wants more than the table."""
     found = {
         "wheel": built.wheel.name,
@@ -70,6 +74,7 @@ def write(results: list[Result], built: Artifacts, missing: list[str]) -> None:
         "libraries": built.libraries,
         "not_found": missing,
         "left_out": plans.LEFT_OUT,
+        "quick": quick,
         "environments": [asdict(result) for result in results],
     }
     (WORK / "report.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -96,6 +101,8 @@ def main() -> int:
         return 1
     for name, digest in built.libraries.items():
         print(f"{built.wheel.name}: {name} {digest}")
+    if options.quick:
+        print(f"instead of all tests of the kernels: {' '.join(plans.SELECTION)}")
     for path, reason in plans.LEFT_OUT.items():
         print(f"left out: {path} ({reason})")
     print(line(TITLES), flush=True)
@@ -103,7 +110,7 @@ def main() -> int:
     for result in check_all(wanted, built, WORK, options.keep):
         results.append(result)
         print(line(result.row()), flush=True)
-        write(results, built, missing)
+        write(results, built, missing, options.quick)
     print(summary(results))
     return 1 if not results or any(result.problems for result in results) else 0
 

@@ -82,7 +82,7 @@ def unpack(sdist: Path, folder: Path) -> Path:
     """The source distribution without the package, in ``folder``."""
     shutil.rmtree(folder / "tree", ignore_errors=True)
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "tree")
+        archive.extractall(folder / "tree", filter="data")
     tree = _only(folder / "tree", "*")
     shutil.rmtree(tree / PACKAGE)
     return tree

@@ -165,7 +165,9 @@ class Environment:
         if self.plan.is_built_once:
             expected = dict(self.artifacts.libraries)
             if "numpy module" in self.plan.without:
-                expected = {name: hash for name, hash in expected.items() if "numpy" not in name}
+                expected = {
+                    name: digest for name, digest in expected.items() if "numpy" not in name
+                }
             if found != expected:
                 raise StepError(f"{when} the libraries are not those of the wheel")
         elif bool(found) != self.plan.is_native:
