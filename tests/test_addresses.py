@@ -5,7 +5,6 @@ show here and not only where a map is as large as that (test_large.py).
 """
 
 import mmap
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -34,10 +33,10 @@ pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="copied to a GPU, a map 
 
 
 @pytest.fixture(scope="module")
-def memory() -> Iterator[mmap.mmap]:
+def memory() -> mmap.mmap:
     """Memory that is zeros and takes space only where it is written."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    yield mmap.mmap(-1, RESERVED, flags=flags)
+    return mmap.mmap(-1, RESERVED, flags=flags)
 
 
 def _spread(base: Tensor, axis: int, memory: mmap.mmap) -> Tensor:

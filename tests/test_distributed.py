@@ -1,0 +1,162 @@
+"""Enhancers under DDP and FSDP: two processes that share a batch train as one process does.
+
+The ranks are processes of their own: this one never joins a group.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metapool_kernels import SpatialEnhancer
+from metapool_kernels.dispatch import BACKENDS as PREDICATES
+from tests.backends import BACKENDS
+
+ROOT = Path(__file__).parents[1]
+WORLD = 2
+
+pytestmark = [
+    pytest.mark.skipif("reference" not in BACKENDS, reason="the ranks run on the CPU"),
+    pytest.mark.skipif(
+        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+        reason="this torch was built without gloo",
+    ),
+]
+
+
+def make_network(backend: str) -> nn.Sequential:
+    """Two enhancers between convolutions, one with a mixture for each channel.
+
+    In evaluation, so that normalisation does not depend on how a batch is shared.
+    """
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3),
+        SpatialEnhancer(5, backend=backend),
+        nn.Conv2d(5, 6, 1),
+        SpatialEnhancer(6, per_channel=True, backend=backend),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    )
+    return network.double().eval()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Four images and their labels."""
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 3, 11, 9, generator=rng, dtype=torch.float64)
+    return images, torch.tensor([0, 3, 1, 2])
+
+
+def train(network: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
+    """Three steps; returns the loss before each."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def wrap_ddp(network: nn.Sequential) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def wrap_fsdp2(network: nn.Sequential) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for module in network:
+        if isinstance(module, SpatialEnhancer):
+            fully_shard(module, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
+
+
+def wrap_fsdp1(network: nn.Sequential) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    policy = ModuleWrapPolicy({SpatialEnhancer})
+    return FullyShardedDataParallel(
+        network, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
+    )
+
+
+WRAPPERS = {"ddp": wrap_ddp, "fsdp2": wrap_fsdp2, "fsdp1": wrap_fsdp1}
+
+
+def rank_main(rank: int, backends: list[str], folder: Path) -> None:
+    """One of the processes: trains on its share, under each wrapper, and writes what came out."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD
+    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    found = {}
+    for kind, wrap in WRAPPERS.items():
+        for backend in backends:
+            network = wrap(make_network(backend))
+            losses = train(network, *(tensor.chunk(WORLD)[rank] for tensor in batch()))
+            state = dict(get_model_state_dict(network, options=options))
+            found[kind, backend] = state, losses
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+Found = dict[tuple[str, str], tuple[dict[str, Tensor], list[float]]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
+    """What each of the processes found; they are started once for all tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    usable = [name for name in BACKENDS if PREDICATES[name](torch.empty(1)) is None]
+    code = "from pathlib import Path; from tests.test_distributed import rank_main\n"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{code}rank_main({rank}, {usable}, Path({str(folder)!r}))"],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(WORLD)
+    ]  # fmt: skip
+    try:
+        for process in started:
+            _, said = process.communicate(timeout=500)
+            assert process.returncode == 0, said
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_two_processes_learn_what_one_does(backend: str, kind: str, ranks: list[Found]) -> None:
+    network = make_network(backend)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    losses = train(network, *batch())
+    right = network.state_dict()
+    results = [found[kind, backend] for found in ranks]
+    for shares in zip(losses, *(found for _, found in results), strict=True):
+        whole, *halves = shares
+        assert sum(halves) / WORLD == pytest.approx(whole, rel=1e-12)
+        assert halves[0] != halves[1], "both had the same images"
+    states = [state for state, _ in results if state]
+    assert states, "FSDP hands the whole state to the first rank alone, the others to both"
+    for state in states:
+        assert state.keys() == right.keys()
+        for name, value in right.items():
+            assert torch.allclose(state[name], value, rtol=1e-10, atol=1e-12), name
+            if name.endswith("alpha"):
+                assert not torch.allclose(state[name], start[name], rtol=1e-3), "nothing learnt"
+        make_network(backend).load_state_dict(state)
