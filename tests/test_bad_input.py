@@ -1,6 +1,7 @@
 """Every input that is refused: the class of the error, its message, and nothing changed."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from metapool_kernels import MetaPool2d, fused_meta_pool
 from metapool_kernels.dispatch import BACKENDS as ALL_BACKENDS
+from metapool_kernels.dispatch import choose_backend
 from tests.judge import bits
 
 NAMES = ("skip_connect", "max_pool_3x3", "avg_pool_3x3")
@@ -219,6 +221,30 @@ def test_a_missing_library_is_an_error_only_when_forced(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="'cpu' is not available: it was never built; build it"):
         fused_meta_pool(_x(), _alpha(), NAMES, backend="cpu")
     assert fused_meta_pool(_x(), _alpha(), NAMES).shape == _x().shape
+
+
+ALL = ("triton", "cuda", "cpu", "reference")
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "chosen"),
+    [
+        ("cuda", ALL, "triton"),
+        ("cuda", ("cuda", "cpu", "reference"), "cuda"),
+        ("cuda", ("cpu", "reference"), "reference"),
+        ("cpu", ALL, "cpu"),
+        ("cpu", ("triton", "cuda", "reference"), "reference"),
+        ("meta", ALL, "cpu"),
+    ],
+)
+def test_the_first_that_can_run_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, device: str, available: tuple[str, ...], chosen: str
+) -> None:
+    for name in ALL_BACKENDS:
+        reason = None if name in available else "it is not there"
+        monkeypatch.setitem(ALL_BACKENDS, name, lambda x, reason=reason: reason)
+    x = SimpleNamespace(device=torch.device(device))
+    assert choose_backend(None, x) == chosen  # type: ignore[arg-type]
 
 
 MODULE_BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {

@@ -233,6 +233,18 @@ def test_an_old_gpu_is_refused(gpu: Any) -> None:
             assert reason == "cuda:3 has compute capability (7, 5), (8, 0) is needed"
 
 
+@pytest.mark.parametrize(
+    ("version", "runs"), [("3.5.1", False), ("3.6.0", True), ("3.10.0+git", True), ("2.9", False)]
+)
+def test_an_old_triton_is_refused(
+    monkeypatch: pytest.MonkeyPatch, version: str, runs: bool
+) -> None:
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda name: version)
+    problem = dispatch._triton_problem.__wrapped__()
+    assert problem is None if runs else f"Triton {version} is too old" in problem
+
+
 def test_asking_for_the_gpu_breaks_no_graph(gpu: Any) -> None:
     gpu((8, 0), ["sm_80"])
 

@@ -86,6 +86,19 @@ def test_reverse_over_forward(backend: str, case: Case) -> None:
     assert gradcheck(directional, _leaves(case))
 
 
+@pytest.mark.parametrize("case", SMALL_CASES[::3], ids=str)
+def test_reverse_over_forward_in_the_direction_alone(backend: str, case: Case) -> None:
+    """The derivative is linear in its direction: that has a gradient where x asks for none."""
+    x, alpha, grad_out = case.tensors()
+    direction = torch.randn_like(x).requires_grad_()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, direction)
+        tangent = forward_ad.unpack_dual(judge.fused(backend)(dual, alpha, case)).tangent
+    (ours,) = torch.autograd.grad(tangent, direction, grad_out)
+    right = judge.results(judge.definition, case, ("grad_x",), grad_out)["grad_x"]
+    torch.testing.assert_close(ours, right, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("case", SMALL_CASES[::4], ids=str)
 def test_third_order_is_that_of_the_definition(backend: str, case: Case) -> None:
     def third(function: judge.Function) -> list[Tensor]:
@@ -98,6 +111,29 @@ def test_third_order_is_that_of_the_definition(backend: str, case: Case) -> None
 
     for ours, right in zip(third(judge.fused(backend)), third(judge.definition), strict=True):
         torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", [c for c in SMALL_CASES if c.normalize is None], ids=str)
+def test_forward_over_second_order(backend: str, case: Case) -> None:
+    """Of the second derivative, forward mode and backward mode give the same third one."""
+    function = judge.fused(backend)
+    directions, cotangents = ([torch.randn_like(t) for t in _leaves(case)] for _ in range(2))
+
+    def second(*leaves: Tensor) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(function(*leaves, case).tanh().sum(), leaves, create_graph=True)
+        value = first[0].pow(2).sum() + first[1].pow(3).sum()
+        return torch.autograd.grad(value, leaves, create_graph=True)
+
+    leaves = _leaves(case)
+    third = torch.autograd.grad(second(*leaves), leaves, cotangents)
+    with forward_ad.dual_level():
+        duals = map(forward_ad.make_dual, _leaves(case), directions)
+        tangents = [forward_ad.unpack_dual(grad).tangent for grad in second(*duals)]
+    ours, right = (
+        sum((a * b).sum() for a, b in zip(of, along, strict=True))
+        for of, along in ((tangents, cotangents), (third, directions))
+    )
+    torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("needs", ["x", "alpha"])

@@ -95,3 +95,15 @@ def test_half_precision_is_rounded_once(backend: str, dtype: torch.dtype) -> Non
     nearest = judge.truth(x, alpha, case).to(dtype)
     equal = judge.fused(backend)(x, alpha, case) == nearest
     assert equal.double().mean() > 0.99
+
+
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_halves_are_rounded_to_even(backend: str, dtype: torch.dtype, layout: str) -> None:
+    """No error tells: what is half a unit off is as near to the one neighbour as to the other."""
+    halves = 1 + torch.arange(18) * torch.finfo(dtype).eps / 2
+    weights = torch.cat([halves, -halves])
+    x = cases.LAYOUTS[layout](torch.ones(1, 36, 3, 19, dtype=dtype))
+    names = ("skip_connect",)
+    out = fused_meta_pool(x, weights[:, None], names, normalize=None, backend=backend)
+    assert torch.equal(out, weights.to(dtype)[:, None, None].expand_as(x))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.mutation import __main__ as program
 from tests.mutation import builds
 from tests.mutation.fault import AREAS, Area, Fault
 from tests.mutation.faults import FAULTS
+from tests.mutation.forks import Forks
 from tests.mutation.tree import KILLED, NOT_BUILT, SURVIVED, TIMED_OUT, Result, Tree
 
 ROOT = Path(__file__).parents[1]
@@ -36,11 +38,18 @@ def _fault(right: str, wrong: str, equivalent: str = "") -> Fault:
     return Fault("a fault", "sums", "sums.py", right, wrong, equivalent)
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
+def tree(tmp_path: Path, forks: Forks) -> Tree:
     (tmp_path / "sums.py").write_text(SOURCE)
     (tmp_path / "test_sums.py").write_text(TEST)
-    return Tree(tmp_path)
+    return Tree(tmp_path, forks)
 
 
 def test_every_fault_fits_the_sources() -> None:
@@ -59,7 +68,8 @@ def test_there_are_enough_faults_everywhere() -> None:
 
 
 def test_the_tests_of_every_area_are_there() -> None:
-    files = {argument for area in AREAS.values() for argument in area.tests if ".py" in argument}
+    arguments = {argument for area in AREAS.values() for argument in area.tests}
+    files = {argument.split("::")[0] for argument in arguments if ".py" in argument}
     assert [name for name in files if not (ROOT / name).is_file()] == []
 
 

@@ -205,6 +205,13 @@ def test_ops_refuse_what_they_would_read_beyond(name: str) -> None:
         forward(x[0], weights, None, *arguments)
     with pytest.raises(RuntimeError, match="weights should have shape"):
         forward(x, weights[..., 1:], None, *arguments)
+    n, c, k = *x.shape[:2], len(weights)
+    for shape in ((c + 1, k), (n + 1, 1, k), (n + 1, c, k), (n, c + 1, k), (1, n, c, k)):
+        with pytest.raises(RuntimeError, match="weights should have shape"):
+            forward(x, weights.expand(shape).contiguous(), None, *arguments)
+    if name in COMPILED and name != "triton":  # which reads weights of any dtype as what they are
+        with pytest.raises(RuntimeError, match="weights should have the accumulation dtype"):
+            forward(x, weights.half(), None, *arguments)
     with pytest.raises(RuntimeError, match="a map has the wrong shape"):
         forward(x, weights, values[..., 1:], *arguments)
     with pytest.raises(RuntimeError, match="a map has the wrong shape"):

@@ -31,12 +31,6 @@ KERNELS = (
         "last_valid(center, radius, size) - first_valid(center, radius) + 1;",
         "last_valid(center, radius, size) - first_valid(center, radius);",
     ),
-    _kernel(
-        "beyond the map stands the last row but one",
-        "window.h",
-        "return line < 0 ? 0 : line < size ? line : size - 1;",
-        "return line < 0 ? 0 : line < size ? line : size < 2 ? 0 : size - 2;",
-    ),
     # Elements and where they lie.
     _kernel(
         "bfloat16 halves are rounded away from zero",
@@ -55,12 +49,6 @@ KERNELS = (
         "cpu/columns.h",
         "for (; column < columns; ++column) convert_one(column, 0);",
         "for (; column + 1 < columns; ++column) convert_one(column, 0);",
-    ),
-    _kernel(
-        "channels of one image are taken to lie side by side",
-        "cpu/columns.h",
-        "adjacent = one_image_ && view.stride_c == 1 ? lanes : 1;",
-        "adjacent = one_image_ ? lanes : 1;",
     ),
     _kernel(
         "planes go on from image to image by the channel's stride",
@@ -87,18 +75,6 @@ KERNELS = (
         "if (row != nullptr) fill_overrun(row, shape, padding);",
         "if (false) fill_overrun(row, shape, padding);",
     ),
-    _kernel(
-        "the third window of a block is off by one",
-        "cpu/windows.h",
-        "out.vector[2] = op(op(pixel(2 - kRadius), core), right);",
-        "out.vector[2] = op(op(pixel(3 - kRadius), core), right);",
-    ),
-    _kernel(
-        "the second row of a pair lacks its lowest line",
-        "cpu/windows.h",
-        "const B next = line(d + 1);",
-        "const B next = line(d);",
-    ),
     # Which element is the maximum.
     _kernel(
         "a later line wins among equals",
@@ -120,12 +96,6 @@ KERNELS = (
     ),
     # Weights.
     _kernel(
-        "all lanes take the first one's channel",
-        "cpu/weights.h",
-        "plane % plan_.c * view.stride_c;",
-        "task.plane % plan_.c * view.stride_c;",
-    ),
-    _kernel(
         "weights of channels are loaded once for all tasks",
         "cpu/weights.h",
         "shared_ = view.stride_n == 0 && view.stride_c == 0;",
@@ -142,12 +112,6 @@ KERNELS = (
         "cpu/weights.h",
         "finite_ &= weight - weight == 0;",
         "finite_ &= weight == weight;",
-    ),
-    _kernel(
-        "the area of an average is that of a square",
-        "cpu/weights.h",
-        "const Acc area = static_cast<Acc>((2 * item.radius_h + 1) * (2 * item.radius_w + 1));",
-        "const Acc area = static_cast<Acc>((2 * item.radius_h + 1) * (2 * item.radius_h + 1));",
     ),
     _kernel(
         "empty lanes count in the gradient of the weights",
@@ -193,22 +157,10 @@ KERNELS = (
         "true;",
     ),
     _kernel(
-        "the streamed kernels take flat windows",
-        "cpu/streams.h",
-        "const bool square = item.radius_h == item.radius_w;",
-        "const bool square = item.radius_h <= item.radius_w;",
-    ),
-    _kernel(
         "the streamed forward goes on with NaN",
         "cpu/streamed_forward.h",
         "nan |= plan_.max.count > 0 && has_nan(elements, size);",
         "nan |= plan_.max.count > 3 && has_nan(elements, size);",
-    ),
-    _kernel(
-        "the streamed averages see the map's edge beyond it",
-        "cpu/streamed_forward.h",
-        "line == valid ? x_[valid] : zeros_;",
-        "line == valid ? x_[valid] : x_[valid];",
     ),
     _kernel(
         "an empty lane keeps planes of the task before",
@@ -217,12 +169,6 @@ KERNELS = (
         "",
     ),
     # Backward.
-    _kernel(
-        "a row of gradients too few is pulled in",
-        "cpu/backward.h",
-        "next * plan_.stride_h < line + rows + plan_.radius_h) {",
-        "next * plan_.stride_h + 1 < line + rows + plan_.radius_h) {",
-    ),
     _kernel(
         "a row between two strips is counted twice",
         "cpu/backward.h",
@@ -234,12 +180,6 @@ KERNELS = (
         "cpu/backward.h",
         "if (exact_) return pooled;",
         "if (exact_ || true) return pooled;",
-    ),
-    _kernel(
-        "a column next to a narrower window gets nothing",
-        "cpu/backward.h",
-        "int d = reached < 0 ? 1 : reached + 1;",
-        "int d = reached < 0 ? 1 : reached + 2;",
     ),
     _kernel(
         "the right one of equal parts is chosen",
@@ -294,16 +234,6 @@ DISPATCH = (
         "the gradient of the weights is summed in single precision",
         "std::vector<double> sums(rows_n * rows_c * k_count);",
         "std::vector<float> sums(rows_n * rows_c * k_count);",
-    ),
-    _dispatch(
-        "gradients of all channels but the first image's go to one",
-        "add((rows_n > 1 ? n : 0) * rows_c + (rows_c > 1 ? c : 0),",
-        "add((rows_n > 1 ? n : 0) * rows_c + (rows_c > 1 && n == 0 ? c : 0),",
-    ),
-    _dispatch(
-        "equal candidates take the last one's gradient",
-        "static_cast<Acc>(sums[row * k_count + plan.pools.data[k]]);",
-        "static_cast<Acc>(sums[row * k_count + std::min<int64_t>(k, k_count - 1)]);",
     ),
     Fault(
         "maps that begin at one address pass for one map",

@@ -26,32 +26,59 @@ def _files(*names: str, folder: str = "tests") -> tuple[str, ...]:
 
 
 KERNEL_TESTS = (
-    *_files("forward", "backward", "opcheck", "layout", "streams", "determinism", "sweep", "fuzz"),
+    *_files("forward", "backward", "opcheck", "streams", "addresses", "determinism", "sweep"),
     *NOT_THE_DEFINITION,
 )
 
-# The library for the CPU has float32 alone: every other type would take as long again to build.
-CUDA_TESTS = (
-    *_files("forward", "backward", "opcheck", "layout"),
-    *("-k", "cuda and not float64 and not float16 and not half and not opcheck"),
+SHAPES_AND_SETTINGS = (
+    *("plain", "one", "row", "two", "narrow", "w17", "c17", "map7", "wide", "planes"),
+    *("channels_last", "c17-channels_last", "wide-channels_last", "sliced", "stepped"),
+    *("alpha_ck", "alpha_n1k", "alpha_nck", "no_pad_count-raw", "rectangular-no_pad_count-raw"),
+    *(
+        "with_none-raw",
+        "duplicates-raw",
+        "no_skip-stride2",
+        "w17-rectangular-stride(1, 2)-no_pad_count",
+    ),
 )
+ANY_DATA = (
+    "relu6",
+    "relu6-largest",
+    "nan",
+    "nan_inf-max",
+    "minus_inf_block",
+    "channels_last-relu6",
+)
+SAMPLE: dict[str, tuple[str, ...]] = {
+    "forward.py::test_output_is_right": SHAPES_AND_SETTINGS,
+    "backward.py::test_gradients_are_right": SHAPES_AND_SETTINGS,
+    "forward.py::test_output_is_right_for_any_data": ANY_DATA,
+    "backward.py::test_gradient_of_x_is_right_for_any_data": ANY_DATA,
+    "addresses.py::test_x_far_apart": ("images-torch.float32", "images_of_planes-torch.float32"),
+}
+"""What a GPU's kernels are asked without a GPU, where each case may take a second: float32 in one
+case of every kind."""
+
+
+def _sample(backend: str) -> tuple[str, ...]:
+    return tuple(
+        f"tests/test_{test}[{backend}-{case}]" for test, some in SAMPLE.items() for case in some
+    )
+
 
 AREAS: dict[str, Area] = {
     "CPU kernels": Area(KERNEL_TESTS, builds="cpu"),
     "CPU dispatch": Area(KERNEL_TESTS, builds="cpu"),
     "bindings": Area((*_files("opcheck", "layout", "backward"), *NOT_THE_DEFINITION), builds="cpu"),
-    "CUDA kernels": Area(CUDA_TESTS, "cuda", {"METAPOOL_TEST_SHARE": "0.25"}),
-    "Triton kernels": Area(
-        _files("forward", "backward", "opcheck", "layout"),
-        environment={"TRITON_INTERPRET": "1", "METAPOOL_TEST_SHARE": "0.03"},
-    ),
-    "autograd": Area((*_files("double_backward", "func", "backward"), *NOT_THE_DEFINITION)),
+    "CUDA kernels": Area(_sample("cuda"), builds="cuda"),
+    "Triton kernels": Area(_sample("triton"), environment={"TRITON_INTERPRET": "1"}),
+    "autograd": Area((*_files("double_backward", "func"), *NOT_THE_DEFINITION)),
     "ops": Area(_files("opcheck", "layout")),
     "dispatch": Area((*_files("bad_input", "build"), "-k", "not the_build_is_written_down")),
     "checks": Area((*_files("candidates", "bad_input"), *NOT_THE_DEFINITION)),
     "definition": Area(_files("forward", "layout", "modules")),
     "modules": Area(_files("modules")),
-    "stopping rule": Area(_files("stopping", "search", folder="tests/search")),
+    "stopping rule": Area(_files("stopping", folder="tests/search")),
     "bilevel step": Area(_files("bilevel", "steps", folder="tests/search")),
 }
 """By name, in the order in which they are run: what takes longest comes first."""

@@ -26,12 +26,6 @@ CUDA = (
         "at > radius ? (at - radius) / stride : 0;",
     ),
     _cuda(
-        "columns are divided as rows are",
-        "general.cuh",
-        "divisor(center_x, window.radius_w, sizes.w, sizes.count_include_pad));",
-        "divisor(center_y, window.radius_h, sizes.h, sizes.count_include_pad));",
-    ),
-    _cuda(
         "the streamed kernels take divisors of the border",
         "slots.h",
         "!problem.count_include_pad ||",
@@ -60,12 +54,6 @@ CUDA = (
         "lanes.cuh",
         "const bool is_aligned = w % columns == 0 && ",
         "const bool is_aligned = ",
-    ),
-    _cuda(
-        "a row does not reach the one below it",
-        "averages.cuh",
-        "if (d > 0) ready[kReach + d] += share;",
-        "if (d > 1) ready[kReach + d] += share;",
     ),
     _cuda(
         "terms of images go to another one's weights",
@@ -107,12 +95,6 @@ TRITON = (
         "return image.to(tl.int32), channel.to(tl.int32), group",
     ),
     _triton(
-        "the last row of a window is left out",
-        "forward.py",
-        "AHEAD - j * STRIDE <= RADII[0]:",
-        "AHEAD - j * STRIDE < RADII[0]:",
-    ),
-    _triton(
         "weights of channels are those of the first",
         "launch.py",
         "if weights.dim() >= 2 and weights.shape[-2] > 1 else 0",
@@ -123,12 +105,6 @@ TRITON = (
         "launch.py",
         "return parts.sum((0, 2))",
         "return parts[:1].sum((0, 2))",
-    ),
-    _triton(
-        "lanes of other planes are added",
-        "segments.py",
-        "total += tl.where(index + 2**i < groups, handed, 0.0)",
-        "total += handed",
     ),
     _triton(
         "no careful run",

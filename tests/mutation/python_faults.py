@@ -27,11 +27,6 @@ AUTOGRAD = (
         "mask = (wants_x, wants_weights)",
     ),
     _autograd(
-        "the gradient of values goes to x",
-        "return None, grad_weights, grad_values, None\n",
-        "return grad_values, grad_weights, None, None\n",
-    ),
-    _autograd(
         "the tangent of the weights pools x and not values",
         "along_weights = None if d_weights is None else pool(x, d_weights, values, ctx.spec)",
         "along_weights = None if d_weights is None else pool(x, d_weights, None, ctx.spec)",
@@ -93,11 +88,6 @@ OPS = (
         "ops", "ops.py", "fake gradients have the strides of x",
         "grad_x = empty_map(x, x.shape, channels_last) if output_mask[0] else x.new_empty(0)",
         "grad_x = torch.empty_like(x) if output_mask[0] else x.new_empty(0)",
-    ),
-    _in(
-        "ops", "ops.py", "fake gradients of weights are always there",
-        "weights.new_empty(weights.shape if output_mask[1] else (0,))",
-        "weights.new_empty(weights.shape)",
     ),
     _in(
         "ops", "ops.py", "Triton may read maps of another dtype",
@@ -186,11 +176,6 @@ CHECKS = (
         "if min(stride) > 1 and any",
     ),
     _check(
-        "any normalisation passes",
-        "if normalize not in NORMALIZATIONS:",
-        "if normalize in ():",
-    ),
-    _check(
         "numbers pass for flags",
         "if not isinstance(value, bool):",
         "if not isinstance(value, (bool, int)):",
@@ -211,11 +196,6 @@ CHECKS = (
         "if False:",
     ),
     _check(
-        "no channel passes",
-        "if 0 in size[-3:]:",
-        "if 0 in size[-2:]:",
-    ),
-    _check(
         "alpha of images alone is broadcast",
         "rows not in ((c,), (n, 1), (n, c)):",
         "rows not in ((c,), (n,), (n, 1), (n, c)):",
@@ -234,11 +214,6 @@ CHECKS = (
         "checks", "candidates.py", "names may go on behind the window",
         "match = _POOL_NAME.fullmatch(name)",
         "match = _POOL_NAME.match(name)",
-    ),
-    _in(
-        "checks", "candidates.py", "width comes before height",
-        "kh, kw = int(match[2]), int(match[3])",
-        "kh, kw = int(match[3]), int(match[2])",
     ),
     _in(
         "checks", "candidates.py", "one string is a sequence of names",
@@ -263,11 +238,6 @@ DEFINITION = (
         "return F.avg_pool2d(x, window, stride, padding, count_include_pad=count_include_pad)",
         "return F.avg_pool2d(x, window, stride, padding)",
     ),
-    _in(
-        "definition", "reference.py", "the first candidate is left out",
-        "        out = out + term\n",
-        "        out = term\n",
-    ),
 )  # fmt: skip
 
 MODULES = (
@@ -275,11 +245,6 @@ MODULES = (
         "modules", "nn.py", "positions that are kept are not sorted by kind",
         "        keep.sort(key=lambda k: k >= pools)\n",
         "",
-    ),
-    _in(
-        "modules", "nn.py", "what is kept starts from a new alpha",
-        "            reduced.alpha.copy_(self.alpha[..., keep])\n",
-        "            reduced.alpha.mul_(1)\n",
     ),
     _in(
         "modules", "nn.py", "a frozen alpha learns again when reduced",

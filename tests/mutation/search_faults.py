@@ -18,11 +18,6 @@ STOPPING = (
         "margin(probabilities) > config.delta",
     ),
     _stopping(
-        "the margin is the probability of the best",
-        "return first - second",
-        "return first",
-    ),
-    _stopping(
         "the last of equals is the best",
         "key=lambda k: -probabilities[k]",
         "key=lambda k: (-probabilities[k], -k)",
@@ -53,11 +48,6 @@ STOPPING = (
         "        if epoch <= self.deadline:",
     ),
     _stopping(
-        "the best alone stays at the deadline",
-        'return (2 if self.config.keep == "top-2" else 1), "deadline"',
-        'return 1, "deadline"',
-    ),
-    _stopping(
         "the entropy is not a share",
         " / math.log(len(probabilities))",
         " / math.log(2)",
@@ -76,11 +66,6 @@ STOPPING = (
 
 BILEVEL = (
     _bilevel(
-        "the step of the weights goes up",
-        "return [weight - xi * grad for weight, grad in zip(weights, gradients, strict=True)]",
-        "return [weight + xi * grad for weight, grad in zip(weights, gradients, strict=True)]",
-    ),
-    _bilevel(
         "fomaml does not step",
         "    return _first_order(objective, stepped, alphas, train, val, xi)\n\n\n"
         "def _second_order(",
@@ -90,11 +75,6 @@ BILEVEL = (
         "the second order is dropped",
         "torch.autograd.grad(loss, free, create_graph=through, materialize_grads=True)",
         "torch.autograd.grad(loss, free, materialize_grads=True)",
-    ),
-    _bilevel(
-        "the mixed derivative has the wrong sign",
-        "return [d - xi * t for d, t in",
-        "return [d + xi * t for d, t in",
     ),
     _bilevel(
         "the difference is divided by half its length",
@@ -151,21 +131,9 @@ BILEVEL = (
         file="steps.py",
     ),
     _bilevel(
-        "gradients of weights stay for the next step",
-        "    optimizer.zero_grad()\n",
-        "",
-        file="steps.py",
-    ),
-    _bilevel(
         "labels are not smoothed",
         "F.cross_entropy(logits, targets, label_smoothing=label_smoothing)",
         "F.cross_entropy(logits, targets)",
-        file="steps.py",
-    ),
-    _bilevel(
-        "accuracy is no percentage",
-        "return loss, 100 * correct.mean()",
-        "return loss, correct.mean()",
         file="steps.py",
     ),
 )

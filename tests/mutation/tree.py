@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +13,13 @@ from pathlib import Path
 
 from tests.mutation import builds
 from tests.mutation.fault import Area, Fault
+from tests.mutation.forks import Forks
 
 KILLED, TIMED_OUT, SURVIVED, NOT_BUILT = "killed", "timed out", "survived", "does not build"
 """What becomes of a fault. One that does not build, or cannot be imported, proves nothing."""
+
+PYTEST = ("-x", "-q", "--tb=line", "-rfE", "--assert=plain", "-p", "no:cacheprovider")
+"""Nothing is rewritten to explain itself: it would be again in each run, as nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ class Result:
 
 
 class Tree:
-    """Sources in ``folder`` that may be changed."""
+    """Sources in ``folder`` that may be changed; ``forks`` run the tests."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forks: Forks) -> None:
         self.folder = folder
+        self._forks = forks
         self._right: dict[str, tuple[Path, Path]] = {}  # of each build: the library, and a copy
 
     def prepare(self, build: str) -> None:
@@ -79,16 +83,14 @@ class Tree:
 
     def run_tests(self, area: Area, limit: float) -> Result:
         """Run the tests of an area up to the first that fails."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-rfE"]
-        command += ["-p", "no:cacheprovider", *area.tests]
+        arguments = [*PYTEST, *area.tests]
         start = time.monotonic()
-        code, said = _run(command, self.folder, self._environment(area), limit)
+        code, said = self._forks(arguments, self.folder, self._environment(area), limit)
         outcome, by = _verdict(code, said, limit)
         return Result(outcome, by, time.monotonic() - start)
 
     def _environment(self, area: Area) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if "METAPOOL" not in name}
-        # Two versions of a file that have one size and one second are the same to a cache of bytes.
         kept |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self.folder)}
         # CI has hypothesis draw the same cases every time.
         kept |= {"CI": "1", "METAPOOL_REQUIRE_NATIVE": "1", **area.environment}
@@ -116,30 +118,7 @@ def copy_of(root: Path, folder: Path) -> Tree:
         if path.relative_to(folder).as_posix() not in names:
             path.unlink()
     builds.keep_float_alone(folder)
-    return Tree(folder)
-
-
-def _run(
-    command: list[str], folder: Path, environment: dict[str, str], limit: float
-) -> tuple[int | None, str]:
-    """The exit status, None after ``limit`` seconds, and what was printed."""
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # tests may have processes of their own
-            said, _ = process.communicate()
-            return None, said
-        return process.returncode, said
+    return Tree(folder, Forks())
 
 
 def _verdict(code: int | None, said: str, limit: float) -> tuple[str, str]:

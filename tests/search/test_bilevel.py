@@ -213,6 +213,46 @@ def test_dropout_does_not_disturb_the_finite_difference(network: Network) -> Non
         assert size < 10 * plausible
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_ends_of_the_difference_are_as_far_apart_for_any_gradient(scale: float) -> None:
+    problem = Quadratic()
+    seen = []
+
+    def objective(
+        weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: str
+    ) -> tuple[Tensor, Tensor]:
+        if batch == "train":
+            seen.append(torch.cat(list(weights)).detach())
+        loss, accuracy = problem(weights, alphas, batch)
+        return scale * loss, accuracy
+
+    weights = problem.w.split([2, 3])
+    hypergradient(
+        objective, weights, [problem.alpha], "train", "val", method="finite-difference", xi=XI
+    )
+    _, plus, minus = seen
+    apart = (plus - minus).norm().item()
+    assert apart == pytest.approx(2 * bilevel.DIFFERENCE_LENGTH, rel=1e-6)
+    torch.testing.assert_close((plus + minus) / 2, problem.w)
+
+
+def test_a_validation_loss_that_ignores_the_weights_has_no_second_part() -> None:
+    """There the difference has no direction, and no length to divide by."""
+    problem = Quadratic()
+
+    def objective(
+        weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: str
+    ) -> tuple[Tensor, Tensor]:
+        if batch == "train":
+            return problem(weights, alphas, batch)
+        return alphas[0].square().sum() + 0 * weights[0].sum(), torch.tensor(50.0)
+
+    found = hypergradient(
+        objective, [problem.w], [problem.alpha], "train", "val", method="finite-difference", xi=XI
+    )
+    torch.testing.assert_close(found.gradients, [2 * problem.alpha])
+
+
 @pytest.mark.parametrize("shared", ["module", "parameter"])
 @pytest.mark.parametrize("method", METHODS)
 def test_tied_weights_and_weights_without_use(

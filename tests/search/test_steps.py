@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.bilevel import hypergradient
+from metapool_kernels.search.bilevel import Hypergradient, hypergradient
 from metapool_kernels.search.config import AlphaConfig, Method, ModelConfig, WeightConfig
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
@@ -91,6 +91,34 @@ def test_the_alpha_step_moves_alpha_alone(supernet: Supernet, batch: Batch, meth
     assert all(weight.grad is None for weight in supernet.weights().values())
     assert supernet.model.training
     assert not any(alpha.requires_grad for alpha in supernet.alphas(layers))
+
+
+def test_several_hypergradients_are_averaged() -> None:
+    alpha = torch.zeros(3)
+    gradients = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 0.0, 1.0])
+    found = [
+        Hypergradient([gradient], torch.tensor(loss), torch.tensor(10 * loss))
+        for gradient, loss in zip(gradients, (1.0, 4.0), strict=True)
+    ]
+    optimizer = torch.optim.SGD([alpha], lr=1.0)
+    loss, accuracy = alpha_step(Accelerator(), [alpha], optimizer, found)
+    torch.testing.assert_close(alpha, torch.tensor([-2.0, -1.0, -2.0]))
+    assert (loss.item(), accuracy.item()) == (2.5, 25.0)
+
+
+def test_labels_are_smoothed_in_both_levels() -> None:
+    images, targets = torch.randn(8, 5), torch.arange(8) % 3
+    model = nn.Linear(5, 3)
+    expected = nn.functional.cross_entropy(model(images), targets, label_smoothing=0.2)
+    names, weights = zip(*model.named_parameters(), strict=True)
+    loss, _ = network_objective(model, names, [], label_smoothing=0.2)(
+        weights, [], (images, targets)
+    )
+    torch.testing.assert_close(loss, expected)
+    config = WeightConfig(label_smoothing=0.2)
+    optimizer, _ = make_weight_optimizer(list(weights), config, steps=10)
+    loss, _ = weight_step(Accelerator(), model, [(images, targets)], optimizer, config)
+    torch.testing.assert_close(loss, expected.detach())
 
 
 def test_the_alpha_step_normalises_by_its_own_batch(supernet: Supernet, batch: Batch) -> None:

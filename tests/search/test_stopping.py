@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from metapool_kernels.search.config import Keep, Rule, StopConfig
+from metapool_kernels.search.config import Keep, Rule, SearchConfig, StopConfig
+from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.stopping import (
     ProgressiveStopping,
     Stop,
     margin,
+    phases,
     ranking,
     relative_entropy,
 )
@@ -173,6 +175,20 @@ def test_what_another_process_has_decided_is_final() -> None:
     feed(stopping, 1, a=[0.5, 0.5], b=[0.5, 0.5])
     stopping.fix([Stop("b", (1,), 0.6, 0.2, 1, "margin")])
     assert stopping.open_layers == ["a"]
+
+
+def test_the_warm_up_ends_before_the_deadline() -> None:
+    def of(warmup: float, **settings: Any) -> tuple[int, int]:
+        return phases(SearchConfig(epochs=10, warmup=warmup, stop=StopConfig(**settings)))
+
+    assert of(0.2, deadline=0.8) == (2, 8)
+    assert of(0.7, deadline=0.8) == (7, 8)
+    assert of(0.8, deadline=0.8, keep="open") == (8, 10)
+    for warmup in (0.8, 0.9):
+        with pytest.raises(UserError, match="alpha is never trained"):
+            of(warmup, deadline=0.8)
+    fixed = SearchConfig(epochs=10, warmup=0.9, train_weights=False, stop=StopConfig(deadline=0.8))
+    assert phases(fixed) == (0, 8)
 
 
 def test_measures_of_probabilities() -> None:
