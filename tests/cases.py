@@ -1,5 +1,6 @@
 """Shapes, candidates, layouts, data and tolerances: every test and benchmark takes them here."""
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -131,6 +132,42 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 NATIVE_LAYOUTS = ("contiguous", "channels_last")
 
 
+@dataclass(frozen=True)
+class View:
+    """A layout that no name stands for: any order of the axes in memory, gaps, steps, an offset."""
+
+    order: tuple[int, int, int, int] = (0, 1, 2, 3)
+    """Axes from the outermost to the innermost in memory."""
+    steps: tuple[int, int, int, int] = (1, 1, 1, 1)
+    """Of each axis, every how many elements one is seen; 0 repeats the first."""
+    gaps: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Elements of each axis that nobody sees, before the first."""
+    offset: int = 0
+    """Elements in memory before the first; they are NaN, as all that nobody sees."""
+
+    def __call__(self, base: Tensor) -> Tensor:
+        seen = [
+            min(size, 1) if step == 0 else size
+            for size, step in zip(base.shape, self.steps, strict=True)
+        ]
+        each = [max(step, 1) for step in self.steps]
+        outer = [g + size * step for g, size, step in zip(self.gaps, seen, each, strict=True)]
+        memory = base.new_full((self.offset + math.prod(outer),), torch.nan)[self.offset :]
+        within = memory.view([outer[axis] for axis in self.order])
+        axes = within.permute([self.order.index(axis) for axis in range(4)])
+        cut = axes[tuple(slice(g, None, step) for g, step in zip(self.gaps, each, strict=True))]
+        first = base[tuple(slice(size) for size in seen)]
+        return cut.copy_(first).expand_as(base)
+
+
+Layout = str | View
+
+
+def laid_out(base: Tensor, layout: Layout) -> Tensor:
+    """A contiguous tensor in one of LAYOUTS, or in a layout without a name."""
+    return layout(base) if isinstance(layout, View) else LAYOUTS[layout](base)
+
+
 def _normal(size: Size, rng: torch.Generator) -> Tensor:
     return torch.randn(size, generator=rng, dtype=torch.float64)
 
@@ -172,12 +209,37 @@ DATA: dict[str, Callable[[Size, torch.Generator], Tensor]] = {
 NON_FINITE = ("nan", "inf", "nan_inf", "minus_inf", "minus_inf_block")
 
 
+def _largest(dtype: torch.dtype) -> float:
+    """What accumulates in its own range may not overflow in a 15x15 sum; float16 sums are wide."""
+    return torch.finfo(dtype).max * (0.98 if dtype is torch.float16 else 1 / 256)
+
+
 def _scale(data: str, dtype: torch.dtype) -> float:
-    limits = torch.finfo(dtype)
     if data == "huge":
-        # What accumulates in its own range may not overflow in a 15x15 sum; float16 sums are wide.
-        return limits.max * (0.98 if dtype is torch.float16 else 1 / 256)
-    return limits.smallest_normal if data == "tiny" else 1.0
+        return _largest(dtype)
+    return torch.finfo(dtype).smallest_normal if data == "tiny" else 1.0
+
+
+def _palette(dtype: torch.dtype) -> list[float]:
+    """Numbers at every end of a dtype, and some that tie: zeros of both signs, denormals, ones."""
+    limits = torch.finfo(dtype)
+    denormal = limits.smallest_normal * limits.eps
+    sizes = [0.0, denormal, 3 * denormal, limits.smallest_normal, 1.0, 6.0, _largest(dtype)]
+    return [sign * size for size in sizes for sign in (1.0, -1.0)]
+
+
+PALETTES: dict[str, Callable[[torch.dtype], list[float]]] = {
+    "ends": _palette,
+    "everything": lambda dtype: [*_palette(dtype), torch.nan, torch.inf, -torch.inf],
+}
+"""Data of a few numbers that depend on the dtype: each map is full of ties, and of extremes."""
+
+
+def _drawn(data: str, size: Size, dtype: torch.dtype, rng: torch.Generator) -> Tensor:
+    if data in PALETTES:
+        numbers = torch.tensor(PALETTES[data](dtype), dtype=torch.float64)
+        return numbers[torch.randint(len(numbers), size, generator=rng)].to(dtype)
+    return (DATA[data](size, rng) * _scale(data, dtype)).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -186,7 +248,7 @@ class Case:
 
     size: Size = SHAPES["primes"][0]
     dtype: torch.dtype = torch.float32
-    layout: str = "contiguous"
+    layout: Layout = "contiguous"
     data: str = "normal"
     candidates: tuple[str, ...] = DEFAULT_CANDIDATES
     stride: int | tuple[int, int] = 1
@@ -194,6 +256,7 @@ class Case:
     normalize: str | None = "softmax"
     alpha: str = "k"
     alpha_dtype: torch.dtype | None = None
+    grad_layout: Layout = "contiguous"
 
     def __str__(self) -> str:
         parts = [
@@ -219,15 +282,15 @@ class Case:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``x``, ``alpha`` and a gradient of the output; none of them requires grad."""
         rng = self.rng()
-        base = DATA[self.data](self.size, rng) * _scale(self.data, self.dtype)
-        x = LAYOUTS[self.layout](base.to(self.dtype))
+        base = _drawn(self.data, self.size, self.dtype, rng)
+        x = laid_out(base, self.layout)
         n, c, h, w = self.size
         shape = ALPHA_SHAPES[self.alpha](n, c, len(self.candidates))
         alpha = torch.randn(shape, generator=rng, dtype=torch.float64)
         rows, columns = self.stride if isinstance(self.stride, tuple) else (self.stride,) * 2
         out_size = (n, c, (h - 1) // rows + 1, (w - 1) // columns + 1)
         grad_out = torch.randn(out_size, generator=rng, dtype=torch.float64).to(self.dtype)
-        return x, alpha.to(self.alpha_dtype or self.dtype), grad_out
+        return x, alpha.to(self.alpha_dtype or self.dtype), laid_out(grad_out, self.grad_layout)
 
 
 def _name(field: str, value: object) -> str:

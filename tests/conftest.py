@@ -14,8 +14,23 @@ from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require
 
 _PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("local", max_examples=150, **_PROFILE)
-settings.register_profile("ci", max_examples=150, derandomize=True, **_PROFILE)
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+settings.register_profile("ci", max_examples=250, derandomize=True, **_PROFILE)
+# Where a small map takes a tenth of a second or a whole one.
+settings.register_profile(
+    "slow", max_examples=10 if INTERPRETED else 60, derandomize=True, **_PROFILE
+)
+settings.register_profile(
+    "fuzz", max_examples=int(os.environ.get("METAPOOL_FUZZ", "1")), print_blob=True, **_PROFILE
+)
+
+
+def _profile() -> str:
+    if "METAPOOL_FUZZ" in os.environ:
+        return "fuzz"
+    return "slow" if SAMPLED else "ci" if os.environ.get("CI") else "local"
+
+
+settings.load_profile(_profile())
 
 # Waiting threads cost small tensors ten times the work where cores are shared. One thread is
 # enough: test_determinism.py shows that any number of them gives the same bits.
