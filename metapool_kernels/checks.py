@@ -4,6 +4,7 @@ All of them run before anything is computed, so an error leaves the inputs untou
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -57,6 +58,27 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} should be a bool, got {value!r}")
 
 
+def check_channels(channels: object) -> None:
+    """Check a number of channels.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: not positive.
+    """
+    if not isinstance(channels, Integral) or isinstance(channels, bool):
+        raise TypeError(f"channels should be an int, got {channels!r}")
+    if int(channels) < 1:
+        raise ValueError(f"channels should be at least 1, got {channels!r}")
+
+
+def check_parameter_dtype(dtype: object) -> None:
+    """Raise ValueError unless ``dtype`` is None or one that ``alpha`` can have."""
+    if dtype is not None and dtype not in SUPPORTED_DTYPES:
+        raise ValueError(
+            f"dtype should be one of {', '.join(map(str, SUPPORTED_DTYPES))}, got {dtype!r}"
+        )
+
+
 def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
     """Check ``x``, ``alpha`` and how they go together.
 
@@ -81,6 +103,11 @@ def _not_a_tensor(name: str, position: int, value: object) -> TypeError:
 
 
 def _check_layout_and_dtype(x: Tensor, alpha: Tensor) -> None:
+    if x.is_nested or alpha.is_nested:  # before the layout, which some of these have as all others
+        raise NotImplementedError(
+            f"fused_meta_pool: {'x' if x.is_nested else 'alpha'} should be a dense tensor, got a "
+            "nested one; pad it with torch.nested.to_padded_tensor(), or call once for each map"
+        )
     if x.layout is not torch.strided or alpha.layout is not torch.strided:
         name, layout = ("x", x.layout) if x.layout is not torch.strided else ("alpha", alpha.layout)
         raise NotImplementedError(

@@ -1,6 +1,7 @@
 """Modules around :func:`metapool_kernels.fused_meta_pool`."""
 
 from collections.abc import Mapping, Sequence
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +10,25 @@ from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
     Candidate,
     Kind,
+    candidate_names,
     parse_candidate,
     parse_candidates,
 )
-from metapool_kernels.checks import check_flag, check_normalize, check_skip_connect, check_stride
+from metapool_kernels.checks import (
+    check_channels,
+    check_flag,
+    check_normalize,
+    check_parameter_dtype,
+    check_skip_connect,
+    check_stride,
+)
 from metapool_kernels.dispatch import check_backend
 from metapool_kernels.functional import fused_meta_pool
 
 INITIAL_ALPHA_STD = 1e-3
+
+# torch.fx traces with stand-ins for tensors, which the checks would refuse: the call is one node.
+torch.fx.wrap("fused_meta_pool")
 
 
 class MetaPool2d(nn.Module):
@@ -58,8 +70,12 @@ class MetaPool2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        extras = dict(extra_candidates or {})
-        parsed = parse_candidates(candidates) if len(candidates) > 0 or not extras else ()
+        extras = _as_modules(extra_candidates)
+        names = candidate_names(candidates)
+        parsed = parse_candidates(names) if names or not extras else ()
+        if channels is not None:
+            check_channels(channels)
+        check_parameter_dtype(dtype)
         check_normalize(normalize)
         check_flag("count_include_pad", count_include_pad)
         check_backend(backend)
@@ -68,7 +84,11 @@ class MetaPool2d(nn.Module):
         self.normalize = normalize
         self.stride = check_stride(stride)
         check_skip_connect(parsed, self.stride)
-        _check_extras(extras, self.stride)
+        if extras and self.stride != (1, 1):
+            raise ValueError(
+                f"extra candidates ({', '.join(extras)}) need stride 1, got {self.stride}; leave "
+                "them out"
+            )
         self.extras = nn.ModuleDict(extras) if extras else None
         self.count_include_pad = count_include_pad
         self.backend = backend
@@ -137,11 +157,15 @@ class MetaPool2d(nn.Module):
         It starts from their present ``alpha``; under softmax their weights sum to one again.
 
         Raises:
+            TypeError: ``keep`` is no sequence of ints.
             ValueError: no position, a repeated one, or one that does not exist.
         """
         names, pools = self.candidate_names, len(self.candidates)
         size = len(names)
-        keep = [int(k) for k in keep]
+        try:
+            keep = [index(k) for k in keep]
+        except TypeError as error:
+            raise TypeError(f"keep should be a sequence of ints, got {keep!r}") from error
         if not keep or len(set(keep)) != len(keep) or not all(0 <= k < size for k in keep):
             raise ValueError(
                 f"keep should hold distinct positions from 0 to {size - 1}, got {keep}"
@@ -218,6 +242,8 @@ class SpatialEnhancer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_channels(channels)
+        check_flag("per_channel", per_channel)
         self.pool: nn.Module = MetaPool2d(
             candidates,
             channels if per_channel else None,
@@ -277,21 +303,24 @@ class _Zeros(nn.Module):
         return torch.zeros_like(x[..., :: self.stride[0], :: self.stride[1]])
 
 
-def _check_extras(extras: Mapping[str, nn.Module], stride: tuple[int, int]) -> None:
-    for name, module in extras.items():
+def _as_modules(extras: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
+    if extras is not None and not isinstance(extras, Mapping):
+        raise TypeError(
+            f"extra_candidates should map names to modules, got {extras!r} of {type(extras)!r}"
+        )
+    modules = dict(extras or {})
+    for name, module in modules.items():
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"extra candidate {name!r} should be an nn.Module, got {type(module)!r}"
             )
-        if not name.isidentifier() or _is_pooling(name):
+        named = isinstance(name, str) and name.isidentifier() and not _is_pooling(name)
+        if not named or hasattr(nn.ModuleDict, name):
             raise ValueError(
                 f"an extra candidate should be named by letters, digits and underscores, and not "
-                f"as a pooling is, got {name!r}"
+                f"as a pooling or a method of nn.ModuleDict is, got {name!r}"
             )
-    if extras and stride != (1, 1):
-        raise ValueError(
-            f"extra candidates ({', '.join(extras)}) need stride 1, got {stride}; leave them out"
-        )
+    return modules
 
 
 def _is_pooling(name: str) -> bool:

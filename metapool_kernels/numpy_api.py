@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from metapool_kernels.candidates import DEFAULT_CANDIDATES, parse_candidates
 from metapool_kernels.checks import check_flag, check_skip_connect, check_stride
+from metapool_kernels.layout import output_size
 from metapool_kernels.native import numpy_ops
 
 Array = NDArray[Any]
@@ -52,8 +53,8 @@ def meta_pool(
         ValueError: a shape, candidate or stride that is not allowed.
         RuntimeError: the NumPy module was not built.
     """
-    arrays = _prepare(x, weights, values)
     spec = _spec(candidates, stride, count_include_pad)
+    arrays = _prepare(x, weights, values, len(spec[0]))
     out: Array = numpy_ops().meta_pool_fwd(*arrays, *spec)
     return out
 
@@ -81,17 +82,22 @@ def meta_pool_grad(
     Raises:
         The same as :func:`meta_pool`.
     """
-    arrays = _prepare(x, weights, values)
     spec = _spec(candidates, stride, count_include_pad)
-    grads: tuple[Array, Array] = numpy_ops().meta_pool_bwd(
-        _as_map("grad_out", grad_out), *arrays, *spec
-    )
+    arrays = _prepare(x, weights, values, len(spec[0]))
+    grad_out = _as_map("grad_out", grad_out)
+    n, c, h, w = arrays[0].shape
+    _check_like("grad_out", grad_out, (n, c, *output_size((h, w), spec[1:3])), arrays[0])
+    grads: tuple[Array, Array] = numpy_ops().meta_pool_bwd(grad_out, *arrays, *spec)
     return grads[0], grads[1].reshape(weights.shape)
 
 
-def _prepare(x: Array, weights: Array, values: Array | None) -> tuple[Array, Array, Array]:
+def _prepare(
+    x: Array, weights: Array, values: Array | None, num_candidates: int
+) -> tuple[Array, Array, Array]:
     x = _as_map("x", x)
-    if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x should have non-zero channels, height and width, got shape {x.shape}")
+    if not _is_plain(weights) or weights.dtype.kind != "f":
         raise TypeError(f"weights should be a NumPy array of floats, got {_type_of(weights)}")
     n, c = x.shape[:2]
     if weights.ndim == 0 or weights.shape[:-1] not in ((), (c,), (n, 1), (n, c)):
@@ -99,13 +105,36 @@ def _prepare(x: Array, weights: Array, values: Array | None) -> tuple[Array, Arr
             "weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K) "
             f"for x of shape {x.shape}, got {weights.shape}"
         )
+    if weights.shape[-1] != num_candidates:
+        raise ValueError(
+            f"weights should contain {num_candidates} elements not {weights.shape[-1]}, one for "
+            f"each candidate on its last axis; got shape {weights.shape}"
+        )
     accumulate = np.float64 if x.dtype == np.float64 else np.float32
     wide = weights.astype(accumulate).reshape((1,) * (3 - weights.ndim) + weights.shape)
-    return x, wide, x if values is None else _as_map("values", values)
+    if values is None:
+        return x, wide, x
+    values = _as_map("values", values)
+    _check_like("values", values, x.shape, x)
+    return x, wide, values
+
+
+def _check_like(name: str, array: Array, shape: tuple[int, ...], x: Array) -> None:
+    if array.shape != shape:
+        raise ValueError(
+            f"{name} should have shape {shape} for x of shape {x.shape}, got {array.shape}"
+        )
+    if array.dtype != x.dtype:
+        raise TypeError(f"{name} should have dtype {x.dtype} as x, got {array.dtype}")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether memory holds what the array says: a mask would be passed over."""
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
 
 
 def _as_map(name: str, array: Array) -> Array:
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.itemsize > 8:
+    if not _is_plain(array) or array.dtype.kind != "f" or array.itemsize > 8:
         raise TypeError(
             f"{name} should be a NumPy array of float16, float32 or float64, got {_type_of(array)}"
         )
@@ -118,7 +147,7 @@ def _as_map(name: str, array: Array) -> Array:
 
 
 def _type_of(value: object) -> str:
-    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+    return str(value.dtype) if type(value) is np.ndarray else type(value).__name__
 
 
 def _spec(

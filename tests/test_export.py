@@ -1,4 +1,4 @@
-"""torch.export and AOTInductor: what is exported computes and learns the same, here and elsewhere."""
+"""torch.export and AOTInductor: what is exported computes the same, here and elsewhere."""
 
 import io
 import shutil
