@@ -32,6 +32,18 @@ def test_only_what_is_needed(backend: str, layout: str, alpha: str, wants: tuple
     judge.judge(judge.fused(backend), Case(layout=layout, alpha=alpha), wants)
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("alpha", ["ck", "n1k", "nck"])
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("size", [(3, 37, 6, 5), (2, 3, 70, 5)], ids=["groups", "strips"])
+def test_weights_of_planes_that_are_done_in_parts(
+    backend: str, size: cases.Size, layout: str, alpha: str, dtype: torch.dtype
+) -> None:
+    """Planes in several groups of sixteen, some of two images, and planes cut into strips."""
+    judge.judge(judge.fused(backend), Case(size, dtype, layout, alpha=alpha))
+
+
 @pytest.mark.parametrize("alpha", ["k", "nck"])
 def test_equal_terms_do_not_drift(backend: str, alpha: str) -> None:
     """Of a constant map all terms of the gradient of alpha are equal: added one after the other,

@@ -92,6 +92,8 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "stride 0": ({"stride": 0}, ValueError, ("stride", "got 0")),
     "stride -1": ({"stride": -1}, ValueError, ("stride", "got -1")),
     "stride (1, 0)": ({"stride": (1, 0)}, ValueError, ("stride", "got (1, 0)")),
+    "stride 2**31": ({"stride": 2**31}, ValueError, ("stride", "got 2147483648")),
+    "stride (1, 2**31)": ({"stride": (1, 2**31)}, ValueError, ("stride", "got (1, 2147483648)")),
     "stride of three": ({"stride": (1, 1, 1)}, ValueError, ("stride", "got (1, 1, 1)")),
     "stride of none": ({"stride": ()}, ValueError, ("stride", "got ()")),
     "stride float": ({"stride": 1.0}, TypeError, ("stride", "got 1.0")),

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import LifoQueue
 
-from tests.mutation.builds import BUILDS
+from tests.mutation.builds import BUILDS, DoesNotBuildError
 from tests.mutation.fault import AREAS, Area, Fault
 from tests.mutation.faults import FAULTS
 from tests.mutation.tree import KILLED, NOT_BUILT, SURVIVED, TIMED_OUT, Result, Tree, copy_of
@@ -154,7 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"no fault matches {options.only!r}")
     start = time.monotonic()
     pool = Pool([copy_of(ROOT, FOLDER / str(job)) for job in range(options.jobs)])
-    pool.prepare([name for name in BUILDS if _builds(chosen, name)])
+    try:
+        pool.prepare([name for name in BUILDS if _builds(chosen, name)])
+    except DoesNotBuildError as problem:
+        raise SystemExit(f"the sources do not build without a fault:\n{problem}") from None
     results = run(chosen, AREAS, pool)
     write_report(results, FOLDER / "report.json")
     print(f"{summary(results)} ({(time.monotonic() - start) / 60:.0f} minutes)")
