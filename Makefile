@@ -11,6 +11,8 @@ DIGITS := --config configs/digits.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
 KERNEL_PYTEST := -m pytest -k "not reference"
+# Every run leaves a report, which `make checked` takes in.
+REPORT = --junitxml=$(abspath build/checked/$(1).xml)
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
 WIDEST = $(lastword $(ISAS))
 SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py sweep.py)
@@ -35,21 +37,21 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	clean
 
 test: install  ## the whole test suite
-	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests
+	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests $(call REPORT,$@)
 
 test-isas: install  ## the kernels' tests under each instruction set but the widest, which test has
 	test -n "$(ISAS)"
 	set -e; for isa in $(filter-out $(WIDEST),$(ISAS)); do echo "-- $$isa"; METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
-		$(RUN)/python $(KERNEL_PYTEST) $(KERNEL_TESTS); done
+		$(RUN)/python $(KERNEL_PYTEST) $(KERNEL_TESTS) $(call REPORT,$@-$$isa); done
 
 test-interpreter: install  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
-	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel
+	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel $(call REPORT,$@)
 
 test-cuda-host: install  ## the CUDA kernels on the CPU, with threads in three orders
 	$(RUN)/python -m tests.cuda_host.build
 	set -e; for order in $(ORDERS); do echo "-- $$order"; METAPOOL_REQUIRE_NATIVE=1 \
 		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) METAPOOL_HOST_ORDER=$$order \
-		$(RUN)/python $(OP_PYTEST); done
+		$(RUN)/python $(OP_PYTEST) $(call REPORT,$@-$$order); done
 
 # A copy of the tree is built, so that the libraries in this one stay as they are.
 test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
@@ -59,27 +61,37 @@ test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehavi
 	cd $(SANITIZED) && METAPOOL_BUILD_CUDA=0 CXX=g++ METAPOOL_CXXFLAGS="$(SANITIZERS)" \
 		$(abspath $(RUN))/python setup.py build_ext --inplace
 	cd $(SANITIZED) && $(SANITIZER_SETUP) METAPOOL_ISA=$(WIDEST) \
-		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS)
+		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS) \
+		$(call REPORT,$@)
 
 test-cuda-host-sanitized: install  ## the last of these orders under both sanitizers; SANITIZED_SHARE=0.1 for a tenth
 	$(RUN)/python -m tests.cuda_host.build --sanitize
 	$(SANITIZER_SETUP) METAPOOL_TEST_SHARE=$(SANITIZED_SHARE) \
 		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host_sanitized) METAPOOL_HOST_ORDER=random \
-		$(RUN)/python $(OP_PYTEST) --capture=sys
+		$(RUN)/python $(OP_PYTEST) --capture=sys $(call REPORT,$@)
 
 test-older: install  ## the same binary under torch 2.13.0 (CPU build), then with Triton 3.6
 	$(PYTHON) -m venv $(OLDER)
 	$(OLDER)/bin/python -m pip install --quiet torch==2.13.0
-	$(OLDER)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-timeout hypothesis
+	$(OLDER)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-timeout hypothesis expecttest
 	sha256sum metapool_kernels/*.so > $(OLDER)/before
-	METAPOOL_REQUIRE_NATIVE=1 $(OLDER)/bin/python $(OP_PYTEST)
+	METAPOOL_REQUIRE_NATIVE=1 $(OLDER)/bin/python $(OP_PYTEST) $(call REPORT,$@)
 	sha256sum --check --quiet $(OLDER)/before
 	$(OLDER)/bin/python -m metapool_kernels.info
 	$(OLDER)/bin/python -m pip install --quiet triton==3.6.0 "numpy<2.3" # its interpreter needs it
 	$(OLDER)/bin/python -m pytest tests/test_machine_code.py::test_machine_code \
-		tests/test_machine_code.py::test_types_are_right -k "sm_90 or 7x1"
+		tests/test_machine_code.py::test_types_are_right -k "sm_90 or 7x1" $(call REPORT,$@-triton)
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=0.01 $(OLDER)/bin/python -m pytest \
-		tests/test_forward.py tests/test_backward.py
+		tests/test_forward.py tests/test_backward.py $(call REPORT,$@-interpreter)
+
+fuzz: install  ## 20,000 fresh calls of each backend; hours: FUZZ="--backends cpu --examples 1000"
+	$(RUN)/python -m tests.fuzz $(FUZZ)
+
+mutate: install  ## faults planted one at a time: do the tests notice?
+	$(RUN)/python -m tests.mutation $(MUTATE)
+
+checked: install  ## tests/README.md from the reports that these commands have left
+	$(RUN)/python -m tests.checked
 
 search: install  ## search, adapt, evaluate and export on scikit-learn's digits
 	$(RUN)/metapool search $(DIGITS) --overwrite

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import interpreter
 from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require
+from tests.checked import results
 
 _PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("local", max_examples=150, **_PROFILE)
@@ -43,6 +44,8 @@ if INTERPRETED:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What lies in this folder itself needs the op alone; folders below need more.
 
+    Tests marked large run where ``-m`` names them, and nowhere else.
+
     The interpreter takes a second for a small map, a GPU for every kernel that it has to compile,
     and CUDA's threads on the CPU take turns: of the tests of one of BACKENDS, those run whose names
     fall into METAPOOL_TEST_SHARE, a fraction.
@@ -50,11 +53,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("kernel")
+    if "large" not in config.option.markexpr:
+        _keep(config, items, [item for item in items if not item.get_closest_marker("large")])
     if SAMPLED:
         share = float(os.environ.get("METAPOOL_TEST_SHARE", "1"))
         chosen = [item for item in items if _is_for_backend(item) and _is_in(share, item)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+        _keep(config, items, chosen)
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], chosen: list[pytest.Item]) -> None:
+    rest = set(items) - set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item in rest])
+    items[:] = chosen
 
 
 def _is_for_backend(item: pytest.Item) -> bool:
@@ -72,6 +82,16 @@ def _is_in(share: float, item: pytest.Item) -> bool:
     """Whether a test runs: its name stands for a number from 0 to 1, always the same."""
     number = zlib.crc32(item.nodeid.encode()) / 2**32
     return number < share or _is_always_run(item)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stamped(
+    request: pytest.FixtureRequest, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    """A report says under what it was made, for tests/checked."""
+    if request.config.getoption("xmlpath"):
+        for name, value in results.stamp().items():
+            record_testsuite_property(name, value)
 
 
 @pytest.fixture(params=BACKENDS)

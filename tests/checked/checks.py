@@ -1,0 +1,210 @@
+"""The list of what is checked: each row says what is shown, by which command, and where it runs."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row of the page."""
+
+    what: str
+    files: tuple[str, ...] = ()
+    """Files of tests that `make test` runs; their counts are taken from its report."""
+    target: str = ""
+    """Another target of the Makefile, and the results that it leaves under build/checked."""
+    results: tuple[str, ...] = ()
+    in_ci: bool = True
+
+    @property
+    def command(self) -> str:
+        """What to type; files of tests run in an environment that `make install` made."""
+        return f"make {self.target}" if self.target else f"pytest {' '.join(self.files)}"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the results that the row shows."""
+        return self.results or ("test",)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that belong together, with a few words on them."""
+
+    title: str
+    about: str
+    checks: tuple[Check, ...] = field(default=())
+
+
+def _tests(what: str, *names: str) -> Check:
+    return Check(what, tuple(f"tests/test_{name}.py" for name in names))
+
+
+def _target(what: str, target: str, *results: str, in_ci: bool = True) -> Check:
+    return Check(what, target=target, results=results or (target,), in_ci=in_ci)
+
+
+SECTIONS = (
+    Section(
+        "Right numbers",
+        "The truth is the definition in plain PyTorch and float64. An error may not exceed that of "
+        "eager PyTorch in the same dtype; NaN and infinities stand where the truth has them; what "
+        "nobody wrote would show as NaN.",
+        (
+            _tests("the whole suite judges itself: wrong kernels fail it", "judge"),
+            _tests("values", "forward"),
+            _tests("gradients, ties and NaN in them", "backward"),
+            _tests("second order", "double_backward"),
+            _tests("every width and number of planes from 1 to 70", "sweep", "streams"),
+            _tests("strides are PyTorch's, with and without memory", "layout"),
+            _tests("arrays: the NumPy entry points", "numpy"),
+            _tests("names, modules", "candidates", "modules"),
+        ),
+    ),
+    Section(
+        "A suite that nobody here wrote",
+        "PyTorch's own sample and error inputs of its two poolings, with the number that are "
+        "driven and the reasons for the others; and PyTorch's generic checks of an operator, on an "
+        "OpInfo of ours.",
+        (
+            _tests("samples, errors, dtypes of `avg_pool2d` and `max_pool2d`", "pytorch_samples"),
+            _tests(
+                "dtypes, errors, strides, lazy negation and copies, subclasses, tracing, gradients "
+                "of first and second order, forward and batched",
+                "opinfo",
+            ),
+            _tests("`torch.library.opcheck` of every op, layout and dtype", "opcheck"),
+        ),
+    ),
+    Section(
+        "Fuzzing",
+        "Shapes, strides, offsets, layouts, candidates, weights; ties, NaN, infinities, denormal "
+        "numbers and numbers near overflow. Witnesses: the backend, PyTorch in float64, arrays "
+        "(to the bit) and a definition in NumPy that shares no line with either. Counts are of "
+        "calls whose first derivatives are judged, + those of second order and of witnesses.",
+        (
+            _tests("250 calls of each kind", "fuzz"),
+            _target("20,000 calls of each backend from fresh seeds", "fuzz", in_ci=False),
+        ),
+    ),
+    Section(
+        "Memory",
+        "Sanitizers watch the compiled code; planted faults show that they would speak.",
+        (
+            _target("AddressSanitizer and UBSan, CPU kernels", "test-sanitized"),
+            _target(
+                "AddressSanitizer and UBSan, CUDA kernels run on the CPU",
+                "test-cuda-host-sanitized",
+            ),
+            _target("ThreadSanitizer, the CPU kernels on threads of its own", "test-threads"),
+            _tests("what a call keeps; 10,000 calls leak nothing", "memory"),
+            _tests("elements that lie more than 2**31 apart", "addresses"),
+            _target("maps of more than 2**31 elements and 2**32 bytes", "test-large", in_ci=False),
+        ),
+    ),
+    Section(
+        "Threads and processes",
+        "",
+        (
+            _tests(
+                "the same bits for 1, 2, 3 and 7 threads and every instruction set", "determinism"
+            ),
+            _tests("eight threads at once, workers, fork, spawn, number of threads", "processes"),
+            _tests("DDP and FSDP over two processes", "distributed"),
+            _target(
+                "the kernels under each instruction set",
+                "test-isas",
+                "test-isas-baseline",
+                "test-isas-avx2",
+            ),
+        ),
+    ),
+    Section(
+        "Compilers and transforms",
+        "",
+        (
+            _tests("`torch.compile`: one graph, shapes without recompiling", "compile"),
+            _tests("`torch.export`, AOTInductor", "export"),
+            _tests("`torch.func`, composed", "func"),
+        ),
+    ),
+    Section(
+        "Compatibility",
+        "One binary, built once, is installed beside other versions; its hash is compared before "
+        "and after.",
+        (
+            _tests("which symbols the libraries ask for and show; where AVX is", "binaries"),
+            _tests("how it is built, what is said where it cannot be", "build", "compatibility"),
+            _target(
+                "an older torch and Triton",
+                "test-older",
+                "test-older",
+                "test-older-triton",
+                "test-older-interpreter",
+            ),
+            _target(
+                "torch 2.10 to the newest, Python 3.10 to 3.13, wheel and source distribution, "
+                "without compiler, Triton or NumPy",
+                "test-compatibility",
+                "compatibility",
+                in_ci=False,
+            ),
+            _target("what an import takes", "bench-import", "import-time", in_ci=False),
+        ),
+    ),
+    Section(
+        "Bad input",
+        "Class and message of every refusal, and that nothing changed.",
+        (
+            _tests(
+                "every row of the contract on every backend, recorded and compiled",
+                "bad_input",
+                "bad_calls",
+            ),
+            _tests("arrays", "numpy_bad_input"),
+            _tests("lazy, nested, quantized and subclassed tensors", "odd_tensors"),
+        ),
+    ),
+    Section(
+        "GPU code without a GPU",
+        "",
+        (
+            _target("Triton's kernels in its interpreter (a share)", "test-interpreter"),
+            _target(
+                "the CUDA kernels on the CPU, threads in three orders",
+                "test-cuda-host",
+                "test-cuda-host-forward",
+                "test-cuda-host-reversed",
+                "test-cuda-host-random",
+            ),
+            _tests("faults planted in the CUDA kernels", "cuda_host", "cuda_faults"),
+            _tests(
+                "machine code: spills, atomics, NaN, loads, registers", "machine_code", "cuda_code"
+            ),
+            _tests("what a GPU shows, where there is one", "on_gpu"),
+        ),
+    ),
+    Section(
+        "The search, and everything around",
+        "",
+        (
+            Check("mathematics, stopping, resume, processes, files, export", ("tests/search",)),
+            _tests(
+                "benchmarks, presets, and the arrows between the parts",
+                "benches",
+                "configs",
+                "architecture",
+            ),
+            Check("this page", ("tests/checked",)),
+        ),
+    ),
+    Section(
+        "Do the tests notice?",
+        "Faults are planted one at a time in kernels, bindings, dispatch, autograd, checks, the "
+        "stopping rule and the bilevel step, and the fast tests run.",
+        (
+            _tests("every fault still fits the sources", "mutation"),
+            _target("the faults", "mutate", "mutation", in_ci=False),
+        ),
+    ),
+)
+"""The page, from top to bottom."""

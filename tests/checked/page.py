@@ -1,0 +1,60 @@
+"""tests/README.md, made of the list of checks and of results."""
+
+from collections import Counter
+
+from tests.checked.checks import SECTIONS, Check
+from tests.checked.results import ROOT, Result
+
+PAGE = ROOT / "tests/README.md"
+
+_HEAD = """\
+# What is checked
+
+This page is written by `make checked`, from the reports of the runs that it names; nobody types the
+figures. Commands that begin with `pytest` are parts of `make test`, and their counts are taken from
+its report. All that is marked CI runs there before a change lands; the rest takes longer, and is
+run by hand.
+"""
+
+
+def render(results: dict[str, Result]) -> str:
+    """The whole page."""
+    parts = [_HEAD]
+    for section in SECTIONS:
+        rows = ["| what | command | CI | last result |", "|---|---|---|---|"]
+        rows += [_row(check, results) for check in section.checks]
+        parts.append("\n\n".join(filter(None, (f"## {section.title}", section.about))))
+        parts.append("\n".join(rows))
+    parts += ["## Under what", _stamps(results)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _row(check: Check, results: dict[str, Result]) -> str:
+    shown = [_shown(check, results[name]) for name in check.sources if name in results]
+    last = "<br>".join(shown) or "not run yet"
+    command = check.command.replace("tests/test_", "tests/test_")
+    return f"| {check.what} | `{command}` | {'yes' if check.in_ci else ''} | {last} |"
+
+
+def _shown(check: Check, result: Result) -> str:
+    if "summary" in result:
+        text: str = result["summary"]
+        return text
+    counts: Counter[str] = Counter()
+    for name, found in result["files"].items():
+        if not check.files or any(name == f or name.startswith(f"{f}/") for f in check.files):
+            counts.update(found)
+    parts = [f"{counts[kind]:,} {kind}" for kind in ("failed", "passed", "skipped") if counts[kind]]
+    return ", ".join(parts) or "no test ran"
+
+
+def _stamps(results: dict[str, Result]) -> str:
+    rows = ["| result | date | commit | took | with |", "|---|---|---|---|---|"]
+    for name, result in sorted(results.items()):
+        found = dict(result["stamp"])
+        date, commit = found.pop("date", ""), found.pop("commit", "")
+        minutes = f"{result['minutes']} min" if "minutes" in result else ""
+        processor = found.pop("processor", "")
+        versions = ", ".join(f"{package} {number}" for package, number in found.items())
+        rows.append(f"| {name} | {date} | {commit} | {minutes} | {versions}; {processor} |")
+    return "\n".join(rows)

@@ -1,0 +1,74 @@
+"""The page on what is checked: made by a script, complete, true to its results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checked import page, results
+from tests.checked.checks import SECTIONS, Check
+
+ROOT = Path(__file__).parents[2]
+CHECKS = [check for section in SECTIONS for check in section.checks]
+KEPT: dict[str, Any] = json.loads(results.KEPT.read_text())
+
+JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" time="90.0">
+<properties><property name="commit" value="abc"/><property name="torch" value="2.13"/></properties>
+<testcase classname="tests.test_a" name="x"/><testcase classname="tests.test_a.TestCPU" name="y"/>
+<testcase classname="tests.test_a" name="z"><failure message="no"/></testcase>
+<testcase classname="tests.search.test_b" name="x"><skipped message="why"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_page_is_what_the_script_makes_of_the_results() -> None:
+    assert page.PAGE.read_text() == page.render(KEPT), "run `make checked`"
+
+
+def test_nothing_on_the_page_has_failed() -> None:
+    for name, result in KEPT.items():
+        files = result.get("files", {})
+        assert not [file for file, counts in files.items() if counts.get("failed")], name
+
+
+def test_every_file_of_tests_is_on_the_page() -> None:
+    named = [file for check in CHECKS for file in check.files]
+    assert len(set(named)) == len(named)
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        file = path.relative_to(ROOT).as_posix()
+        assert file in named or path.parent.relative_to(ROOT).as_posix() in named, file
+    assert all((ROOT / file).exists() for file in named)
+
+
+@pytest.mark.parametrize("check", [c for c in CHECKS if c.target], ids=lambda c: c.target)
+def test_every_command_is_there_and_leaves_its_result(check: Check) -> None:
+    rules = (ROOT / "Makefile").read_text().splitlines()
+    assert [line for line in rules if line.startswith(f"{check.target}:")]
+    in_ci = check.target in (ROOT / ".ci/run").read_text().split()
+    assert in_ci == check.in_ci
+
+
+def test_counts_of_a_report(tmp_path: Path) -> None:
+    file = tmp_path / "test.xml"
+    file.write_text(JUNIT)
+    found = results.read_junit(file)
+    assert found["files"] == {
+        "tests/test_a.py": {"passed": 2, "failed": 1},
+        "tests/search/test_b.py": {"skipped": 1},
+    }
+    assert found["minutes"] == 1.5 and found["stamp"]["commit"] == "abc"
+    row = page._row(Check("all", ("tests/test_a.py",)), {"test": found})
+    assert row.endswith("| 1 failed, 2 passed |")
+    assert page._row(Check("search", ("tests/search",)), {"test": found}).endswith("| 1 skipped |")
+    assert page._row(Check("none", ("tests/test_c.py",)), {"test": found}).endswith("no test ran |")
+
+
+def test_new_results_replace_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FRESH", tmp_path / "build")
+    monkeypatch.setattr(results, "KEPT", tmp_path / "kept.json")
+    (tmp_path / "kept.json").write_text(json.dumps({"fuzz": {"summary": "old"}, "b": {}}))
+    results.record("fuzz", "20,000 calls")
+    found = results.collect()
+    assert found["fuzz"]["summary"] == "20,000 calls" and "b" in found
+    assert "torch" in found["fuzz"]["stamp"] and found["fuzz"]["stamp"]["date"].startswith("20")
+    assert json.loads((tmp_path / "kept.json").read_text()) == found
