@@ -71,7 +71,7 @@ PACKAGES = (
         "wheel-bare",
         torch="newest",
         without=("compiler", "triton"),
-        says=(_NATIVE, r"triton +not installed", r"triton +not usable .*triton is not installed"),
+        says=(_NATIVE, r"triton +not installed", r"nvcc +not found"),
     ),
     Plan("sdist", install="sdist, isolated", says=(_NATIVE, r"torch_ops +compiler")),
     Plan(
