@@ -44,13 +44,16 @@ def test_weights_of_planes_that_are_done_in_parts(
     judge.judge(judge.fused(backend), Case(size, dtype, layout, alpha=alpha))
 
 
-@pytest.mark.parametrize("alpha", ["k", "nck"])
-def test_equal_terms_do_not_drift(backend: str, alpha: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "alpha"),
+    [((1, 2, 32, 256), "k"), ((1, 2, 32, 256), "nck"), ((1, 8192, 1, 2), "k")],
+    ids=["few_planes", "each_plane", "many_planes"],
+)
+def test_equal_terms_do_not_drift(backend: str, size: cases.Size, alpha: str) -> None:
     """Of a constant map all terms of the gradient of alpha are equal: added one after the other,
     they are rounded the same way again and again."""
-    size = 1, 2, 32, 256
     names = ("skip_connect", "max_pool_3x3")
-    weights = torch.ones(cases.ALPHA_SHAPES[alpha](1, 2, 2), requires_grad=True)
+    weights = torch.ones(cases.ALPHA_SHAPES[alpha](1, size[1], 2), requires_grad=True)
     for pixel, gradient in ((0.7, 0.3), (0.1, 0.9), (1 / 3, 0.37)):
         x, grad_out = torch.full(size, pixel), torch.full(size, gradient)
         out = fused_meta_pool(x, weights, names, normalize=None, backend=backend)

@@ -233,7 +233,7 @@ DISPATCH = (
     _dispatch(
         "the gradient of the weights is summed in single precision",
         "std::vector<double> sums(rows_n * rows_c * k_count);",
-        "std::vector<float> sums(rows_n * rows_c * k_count);",
+        "std::vector<Acc> sums(rows_n * rows_c * k_count);",
     ),
     Fault(
         "maps that begin at one address pass for one map",
