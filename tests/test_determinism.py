@@ -32,6 +32,10 @@ def _cases() -> Iterator[Case]:
             yield Case((5, 17, 21, 19), torch.float32, layout, alpha=alpha)
         yield Case((2, 40, 13, 17), torch.float64, layout, candidates=CANDIDATES["largest"])
         yield Case((2, 40, 13, 17), torch.float16, layout, "nan", CANDIDATES["strips"], stride=2)
+        # No square windows: the kernels that can do everything, in strips of one plane and packed.
+        for size in ((1, 1, 130, 97), (4, 48, 14, 14)):
+            yield Case(size, layout=layout, candidates=CANDIDATES["unsorted"], normalize=None)
+            yield Case(size, layout=layout, candidates=CANDIDATES["rectangular"], stride=(2, 1))
 
 
 CASES = tuple(_cases())
@@ -42,8 +46,9 @@ def _bits(case: Case, backend: str) -> list[torch.Tensor]:
     results = judge.run(judge.fused(backend), case, x, alpha, grad_out)
     x, alpha = x.detach().requires_grad_(), alpha.detach().requires_grad_()
     out = judge.fused(backend)(x, alpha, case)
-    (grad,) = torch.autograd.grad(out, x, grad_out, create_graph=True)
-    second = torch.autograd.grad(grad.float().square().sum(), alpha)
+    grads = torch.autograd.grad(out, (x, alpha), grad_out, create_graph=True)
+    both = sum(grad.float().square().sum() for grad in grads)
+    second = torch.autograd.grad(both, (x, alpha))
     return [judge.bits(tensor) for tensor in (*results.values(), *second)]
 
 

@@ -1,17 +1,23 @@
 """What a call keeps: x and the weights, and nothing pooled."""
 
+import ctypes
 import gc
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from metapool_kernels import fused_meta_pool
+from metapool_kernels import fused_meta_pool, native, numpy_api
 from tests import cases
+from tests.backends import require
 from tests.cases import Case
 
 ROOT = Path(__file__).parents[1]
@@ -105,8 +111,11 @@ def _resident() -> int:
     return pages * resource.getpagesize()
 
 
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+
+
 @pytest.mark.usefixtures("native")
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@NEEDS_PROC
 def test_many_calls_do_not_grow() -> None:
     x = torch.randn(2, 16, 64, 64, requires_grad=True)
     alpha = torch.randn(7, requires_grad=True)
@@ -124,3 +133,111 @@ def test_many_calls_do_not_grow() -> None:
     gc.collect()
     assert _resident() - before < 8 << 20  # one leaked map would be 50 MiB
     assert len(gc.get_objects()) - objects < 100
+
+
+CALLS = 10_000
+LEAKS = {"resident": CALLS * 64, "allocated": CALLS * 32, "objects": CALLS}
+"""What it costs if each call loses something: malloc hands out no less than 32 bytes and may find
+room for them in a page that is resident already, for 64 it needs new ones. Half is not flat."""
+
+
+class _MallInfo(ctypes.Structure):
+    """What mallinfo2 of glibc returns; ``uordblks`` is what has been allocated and not freed."""
+
+    _fields_ = [(f"before{i}", ctypes.c_size_t) for i in range(7)] + [
+        (name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")
+    ]
+
+
+PATHS = {
+    "streamed": Case((1, 16, 2, 3), candidates=("max_pool_3x3", "avg_pool_3x3")),
+    "general": Case((1, 2, 3, 2), candidates=("max_pool_1x3", "avg_pool_3x1"), normalize=None),
+}
+
+
+def _in_use() -> dict[str, int]:
+    """Memory that is in use, but for what is free and kept for later."""
+    gc.collect()
+    libc, found = ctypes.CDLL(None), {"objects": sys.getallocatedblocks()}
+    if hasattr(libc, "mallinfo2"):  # glibc 2.33
+        libc.mallinfo2.restype = _MallInfo
+        found["allocated"] = libc.mallinfo2().uordblks
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    return found | {"resident": _resident()}
+
+
+def _assert_flat(call: Callable[[], object]) -> None:
+    """Fail where memory grows with the calls. A leak does so each time, a cache that fills once."""
+    for _ in range(500):
+        call()
+    seen = []
+    for _ in range(3):
+        before = _in_use()
+        for _ in range(CALLS):
+            call()
+        grown = {name: now - before[name] for name, now in _in_use().items()}
+        if all(more < LEAKS[name] // 2 for name, more in grown.items()):
+            return
+        seen.append(grown)
+    pytest.fail(f"what {CALLS} calls have left, three times over: {seen}")
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize(
+    ("backend", "path", "layout"),
+    [
+        *product(["cpu"], PATHS, cases.NATIVE_LAYOUTS),
+        ("reference", "streamed", "contiguous"),
+        ("reference", "general", "channels_last"),
+    ],
+)
+def test_ten_thousand_calls_leave_nothing(backend: str, path: str, layout: str) -> None:
+    require(backend)
+    case = replace(PATHS[path], layout=layout)
+    x, alpha, grad_out = case.tensors()
+    leaves = x.requires_grad_(), alpha.requires_grad_()
+
+    def call() -> None:
+        out = fused_meta_pool(*leaves, case.candidates, normalize=case.normalize, backend=backend)
+        torch.autograd.grad(out, leaves, grad_out)
+
+    _assert_flat(call)
+
+
+def _second_derivatives() -> None:
+    x, alpha = torch.ones(1, 2, 3, 2, requires_grad=True), torch.ones(7, requires_grad=True)
+    out = fused_meta_pool(x, alpha, backend="cpu")
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
+    torch.autograd.grad(grad, alpha, torch.ones_like(grad))
+
+
+def _numpy_calls() -> None:
+    x, alpha, grad_out = (tensor.numpy() for tensor in Case((1, 2, 3, 2)).tensors())
+    numpy_api.meta_pool(x, alpha)
+    numpy_api.meta_pool_grad(grad_out, x, alpha)
+
+
+def _numpy_refusals() -> None:
+    x, weights = np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 1), np.float32)
+    with pytest.raises(ValueError, match="weights"):
+        native.numpy_ops().meta_pool_fwd(x, weights, x, [], 1, 1, True)
+
+
+def _torch_refusals() -> None:
+    with pytest.raises(RuntimeError, match="elements"):
+        fused_meta_pool(torch.ones(1, 1, 2, 2), torch.ones(3), ("none",), backend="cpu")
+    with pytest.raises(RuntimeError, match="weights should have shape"):
+        torch.ops.metapool_kernels.meta_pool_fwd(
+            torch.ones(1, 1, 2, 2), torch.ones(3), None, [1], [1, 1], True, False
+        )
+
+
+@NEEDS_PROC
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(
+    "call", [_second_derivatives, _numpy_calls, _numpy_refusals, _torch_refusals]
+)
+def test_ten_thousand_others_leave_nothing(call: Callable[[], None]) -> None:
+    """Second derivatives, the NumPy functions, and what is refused in Python and in C++."""
+    _assert_flat(call)
