@@ -33,8 +33,8 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
 .PHONY: test test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
-	test-sanitized test-older search bench bench-report bench-search gpu-check gpu-model lint format install \
-	clean
+	test-sanitized test-older test-compatibility test-threads test-large fuzz mutate checked \
+	search bench bench-import bench-report bench-search gpu-check gpu-model lint format install clean
 
 test: install  ## the whole test suite
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests $(call REPORT,$@)
@@ -84,6 +84,15 @@ test-older: install  ## the same binary under torch 2.13.0 (CPU build), then wit
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=0.01 $(OLDER)/bin/python -m pytest \
 		tests/test_forward.py tests/test_backward.py $(call REPORT,$@-interpreter)
 
+test-compatibility: install  ## torch 2.10 to the newest, Python 3.10 to 3.13, wheel and sdist; an hour or two
+	$(RUN)/python -m tests.compatibility $(COMPATIBILITY)
+
+test-threads: install  ## the CPU kernels under ThreadSanitizer (GCC)
+	$(RUN)/python -m tests.threads
+
+test-large: install  ## maps beyond 2**31 elements; takes some 15 GiB
+	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests -m large $(call REPORT,$@)
+
 fuzz: install  ## 20,000 fresh calls of each backend; hours: FUZZ="--backends cpu --examples 1000"
 	$(RUN)/python -m tests.fuzz $(FUZZ)
 
@@ -101,6 +110,9 @@ search: install  ## search, adapt, evaluate and export on scikit-learn's digits
 
 bench: install  ## our op against its peers; QUICK=--quick for under a minute
 	$(RUN)/python -m pytest benches --benchmark-only $(QUICK)
+
+bench-import: install  ## what an import takes over torch's own
+	$(RUN)/python -m benches.import_time
 
 bench-report: install  ## the full report under benches/results; QUICK=--quick for under 90 s
 	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,bench]"

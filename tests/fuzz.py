@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.checked.results import record
+
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "build/fuzz/report.json"
 HOST_LIBRARY = ROOT / "build/cuda_host/_torch_ops_cuda_host.so"
@@ -111,7 +113,9 @@ def main() -> int:
             REPORT.write_text(json.dumps(report, indent=2) + "\n")
     drawn = ", ".join(f"{name} {c['judged']} + {c['others']}" for name, c in total.items())
     failed = sum(counts["failed"] for counts in total.values())
-    print(f"calls drawn: {drawn}; {failed} batches failed")
+    line = f"calls drawn: {drawn}; {failed} batches failed"
+    print(line)
+    record("fuzz", line)
     enough = all(counts["judged"] >= asked.examples for counts in total.values())
     return 0 if enough and not failed else 1
 

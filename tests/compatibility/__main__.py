@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import asdict
 
+from tests.checked.results import record
 from tests.compatibility import artifacts, interpreters, plans
 from tests.compatibility.artifacts import ROOT, ArtifactError, Artifacts
 from tests.compatibility.environments import Result, check_all
@@ -66,6 +67,12 @@ def summary(results: list[Result]) -> str:
     return f"{len(results)} environments: {passed} passed, {tests} tests"
 
 
+def brief(result: Result) -> str:
+    """An environment in a few words."""
+    verdict = "; ".join(result.problems) or f"{result.counts.passed:,} passed"
+    return f"{result.name} (torch {result.torch}, Python {result.python}): {verdict}"
+
+
 def write(results: list[Result], built: Artifacts, missing: list[str], quick: bool) -> None:
     """The report, for whoever wants more than the table."""
     found = {
@@ -112,6 +119,8 @@ def main() -> int:
         print(line(result.row()), flush=True)
         write(results, built, missing, options.quick)
     print(summary(results))
+    if options.torch is None and options.python is None and options.packages is None:
+        record("compatibility", "<br>".join([summary(results), *map(brief, results)]))
     return 1 if not results or any(result.problems for result in results) else 0
 
 
