@@ -26,7 +26,7 @@ def _files(*names: str, folder: str = "tests") -> tuple[str, ...]:
 
 
 KERNEL_TESTS = (
-    *_files("backward", "forward", "streams", "addresses", "opcheck", "determinism", "sweep"),
+    *_files("addresses", "backward", "streams", "forward", "opcheck", "determinism", "sweep"),
     *NOT_THE_DEFINITION,
 )
 

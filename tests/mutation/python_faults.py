@@ -95,9 +95,16 @@ OPS = (
         "if False:",
     ),
     _in(
-        "ops", "layout.py", "one channel is channels last",
+        "ops", "layout.py", "one pixel in one channel is channels last",
         "or (dim == 0 and smallest == strides[1])",
         "",
+        equivalent="Strides that do not shrink from C over W and H to N end where they began only "
+        "if C = H = W = 1, and there both layouts of the output have the strides (1, 1, 1, 1).",
+    ),
+    _in(
+        "ops", "layout.py", "any order of strides is channels last",
+        "if size == 0 or stride < smallest or",
+        "if size == 0 or",
     ),
     _in(
         "ops", "layout.py", "a step of two begins a window too many",
