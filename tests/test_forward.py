@@ -50,6 +50,13 @@ def test_none_does_not_look_at_x(backend: str) -> None:
     assert torch.equal(out, torch.zeros(1, 2, 3, 3))
 
 
+@pytest.mark.parametrize("names", ["with_none", "only_none"])
+@pytest.mark.parametrize("stride", [(1, 2), (3, 1)], ids=str)
+def test_none_steps_as_the_others_do(backend: str, stride: tuple[int, int], names: str) -> None:
+    case = Case(candidates=cases.CANDIDATES[names], stride=stride, normalize=None)
+    judge.judge(judge.fused(backend), case)
+
+
 @pytest.mark.parametrize("other", ["avg_pool_3x3", "max_pool_3x3", "max_pool_1x3"])
 def test_nothing_times_a_weight_that_is_not_finite(backend: str, other: str) -> None:
     """Zero times NaN is NaN, as in eager PyTorch."""
