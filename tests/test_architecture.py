@@ -138,3 +138,72 @@ def test_the_bindings_share_the_core_and_headers_alone() -> None:
         assert not [name for name in named if name.endswith(".cpp")]
         if "numpy" in source.name:
             assert not [name for name in named if name.startswith(("torch", "ATen", "c10"))]
+
+
+UNSAFE = {
+    "pickle": {"load", "loads", "Unpickler"},
+    "marshal": {"load", "loads"},
+    "dill": {"load", "loads"},
+    "cloudpickle": {"load", "loads"},
+    "joblib": {"load"},
+    "shelve": {"open"},
+    "yaml": {"load", "load_all", "unsafe_load", "full_load"},
+    "np": {"load"},
+    "numpy": {"load"},
+    "jit": {"load"},
+    "builtins": {"eval", "exec"},
+}
+"""Calls that execute what a file holds, or may: by module, and the functions."""
+
+
+def _unsafe_calls(source: str) -> list[str]:
+    """Calls in Python code that might execute the content of a file."""
+    found = []
+    for call in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)):
+        function = call.func
+        if isinstance(function, ast.Name) and function.id in UNSAFE["builtins"]:
+            found.append(function.id)
+        if not isinstance(function, ast.Attribute):
+            continue
+        owner = ast.unparse(function.value).rpartition(".")[2]
+        if function.attr in UNSAFE.get(owner, ()):
+            found.append(f"{owner}.{function.attr}")
+        if (owner, function.attr) == ("torch", "load"):
+            safe = {k.arg for k in call.keywords if ast.unparse(k.value) == "True"}
+            if "weights_only" not in safe:
+                found.append("torch.load")
+    for node in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)):
+        names = {alias.name for alias in node.names}
+        unsafe = UNSAFE.get(node.module or "", set()) | (
+            {"load"} if node.module == "torch" else set()
+        )
+        found += [f"{node.module}.{name}" for name in names & unsafe]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("torch.load(f)", ["torch.load"]),
+        ("torch.load(f, weights_only=False)", ["torch.load"]),
+        ("torch.load(f, weights_only=True)", []),
+        ("pickle.load(f)", ["pickle.load"]),
+        ("from pickle import loads", ["pickle.loads"]),
+        ("yaml.load(f)", ["yaml.load"]),
+        ("yaml.safe_load(f)", []),
+        ("np.load(f)", ["np.load"]),
+        ("torch.jit.load(f)", ["jit.load"]),
+        ("eval(text)", ["eval"]),
+        ("model.eval()", []),
+    ],
+)
+def test_the_scan_finds_what_executes_files(source: str, found: list[str]) -> None:
+    assert _unsafe_calls(source) == found
+
+
+def test_no_file_is_executed() -> None:
+    """Checkpoints are safetensors, or read with weights_only; settings are plain YAML and JSON."""
+    sources = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "benches").rglob("*.py"))
+    assert len(sources) > 50
+    unsafe = {str(path): _unsafe_calls(path.read_text()) for path in sources}
+    assert not {path: calls for path, calls in unsafe.items() if calls}

@@ -23,7 +23,7 @@ def _arguments(changes: dict[str, Any]) -> dict[str, Any]:
         value = arguments[name]
         if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
             arguments[name] = value.clone()
-            arguments[name].zero_().add_(1)
+            arguments[name].copy_(value)  # as if it had been trained: a version over zero
             if value.is_floating_point() and value.element_size() > 1:
                 arguments[name].grad = torch.full_like(value, 7.0)
                 arguments[name].requires_grad_()
@@ -144,7 +144,7 @@ MODULES: dict[str, tuple[Callable[..., object], type[Exception], str]] = {
     "extras a list": (lambda: MetaPool2d(extra_candidates=[torch.nn.Identity()]), TypeError,
                       "should map names to modules"),
     "extra named by a number": (lambda: MetaPool2d(extra_candidates={3: torch.nn.Identity()}),
-                                ValueError, "named by letters .* got 3"),
+                                ValueError, "named by letters.* got 3"),
     "extra named as a method": (lambda: MetaPool2d(extra_candidates={"keys": torch.nn.Identity()}),
                                 ValueError, "a method of nn.ModuleDict"),
     "keep floats": (lambda: MetaPool2d().reduce([1.5]), TypeError, r"ints, got \[1.5\]"),

@@ -12,6 +12,7 @@ from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.json_file import parse_json
 from metapool_kernels.search.stopping import Reason
 
 FORMAT = "metapool-architecture"
@@ -89,7 +90,7 @@ def load_architecture(path: Path) -> Architecture:
             something that cannot be.
     """
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text(), finite=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no {str(path)!r}; run 'metapool search' to its end") from error
     except (OSError, ValueError) as error:
@@ -97,7 +98,7 @@ def load_architecture(path: Path) -> Architecture:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"{str(path)!r} is not an architecture file of metapool search")
     version = content.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise UserError(
             f"{str(path)!r} has format version {version}; this metapool_kernels reads "
             f"{FORMAT_VERSION}: use the version that wrote it"
@@ -105,7 +106,8 @@ def load_architecture(path: Path) -> Architecture:
     try:
         architecture = _parse(content)
         _check(architecture)
-    except (ValueError, jsonargparse.ArgumentError) as error:
+    # The parser meets whatever stands in the file, and not all that it trips over is its own error.
+    except Exception as error:
         raise UserError(f"{str(path)!r} is not valid: {error}") from error
     return architecture
 
@@ -124,7 +126,22 @@ def _check(architecture: Architecture) -> None:
     if unknown:
         raise ValueError(f"unknown extra candidates {sorted(unknown)}")
     candidates = {*architecture.candidates, *architecture.extra_candidates}
+    if not 0 <= architecture.seed < 2**63:
+        raise ValueError("the seed should be from 0 to 2**63 - 1")
+    if min(architecture.backbone.image_shape) < 1:
+        raise ValueError(f"images of shape {architecture.backbone.image_shape}")
+    names = [layer.name for layer in architecture.layers]
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"layers should have different names, got {names}")
     for layer in architecture.layers:
+        if min(layer.channels, *layer.map_size, layer.epoch) < 1:
+            raise ValueError(f"layer {layer.name!r} has a size or an epoch below 1")
+        if not all(map(math.isfinite, (*layer.alpha, layer.probability, layer.margin))):
+            raise ValueError(f"layer {layer.name!r} has a number that is not finite")
+        if not set(layer.choice).isdisjoint(EXTRA_CANDIDATES) and len(set(layer.choice)) < len(
+            layer.choice
+        ):
+            raise ValueError(f"layer {layer.name!r} chose {layer.choice}, one of them twice")
         strangers = set(layer.choice) - candidates
         if strangers or not layer.choice:
             raise ValueError(f"layer {layer.name!r} chose {layer.choice}, not from the candidates")

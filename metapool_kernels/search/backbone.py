@@ -102,6 +102,11 @@ def make_backbone(config: ModelConfig, image_shape: tuple[int, int, int], classe
 
 
 def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    if "checkpoint_path" in arguments:
+        raise UserError(
+            "model.arguments.checkpoint_path would unpickle a file, which may execute what it "
+            "holds; give a safetensors file as model.weights"
+        )
     try:
         model: nn.Module = timm.create_model(name, **arguments)
     except _REFUSALS as error:
@@ -127,6 +132,9 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any], channels: int) ->
 
 
 def _from_function(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    if not {"num_classes", "in_chans"} <= arguments.keys():
+        # Only a damaged or foreign file leads here, and that may name any function there is.
+        raise UserError(f"{name!r} has to be given num_classes and in_chans, got {arguments}")
     module_name, function_name = name.split(":")
     # As with "python -m", a module in the current folder counts as installed.
     if os.getcwd() not in sys.path:

@@ -117,7 +117,10 @@ class _Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         if values in preset_names():
             values = str(PRESETS / f"{values}.yaml")
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (jsonargparse.ArgumentError, TypeError, ValueError, RecursionError) as error:
+            raise jsonargparse.ArgumentError(None, f"{values!r}: {error}") from error
 
 
 def _how_to_go_on(command: str, config: Config) -> str:

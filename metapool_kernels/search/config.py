@@ -327,7 +327,7 @@ def load_config(path: Path) -> Config:
     parser = config_parser()
     try:
         return to_config(parser.instantiate(parser.parse_path(str(path))))
-    except (jsonargparse.ArgumentError, TypeError, OSError) as error:
+    except (jsonargparse.ArgumentError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
 
 

@@ -61,13 +61,20 @@ class Split:
         """Refuse other images than these indices were made for.
 
         Raises:
-            UserError: names or classes of images are others, or there are more or fewer.
+            UserError: names or classes of images are others, or there are more or fewer, or an
+                index is not that of an image.
         """
         if fingerprint(data) != self.fingerprint:
             raise UserError(
                 "the images are not those that the search was started with: their number, names "
                 "or classes have changed since; bring them back or search again"
             )
+        known = (set(data.train), set(data.train), set(data.evaluation))
+        for part, indices in zip((self.weight, self.alpha, self.evaluation), known, strict=True):
+            if not part or not set(part) <= indices:
+                raise UserError(
+                    "the split is damaged: it names images that there are not; search again"
+                )
 
 
 def fingerprint(data: Data) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import Architecture, load_architecture
 from metapool_kernels.search.config import Config, load_config
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.json_file import parse_json
 from metapool_kernels.search.run_folder import PROBABILITIES, RunFolder
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ def _is_distribution(row: Sequence[float]) -> bool:
 
 def _load_json(path: Path, kind: type[T]) -> T:
     try:
-        content = json.loads(_read(path))
+        content = parse_json(_read(path))
     except ValueError as error:
         raise UserError(f"{str(path)!r} is not a complete JSON file: {error}") from error
     return _parse(path, kind, content)
@@ -217,7 +217,8 @@ def _parse(path: Path, kind: type[T], content: Any) -> T:
     parser.add_argument("--content", type=kind, required=True)
     try:
         parsed: T = parser.instantiate(parser.parse_object({"content": content})).content
-    except (ValueError, TypeError, jsonargparse.ArgumentError) as error:
+    # The parser meets whatever stands in the file, and not all that it trips over is its own error.
+    except Exception as error:
         raise UserError(f"{str(path)!r} is not valid: {error}") from error
     return parsed
 

@@ -6,15 +6,17 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -27,6 +29,7 @@ from metapool_kernels.search.config import (
 )
 from metapool_kernels.search.data import Split
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.json_file import parse_json
 
 CONFIG = "config.yaml"
 SPLIT = "split.json"
@@ -47,6 +50,9 @@ STEP_TIME = "step_time.png"
 TRAINING = "training.png"
 CONTROLS = "controls.png"
 REPORT = "report.html"
+FORMAT_VERSION = 1
+"""Of checkpoints."""
+
 _CONTENTS = (
     CONFIG,
     SPLIT,
@@ -165,7 +171,11 @@ class RunFolder:
             UserError: there is none, or not a whole one.
         """
         try:
-            return Split(**json.loads((self / SPLIT).read_text()))
+            split = Split(**parse_json((self / SPLIT).read_text()))
+            for part in (split.weight, split.alpha, split.evaluation):
+                if not isinstance(part, list) or not all(type(index) is int for index in part):
+                    raise ValueError("its parts should be lists of numbers")
+            return split
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{str(self / SPLIT)!r} is not a split: {error}") from error
 
@@ -205,13 +215,7 @@ class RunFolder:
 
     def write_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors."""
-        # safetensors stores no strides, and channels_last weights are not contiguous to it; nor
-        # does it store what several names share.
-        plain = {
-            key: tensor.clone(memory_format=torch.contiguous_format)
-            for key, tensor in weights.items()
-        }
-        self.write(name, save(plain))
+        self.write(name, _tensor_bytes(weights))
 
     def load_weights(self) -> dict[str, Tensor]:
         """The tensors of the finished network.
@@ -231,12 +235,14 @@ class RunFolder:
         """Replace the checkpoint by that of ``epoch``.
 
         The state names its weights and is written after them, so a kill at any moment leaves
-        one pair that belongs together.
+        one pair that belongs together; and it holds their digest, so that others are noticed.
         """
         weights = f"{CHECKPOINT}/weights-{epoch:04d}.safetensors"
-        self.write_weights(weights, checkpoint.weights)
+        content = _tensor_bytes(checkpoint.weights)
+        self.write(weights, content)
+        pair = {"weights": weights, "digest": sha256(content).hexdigest()}
         state = io.BytesIO()
-        torch.save({**checkpoint.state, "weights": weights}, state)
+        torch.save({**checkpoint.state, **pair, "format_version": FORMAT_VERSION}, state)
         self.write(f"{CHECKPOINT}/state.pt", state.getvalue())
         for other in (self / CHECKPOINT).glob("weights-*.safetensors"):
             if other != self / weights:
@@ -251,7 +257,7 @@ class RunFolder:
         """
         try:
             yield
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"the checkpoint in {str(self.path)!r} does not fit this network or this version "
                 f"of metapool_kernels: {error}; start over with --overwrite"
@@ -267,24 +273,54 @@ class RunFolder:
         """The checkpoint, or None where no epoch has been finished. Executes no pickled code.
 
         Raises:
-            UserError: the files are damaged.
+            UserError: the files are damaged, or from a newer version.
         """
         if not (self / f"{CHECKPOINT}/state.pt").exists():
             return None
         try:
-            state = torch.load(self / f"{CHECKPOINT}/state.pt", weights_only=True)
-            return Checkpoint(load_file(self / state.pop("weights")), state)
+            written = io.BytesIO((self / f"{CHECKPOINT}/state.pt").read_bytes())
+            # torch.load passes over the sums that torch.save has written beside each tensor.
+            with zipfile.ZipFile(written) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} in state.pt is not what was written")
+            written.seek(0)
+            state = torch.load(written, weights_only=True)
+            version = state.pop("format_version", FORMAT_VERSION)
+            if version == FORMAT_VERSION:
+                name, digest = state.pop("weights"), state.pop("digest", None)
+                content = (self / name).read_bytes()
+                if digest not in (None, sha256(content).hexdigest()):
+                    raise ValueError(f"{name} holds other weights than it was written with")
+                return Checkpoint(load(content), state)
         except pickle.UnpicklingError as error:
             # Not its text: that tells how to execute what the file holds.
             raise UserError(
                 f"the checkpoint in {str(self.path)!r} is damaged or was not written by a search; "
                 "start over with --overwrite"
             ) from error
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        # A damaged file makes its reader trip over anything.
+        except Exception as error:
             raise UserError(
                 f"the checkpoint in {str(self.path)!r} is damaged: {error}; start over with "
                 "--overwrite"
             ) from error
+        raise UserError(
+            f"the checkpoint in {str(self.path)!r} has format version {version}; this "
+            f"metapool_kernels reads {FORMAT_VERSION}: use the version that wrote it"
+        )
+
+
+def _tensor_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    # safetensors stores no strides, and channels_last weights are not contiguous to it; nor does it
+    # store what several names share.
+    content: bytes = save(
+        {
+            key: tensor.clone(memory_format=torch.contiguous_format)
+            for key, tensor in weights.items()
+        }
+    )
+    return content
 
 
 def _delete(path: Path) -> None:
