@@ -163,6 +163,19 @@ def test_any_layout_of_the_incoming_gradient(backend: str, layout: str, grad_lay
     judge.verdict(got, case, x, alpha, grad_out)
 
 
+@pytest.mark.parametrize("width", [5, 7])
+def test_weights_alone_of_maps_cut_out_of_wider_ones(backend: str, width: int) -> None:
+    """Rows that begin where vectors may be read, and end within one: NaN lies behind."""
+    case = Case((2, 3, 5, width))
+    x, alpha, grad_out = case.tensors()
+    cut = []
+    for map in (x, grad_out):
+        outer = map.new_full((*map.shape[:3], 8), torch.nan)
+        cut.append(outer[..., :width].copy_(map))
+    got = judge.run(judge.fused(backend), case, cut[0], alpha, cut[1], ("grad_alpha",))
+    judge.verdict(got, case, cut[0], alpha, cut[1])
+
+
 @pytest.mark.parametrize("alpha", cases.ALPHA_SHAPES)
 def test_no_batch_gives_zero_gradients(backend: str, alpha: str) -> None:
     case = Case((0, 3, 5, 4), alpha=alpha)

@@ -54,6 +54,7 @@ SAMPLE: dict[str, tuple[str, ...]] = {
     "backward.py::test_gradients_are_right": SHAPES_AND_SETTINGS,
     "forward.py::test_output_is_right_for_any_data": ANY_DATA,
     "backward.py::test_gradient_of_x_is_right_for_any_data": ANY_DATA,
+    "backward.py::test_weights_alone_of_maps_cut_out_of_wider_ones": ("5", "7"),
     "addresses.py::test_x_far_apart": ("images-torch.float32", "images_of_planes-torch.float32"),
 }
 """What a GPU's kernels are asked without a GPU, where each case may take a second: float32 in one
