@@ -64,7 +64,9 @@ def build(folder: Path, log: Path) -> Artifacts:
     _run([sys.executable, "-c", code, str(dist)], folder / "clone", log)
     sdist = _only(dist, "*.tar.gz")
     check_sdist(sdist, names)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    # pip keeps what it has built from a path, and would take that for what lies there now.
+    pip = [sys.executable, "-m", "pip", "--no-cache-dir", "wheel", "--no-deps"]
+    pip += ["--no-build-isolation"]
     _run([*pip, "--wheel-dir", str(dist), str(sdist)], folder, log)
     wheel = _only(dist, "*.whl")
     check_wheel(wheel, names)

@@ -119,7 +119,8 @@ class Environment:
             self._pip(torch, "numpy", *(BUILD_TOOLS if self.plan.install == "sdist" else ()))
         sdist, wheel = self.artifacts.sdist, self.artifacts.wheel
         ours = wheel if self.plan.install == "wheel" else sdist
-        options = [] if isolated else ["--no-build-isolation"]
+        # The cache would hold what another environment has built of the source distribution.
+        options = ["--no-cache-dir"] + ([] if isolated else ["--no-build-isolation"])
         variables = {
             "PIP_CONSTRAINT": str(constraints),
             "PIP_BUILD_CONSTRAINT": str(constraints),
