@@ -277,6 +277,23 @@ def test_tied_weights_and_weights_without_use(
         assert torch.allclose(one, other) is same
 
 
+@pytest.mark.parametrize("shared", ["module", "parameter"])
+def test_tied_weights_move_in_all_their_places(network: Network, shared: str) -> None:
+    if shared == "module":
+        network.norms[1] = network.norms[0]
+    else:
+        network.norms[1].weight = network.norms[0].weight
+    weights, alphas = parts(network)
+    moved = {name: weight.detach() + torch.rand_like(weight) for name, weight in weights.items()}
+    objective = network_objective(network, list(weights), list(alphas))
+    loss, _ = objective(list(moved.values()), list(alphas.values()), batch(1))
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(moved[name])
+    images, targets = batch(1)
+    torch.testing.assert_close(loss, F.cross_entropy(network(images), targets))
+
+
 def test_tasks_are_drawn_without_replacement_and_anew_each_step() -> None:
     steps = [draw_tasks(7, 2, TILT, [0, step]) for step in range(200)]
     assert all(len(set(tasks)) == 2 for tasks in steps)
