@@ -1,9 +1,11 @@
 """The tool that tests installed packages: what it asks for, reads and refuses."""
 
 import io
+import json
 import sys
 import tarfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,8 @@ def test_outcomes_are_counted(tmp_path: Path) -> None:
     counts.add(file)
     assert (counts.passed, counts.failed, counts.skipped) == (4, 4, {"no GPU": 2})
     results = [Result("a", counts=counts), Result("b", problems=["pytest ended with 2"])]
+    assert json.loads(json.dumps(asdict(results[0])))["counts"]["skipped"] == {"no GPU": 2}
+    assert results[0].row()[3:6] == ("4", "4", "2")
     assert summary(results) == "2 environments: 1 passed, 4 tests"
 
 
