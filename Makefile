@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 OLDER ?= .venv-older
 CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python_bindings/*.h \
 	python_bindings/*.cpp)
-HOST_HEADERS := $(wildcard tests/cuda_host/*.h)
+TEST_SOURCES := $(wildcard tests/cuda_host/*.h tests/threads/*.cpp)
 SHARE = 0.04
 DIGITS := --config configs/digits.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
@@ -15,7 +15,8 @@ KERNEL_PYTEST := -m pytest -k "not reference"
 REPORT = --junitxml=$(abspath build/checked/$(1).xml)
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
 WIDEST = $(lastword $(ISAS))
-SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py sweep.py)
+SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py sweep.py \
+	double_backward.py layout.py numpy.py addresses.py opcheck.py fuzz.py)
 SANITIZED := build/sanitized
 SANITIZED_SHARE = 1
 SANITIZER_SETUP = METAPOOL_REQUIRE_NATIVE=1 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -56,7 +57,7 @@ test-cuda-host: install  ## the CUDA kernels on the CPU, with threads in three o
 # A copy of the tree is built, so that the libraries in this one stay as they are.
 test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	mkdir -p $(SANITIZED)
-	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \
+	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests benches \
 		setup.py pyproject.toml README.md LICENSE | tar x -C $(SANITIZED)
 	cd $(SANITIZED) && METAPOOL_BUILD_CUDA=0 CXX=g++ METAPOOL_CXXFLAGS="$(SANITIZERS)" \
 		$(abspath $(RUN))/python setup.py build_ext --inplace
@@ -96,8 +97,8 @@ test-large: install  ## maps beyond 2**31 elements; takes some 15 GiB
 fuzz: install  ## 20,000 fresh calls of each backend; hours: FUZZ="--backends cpu --examples 1000"
 	$(RUN)/python -m tests.fuzz $(FUZZ)
 
-mutate: install  ## faults planted one at a time: do the tests notice?
-	$(RUN)/python -m tests.mutation $(MUTATE)
+mutate: install  ## faults planted one at a time: do the tests notice? ONLY=regex for some
+	$(RUN)/python -m tests.mutation --only "$(ONLY)"
 
 checked: install  ## tests/README.md from the reports that these commands have left
 	$(RUN)/python -m tests.checked
@@ -131,12 +132,12 @@ lint: $(VENV)/.installed  ## ruff, mypy and clang-format
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/clang-format --dry-run --Werror $(CPP_SOURCES) $(HOST_HEADERS)
+	$(RUN)/clang-format --dry-run --Werror $(CPP_SOURCES) $(TEST_SOURCES)
 
 format: $(VENV)/.installed  ## what lint can mend by itself
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
-	$(RUN)/clang-format -i $(CPP_SOURCES) $(HOST_HEADERS)
+	$(RUN)/clang-format -i $(CPP_SOURCES) $(TEST_SOURCES)
 
 install: $(VENV)/.installed
 
