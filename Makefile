@@ -26,7 +26,8 @@ HOST_LIBRARY = $(abspath build/$(1)/_torch_ops_cuda_host.so)
 ORDERS := forward reversed random
 # Tests of the op, but for those of what runs CUDA on the CPU: they are the same everywhere.
 OP_PYTEST := -m pytest tests -m kernel \
-	$(addprefix --ignore tests/,search test_cuda_host.py test_cuda_faults.py test_cuda_code.py)
+	$(addprefix --ignore tests/,search test_cuda_host.py test_cuda_faults.py test_cuda_code.py \
+	test_mutation.py test_compatibility.py)
 # -O1 keeps the build within minutes, and so does leaving out what does no more than repeat
 # AddressSanitizer (null pointers, object sizes): every kernel is one large function.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
