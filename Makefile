@@ -2,7 +2,6 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
-OLDER ?= .venv-older
 CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python_bindings/*.h \
 	python_bindings/*.cpp)
 TEST_SOURCES := $(wildcard tests/cuda_host/*.h tests/threads/*.cpp)
@@ -58,7 +57,7 @@ test-cuda-host: install  ## the CUDA kernels on the CPU, with threads in three o
 # A copy of the tree is built, so that the libraries in this one stay as they are.
 test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	mkdir -p $(SANITIZED)
-	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests benches \
+	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \
 		setup.py pyproject.toml README.md LICENSE | tar x -C $(SANITIZED)
 	cd $(SANITIZED) && METAPOOL_BUILD_CUDA=0 CXX=g++ METAPOOL_CXXFLAGS="$(SANITIZERS)" \
 		$(abspath $(RUN))/python setup.py build_ext --inplace
@@ -72,19 +71,10 @@ test-cuda-host-sanitized: install  ## the last of these orders under both saniti
 		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host_sanitized) METAPOOL_HOST_ORDER=random \
 		$(RUN)/python $(OP_PYTEST) --capture=sys $(call REPORT,$@)
 
-test-older: install  ## the same binary under torch 2.13.0 (CPU build), then with Triton 3.6
-	$(PYTHON) -m venv $(OLDER)
-	$(OLDER)/bin/python -m pip install --quiet torch==2.13.0
-	$(OLDER)/bin/python -m pip install --quiet numpy pytest pytest-benchmark pytest-timeout hypothesis expecttest
-	sha256sum metapool_kernels/*.so > $(OLDER)/before
-	METAPOOL_REQUIRE_NATIVE=1 $(OLDER)/bin/python $(OP_PYTEST) $(call REPORT,$@)
-	sha256sum --check --quiet $(OLDER)/before
-	$(OLDER)/bin/python -m metapool_kernels.info
-	$(OLDER)/bin/python -m pip install --quiet triton==3.6.0 "numpy<2.3" # its interpreter needs it
-	$(OLDER)/bin/python -m pytest tests/test_machine_code.py::test_machine_code \
-		tests/test_machine_code.py::test_types_are_right -k "sm_90 or 7x1" $(call REPORT,$@-triton)
-	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=0.01 $(OLDER)/bin/python -m pytest \
-		tests/test_forward.py tests/test_backward.py $(call REPORT,$@-interpreter)
+# One architecture: that the library of the CUDA kernels loads is what matters here.
+test-older: install  ## the wheel under torch 2.13.0 (CPU build), the sdist without a compiler, Triton 3.6
+	METAPOOL_CUDA_ARCHS=90 $(RUN)/python -m tests.compatibility --torch 2.13.0 \
+		--packages sdist-no-compiler triton-3.6 --record $@
 
 test-compatibility: install  ## torch 2.10 to the newest, Python 3.10 to 3.13, wheel and sdist; an hour or two
 	$(RUN)/python -m tests.compatibility $(COMPATIBILITY)
@@ -151,4 +141,4 @@ $(VENV)/.installed: pyproject.toml setup.py $(CPP_SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDER) build dist *.egg-info metapool_kernels/*.so metapool_kernels/_build.json
+	rm -rf $(VENV) build dist *.egg-info metapool_kernels/*.so metapool_kernels/_build.json

@@ -4,32 +4,19 @@ import os
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from metapool_kernels import numpy_api
+from tests.machine import cpu_facts, cpu_name
 
 LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
 """Floats in one vector of each instruction set."""
 
 
-def _cpu_facts() -> dict[str, str]:
-    """The first processor's block of /proc/cpuinfo, where there is one."""
-    source = Path("/proc/cpuinfo")
-    block = source.read_text().split("\n\n")[0] if source.exists() else ""
-    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
-    return {name.strip(): value.strip() for name, value in pairs}
-
-
-def cpu_name() -> str:
-    """Such as ``AMD EPYC``, as the system calls it."""
-    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
-
-
 def clock_ghz() -> float | None:
     """The clock that the system states, at this moment; None where it does not."""
-    stated = _cpu_facts().get("cpu MHz")
+    stated = cpu_facts().get("cpu MHz")
     return None if stated is None else float(stated) / 1e3
 
 

@@ -153,6 +153,8 @@ def test_a_run_ends_with_a_line_a_report_and_a_status(
     monkeypatch.setattr(program, "FOLDER", tmp_path)
     monkeypatch.setattr(program, "copy_of", lambda root, folder: tree)
     monkeypatch.setattr(program, "BUILDS", {})
+    recorded: dict[str, str] = {}
+    monkeypatch.setattr(program, "record", recorded.__setitem__)
     assert program.main(["--jobs", "1"]) == 0
     assert "2 faults: 1 killed, 1 equivalent, 0 survived (" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
@@ -163,6 +165,7 @@ def test_a_run_ends_with_a_line_a_report_and_a_status(
     monkeypatch.setattr(program, "FAULTS", (undeclared,))
     assert program.main(["--jobs", "1"]) == 1
     assert "1 faults: 0 killed, 0 equivalent, 1 survived (" in capsys.readouterr().out
+    assert recorded["mutation"].startswith("1 faults: 0 killed, 0 equivalent, 1 survived (")
 
 
 def test_tests_that_fail_without_a_fault_end_it(tree: Tree) -> None:

@@ -125,6 +125,11 @@ SECTIONS = (
             _tests("`torch.compile`: one graph, shapes without recompiling", "compile"),
             _tests("`torch.export`, AOTInductor", "export"),
             _tests("`torch.func`, composed", "func"),
+            _tests(
+                "autocast, parametrizations, meta device, copies, second derivatives",
+                "autocast",
+                "torch_tools",
+            ),
         ),
     ),
     Section(
@@ -134,13 +139,7 @@ SECTIONS = (
         (
             _tests("which symbols the libraries ask for and show; where AVX is", "binaries"),
             _tests("how it is built, what is said where it cannot be", "build", "compatibility"),
-            _target(
-                "an older torch and Triton",
-                "test-older",
-                "test-older",
-                "test-older-triton",
-                "test-older-interpreter",
-            ),
+            _target("an older torch, no compiler, an older Triton", "test-older"),
             _target(
                 "torch 2.10 to the newest, Python 3.10 to 3.13, wheel and source distribution, "
                 "without compiler, Triton or NumPy",

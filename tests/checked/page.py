@@ -55,6 +55,6 @@ def _stamps(results: dict[str, Result]) -> str:
         date, commit = found.pop("date", ""), found.pop("commit", "")
         minutes = f"{result['minutes']} min" if "minutes" in result else ""
         processor = found.pop("processor", "")
-        versions = ", ".join(f"{package} {number}" for package, number in found.items())
+        versions = ", ".join(f"{package} {number}" for package, number in sorted(found.items()))
         rows.append(f"| {name} | {date} | {commit} | {minutes} | {versions}; {processor} |")
     return "\n".join(rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benches.conditions import cpu_name
+from tests.machine import cpu_name
 
 ROOT = Path(__file__).parents[2]
 FRESH = ROOT / "build/checked"

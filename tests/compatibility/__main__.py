@@ -30,6 +30,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="a selection of the kernels' tests everywhere"
     )
+    parser.add_argument(
+        "--record", default="compatibility", metavar="NAME", help="of the result for tests/checked"
+    )
     parser.add_argument("--keep", action="store_true", help="the environments, for a look inside")
     parser.add_argument("--reuse", action="store_true", help="the wheel of the run before")
     options = parser.parse_args(arguments)
@@ -119,8 +122,7 @@ def main() -> int:
         print(line(result.row()), flush=True)
         write(results, built, missing, options.quick)
     print(summary(results))
-    if options.torch is None and options.python is None and options.packages is None:
-        record("compatibility", "<br>".join([summary(results), *map(brief, results)]))
+    record(options.record, "<br>".join([summary(results), *map(brief, results)]))
     return 1 if not results or any(result.problems for result in results) else 0
 
 

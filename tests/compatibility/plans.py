@@ -16,6 +16,7 @@ LEFT_OUT = {
     "tests/test_cuda_faults.py": "the same",
     "tests/test_cuda_code.py": "the same",
     "tests/test_mutation.py": "reads the sources of the package: the same everywhere",
+    "tests/test_compatibility.py": "about this program",
 }
 """Tests that do not run, each with the reason."""
 
