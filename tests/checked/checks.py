@@ -83,7 +83,12 @@ SECTIONS = (
         "calls whose first derivatives are judged, + those of second order and of witnesses.",
         (
             _tests("250 calls of each kind", "fuzz"),
-            _target("20,000 calls of each backend from fresh seeds", "fuzz", in_ci=False),
+            _target(
+                "20,000 calls of each backend from fresh seeds",
+                "fuzz",
+                *(f"fuzz-{name}" for name in ("cpu", "reference", "cuda", "triton")),
+                in_ci=False,
+            ),
         ),
     ),
     Section(
