@@ -64,7 +64,54 @@ def run(batch: Batch) -> Batch:
     batch.output = done.stdout + done.stderr
     batch.failed = done.returncode != 0
     for name, text in re.findall(r"::(\w+)\[\w+\]:\n(.*?)(?=\n\S|\Z)", batch.output, re.DOTALL):
-        for name, counts in total.items():
+        drawn = sum(map(int, re.findall(r"(\d+) passing\b", text)))
+        if name in JUDGED:
+            batch.judged += drawn
+        else:
+            batch.others += drawn
+    return batch
+
+
+def batches(backends: list[str], examples: int, size: int) -> list[Batch]:
+    """All of them, the backends in turn, so that a run that is broken off has some of each."""
+    rounds = -(-examples // size)
+    seeds = random.SystemRandom()
+    return [
+        Batch(backend, seeds.randrange(2**32), min(size, examples - size * i))
+        for i in range(rounds)
+        for backend in backends
+    ]
+
+
+def main() -> int:
+    """Draw, report each batch, and write what was drawn in all."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--examples", type=int, default=20_000, help="of each backend")
+    parser.add_argument("--batch", type=int, default=1000, help="examples of one process")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--backends", nargs="+", choices=ENVIRONMENTS, default=[*ENVIRONMENTS])
+    asked = parser.parse_args()
+    if "cuda" in asked.backends:
+        subprocess.run([sys.executable, "-m", "tests.cuda_host.build"], cwd=ROOT, check=True)
+    total = {name: {"judged": 0, "others": 0, "failed": 0} for name in asked.backends}
+    begin = time.monotonic()
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for batch in pool.map(run, batches(asked.backends, asked.examples, asked.batch)):
+            counts = total[batch.backend]
+            counts["judged"] += batch.judged
+            counts["others"] += batch.others
+            counts["failed"] += batch.failed
+            if batch.failed:
+                print(batch.output)
+            print(
+                f"{batch.backend}: {batch.judged} + {batch.others} calls from seed {batch.seed}"
+                f"{': FAILED' if batch.failed else ''}; {counts['judged']} so far",
+                flush=True,
+            )
+            REPORT.parent.mkdir(parents=True, exist_ok=True)
+            report = {"seconds": round(time.monotonic() - begin), "backends": total}
+            REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    for name, counts in total.items():
         line = f"{name}: {counts['judged']:,} + {counts['others']:,} calls"
         line += f", {counts['failed']} batches failed" if counts["failed"] else ""
         print(line)
