@@ -5,13 +5,11 @@ which is printed: ``--hypothesis-seed`` draws the same again. What fails stays o
 """
 
 import argparse
-import json
 import os
 import random
 import re
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ from pathlib import Path
 from tests.checked.results import record
 
 ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "build/fuzz/report.json"
 HOST_LIBRARY = ROOT / "build/cuda_host/_torch_ops_cuda_host.so"
 
 ENVIRONMENTS = {
@@ -94,7 +91,6 @@ def main() -> int:
     if "cuda" in asked.backends:
         subprocess.run([sys.executable, "-m", "tests.cuda_host.build"], cwd=ROOT, check=True)
     total = {name: {"judged": 0, "others": 0, "failed": 0} for name in asked.backends}
-    begin = time.monotonic()
     with ThreadPoolExecutor(asked.jobs) as pool:
         for batch in pool.map(run, batches(asked.backends, asked.examples, asked.batch)):
             counts = total[batch.backend]
@@ -103,19 +99,10 @@ def main() -> int:
             counts["failed"] += batch.failed
             if batch.failed:
                 print(batch.output)
-            print(
-                f"{batch.backend}: {batch.judged} + {batch.others} calls from seed {batch.seed}"
-                f"{': FAILED' if batch.failed else ''}; {counts['judged']} so far",
-                flush=True,
-            )
-            REPORT.parent.mkdir(parents=True, exist_ok=True)
-            report = {"seconds": round(time.monotonic() - begin), "backends": total}
-            REPORT.write_text(json.dumps(report, indent=2) + "\n")
-    for name, counts in total.items():
-        line = f"{name}: {counts['judged']:,} + {counts['others']:,} calls"
-        line += f", {counts['failed']} batches failed" if counts["failed"] else ""
-        print(line)
-        record(f"fuzz-{name}", line)
+            line = f"{counts['judged']:,} + {counts['others']:,} calls of {batch.backend}"
+            line += f", {counts['failed']} batches failed" if counts["failed"] else ""
+            print(f"{line}; the last from seed {batch.seed}", flush=True)
+            record(f"fuzz-{batch.backend}", line)
     failed = any(counts["failed"] for counts in total.values())
     enough = all(counts["judged"] >= asked.examples for counts in total.values())
     return 0 if enough and not failed else 1
