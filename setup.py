@@ -217,7 +217,8 @@ class Graph:
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            f"  command = {compiler} -shared {shlex.join(extra)} $in -o $out $libraries",
+            f"  command = {compiler} -shared {shlex.join([*extra, *exports('-Wl,')])} $in -o $out "
+            "$libraries",
         ]
         self.extra = extra
 
@@ -230,9 +231,6 @@ class Graph:
 
     def link(self, objects: list[str], output: Path, *flags: str, rule: str = "link") -> None:
         """Add a shared library."""
-        if sys.platform == "linux":
-            prefix = "-Wl," if rule == "link" else "-Xlinker="
-            flags = (*flags, f"{prefix}--version-script={EXPORTS}")
         self.lines += [
             f"build {escape(output)}: {rule} {' '.join(objects)}",
             f"  libraries = {shlex.join(flags)}",
@@ -251,8 +249,8 @@ class Graph:
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link_cuda",
-            f"  command = {command} -shared -cudart static {shlex.join(extra)} $in -o $out "
-            "$libraries",
+            f"  command = {command} -shared -cudart static "
+            f"{shlex.join([*extra, *exports('-Xlinker=')])} $in -o $out $libraries",
         ]
 
     def compile_cuda(self, source: str) -> str:
@@ -265,12 +263,21 @@ class Graph:
         """Add a shared library that holds CUDA's runtime."""
         self.link(objects, output, *flags, rule="link_cuda")
 
-    def run(self, ninja: str, folder: Path) -> None:
-        """Build everything in ``folder``."""
+    def write(self, folder: Path) -> None:
+        """Write what ninja reads in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
         (folder / EXPORTS).write_text(EXPORTED)
+
+    def run(self, ninja: str, folder: Path) -> None:
+        """Build everything in ``folder``."""
+        self.write(folder)
         subprocess.run([ninja, "-C", str(folder)], check=True)
+
+
+def exports(prefix: str) -> list[str]:
+    """What tells the linker, by a flag with that prefix, to show the entry points alone."""
+    return [f"{prefix}--version-script={EXPORTS}"] if sys.platform == "linux" else []
 
 
 def escape(path: Path) -> str:

@@ -102,7 +102,7 @@ def main() -> int:
             line = f"{counts['judged']:,} + {counts['others']:,} calls of {batch.backend}"
             line += f", {counts['failed']} batches failed" if counts["failed"] else ""
             print(f"{line}; the last from seed {batch.seed}", flush=True)
-            record(f"fuzz-{batch.backend}", line)
+            record(f"fuzz-{batch.backend}", line, ok=not counts["failed"])
     failed = any(counts["failed"] for counts in total.values())
     enough = all(counts["judged"] >= asked.examples for counts in total.values())
     return 0 if enough and not failed else 1

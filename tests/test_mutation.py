@@ -154,7 +154,7 @@ def test_a_run_ends_with_a_line_a_report_and_a_status(
     monkeypatch.setattr(program, "copy_of", lambda root, folder: tree)
     monkeypatch.setattr(program, "BUILDS", {})
     recorded: dict[str, str] = {}
-    monkeypatch.setattr(program, "record", recorded.__setitem__)
+    monkeypatch.setattr(program, "record", lambda name, line, ok: recorded.update({name: line}))
     assert program.main(["--jobs", "1"]) == 0
     assert "2 faults: 1 killed, 1 equivalent, 0 survived (" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())

@@ -49,10 +49,11 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def record(name: str, summary: str) -> None:
-    """Leave the result of a program that is not pytest: the one line that it ends with."""
+def record(name: str, summary: str, *, ok: bool = True) -> None:
+    """Leave the result of a program that is not pytest: the line that it ends with, and whether
+    all is as it should be."""
     FRESH.mkdir(parents=True, exist_ok=True)
-    result = {"stamp": stamp(), "summary": summary}
+    result = {"stamp": stamp(), "summary": summary, "ok": ok}
     (FRESH / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

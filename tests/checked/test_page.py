@@ -29,6 +29,11 @@ def test_nothing_on_the_page_has_failed() -> None:
     for name, result in KEPT.items():
         files = result.get("files", {})
         assert not [file for file, counts in files.items() if counts.get("failed")], name
+        assert result.get("ok", True), name
+
+
+def test_all_that_runs_in_ci_has_a_result() -> None:
+    assert {source for check in CHECKS if check.in_ci for source in check.sources} <= KEPT.keys()
 
 
 def test_every_file_of_tests_is_on_the_page() -> None:

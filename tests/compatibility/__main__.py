@@ -122,8 +122,9 @@ def main() -> int:
         print(line(result.row()), flush=True)
         write(results, built, missing, options.quick)
     print(summary(results))
-    record(options.record, "<br>".join([summary(results), *map(brief, results)]))
-    return 1 if not results or any(result.problems for result in results) else 0
+    fine = bool(results) and not any(result.problems for result in results)
+    record(options.record, "<br>".join([summary(results), *map(brief, results)]), ok=fine)
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_report(tried, FOLDER / "report.json")
     if len(tried) < len(FAULTS):
         print(f"not tried yet: {len(FAULTS) - len(tried)} of {len(FAULTS)} faults")
-    record("mutation", f"{summary(tried)}, of {len(FAULTS)}")
+    fine = all(is_as_declared(*pair) for pair in tried.items())
+    record("mutation", f"{summary(tried)}, of {len(FAULTS)}", ok=fine)
     return 0 if all(is_as_declared(*pair) for pair in results.items()) else 1
 
 

@@ -30,9 +30,7 @@ def build_cpu(root: Path) -> Path:
     library = root / "metapool_kernels" / script.LIBRARIES["torch_ops"]
     graph.link(objects, library, *needs.link_flags)
     folder = root / "build" / "cpu"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / script.EXPORTS).write_text(script.EXPORTED)
-    (folder / "build.ninja").write_text("\n".join([*graph.lines, ""]))
+    graph.write(folder)
     # Jobs run beside each other as it is.
     command = [script.find_ninja(), "-C", str(folder), "-j1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
