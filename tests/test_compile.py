@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -199,6 +200,29 @@ def test_alpha_step_does_not_recompile(backend: str) -> None:
         compiled(x).square().sum().backward()
         optimizer.step()
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_graph_of_inference_holds_the_fused_op(
+    native: str, mode: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """And not what stands for it while it is traced, which would go through Python."""
+    seen: list[str] = []
+
+    def spy(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph)
+
+    module = torch.compile(
+        MetaPool2d(backend=native),
+        fullgraph=True,
+        backend=aot_autograd(fw_compiler=spy, inference_compiler=spy),
+    )
+    with mode():
+        module(torch.randn(1, 3, 6, 6))
+    assert [name for name in seen if "meta_pool" in name] == [
+        "metapool_kernels.meta_pool_fwd.default"
+    ]
 
 
 def test_the_graph_holds_the_fused_op(native: str) -> None:

@@ -31,7 +31,8 @@ CASES = [
 ]
 STATIC_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 TRACED = ("test_aot_dispatch_dynamic",)
-"""Together with these all there are; the ops have no autograd of their own that could be traced."""
+"""Together with these all there are. The plain ops have no autograd that could be traced."""
+SUFFIXES = ("", "_traced")
 OPCHECKED = [case for case in CASES if not SAMPLED or case.layout in cases.NATIVE_LAYOUTS]
 COMPILED = tuple(name for name in BACKENDS if name != "reference")
 """The backends that have ops."""
@@ -158,28 +159,32 @@ def test_values_in_the_memory_of_x(name: str) -> None:
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
 @pytest.mark.parametrize("with_values", [False, True], ids=["x", "values"])
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", COMPILED)
-def test_opcheck_forward(name: str, case: Case, with_values: bool, requires_grad: bool) -> None:
+def test_opcheck_forward(
+    name: str, suffix: str, case: Case, with_values: bool, requires_grad: bool
+) -> None:
     x, weights, values, _ = map(_on_device, _inputs(case, with_values))
     _need_grad(requires_grad, x, weights, values)
-    op, _ = _ops(require(name))
+    op, _ = _ops(require(name), suffix)
     arguments = (x, weights, values, *_spec(case, x).arguments)
     torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
-    if not requires_grad:
+    if suffix or not requires_grad:
         torch.library.opcheck(op, arguments, test_utils=TRACED)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", COMPILED)
-def test_opcheck_backward(name: str, case: Case, requires_grad: bool) -> None:
-    _, op = _ops(require(name))
+def test_opcheck_backward(name: str, suffix: str, case: Case, requires_grad: bool) -> None:
+    _, op = _ops(require(name), suffix)
     for with_values, mask in itertools.product((False, True), MASKS):
         x, weights, values, grad_out = map(_on_device, _inputs(case, with_values))
         _need_grad(requires_grad, grad_out, x, weights, values)
         arguments = (grad_out, x, weights, values, *_spec(case, x).arguments, mask)
         torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
-        if mask == (True, True) and not requires_grad:
+        if mask == (True, True) and (suffix or not requires_grad):
             torch.library.opcheck(op, arguments, test_utils=TRACED)
 
 
@@ -187,13 +192,13 @@ def test_opcheck_backward(name: str, case: Case, requires_grad: bool) -> None:
 @pytest.mark.every
 def test_opcheck_with_values(name: str) -> None:
     """Where only a share of the tests runs, this one does."""
-    test_opcheck_forward(name, CASES[0], True, False)
-    test_opcheck_backward(name, CASES[0], False)
+    test_opcheck_forward(name, "", CASES[0], True, False)
+    test_opcheck_backward(name, "", CASES[0], False)
 
 
-def _ops(name: str) -> tuple[Any, Any]:
+def _ops(name: str, suffix: str = "") -> tuple[Any, Any]:
     ops, prefix = torch.ops.metapool_kernels, "" if name == "cpu" else f"{name}_"
-    fwd, bwd = (getattr(ops, f"{prefix}meta_pool_{pass_}") for pass_ in ("fwd", "bwd"))
+    fwd, bwd = (getattr(ops, f"{prefix}meta_pool_{pass_}{suffix}") for pass_ in ("fwd", "bwd"))
     return fwd.default, bwd.default
 
 

@@ -26,6 +26,8 @@ TEACHER = "teacher"
 _TORCHVISION = "torchvision/"
 # Of other libraries, for names and arguments they do not know and files they cannot fetch.
 _REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, OSError)
+# By these timm is given files, which it unpickles where they are no safetensors.
+_UNPICKLING = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -102,10 +104,12 @@ def make_backbone(config: ModelConfig, image_shape: tuple[int, int, int], classe
 
 
 def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    if "checkpoint_path" in arguments:
+    refused = sorted(_UNPICKLING & arguments.keys())
+    if refused or name.startswith("local-dir:"):
+        what = f"model.arguments.{refused[0]}" if refused else f"model {name!r}"
         raise UserError(
-            "model.arguments.checkpoint_path would unpickle a file, which may execute what it "
-            "holds; give a safetensors file as model.weights"
+            f"{what} would unpickle a file, which may execute what it holds; give a safetensors "
+            "file as model.weights"
         )
     try:
         model: nn.Module = timm.create_model(name, **arguments)

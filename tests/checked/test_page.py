@@ -50,8 +50,8 @@ def test_every_file_of_tests_is_on_the_page() -> None:
 def test_every_command_is_there_and_leaves_its_result(check: Check) -> None:
     rules = (ROOT / "Makefile").read_text().splitlines()
     assert [line for line in rules if line.startswith(f"{check.target}:")]
-    in_ci = check.target in (ROOT / ".ci/run").read_text().split()
-    assert in_ci == check.in_ci
+    ci = ROOT / ".ci/run"  # which a source distribution does not have
+    assert not ci.exists() or (check.target in ci.read_text().split()) == check.in_ci
 
 
 def test_counts_of_a_report(tmp_path: Path) -> None:

@@ -186,10 +186,19 @@ def test_an_architecture_cannot_call_any_function_there_is(
     assert name in _refusal(lambda: derive(read, 0))
 
 
-def test_a_model_cannot_be_given_a_pickled_checkpoint() -> None:
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("mobilenetv2_035", {"checkpoint_path": "wicked.pth"}),
+        ("mobilenetv2_035", {"pretrained": True, "pretrained_cfg": {"file": "wicked.pth"}}),
+        ("mobilenetv2_035", {"pretrained": True, "pretrained_cfg_overlay": {"file": "wicked.pth"}}),
+        ("local-dir:.", {"pretrained": True}),
+    ],
+    ids=["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "local-dir"],
+)
+def test_a_model_cannot_be_given_a_pickled_checkpoint(name: str, more: dict[str, Any]) -> None:
     torch.save({"state_dict": Wicked()}, "wicked.pth")
-    arguments = {"num_classes": 2, "in_chans": 1, "checkpoint_path": "wicked.pth"}
-    backbone = Backbone("mobilenetv2_035", arguments, True, (1, 16, 16))
+    backbone = Backbone(name, {"num_classes": 2, "in_chans": 1} | more, True, (1, 16, 16))
     assert "safetensors" in _refusal(lambda: backbone.build(0))
 
 
