@@ -309,16 +309,17 @@ def _as_modules(extras: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
             f"extra_candidates should map names to modules, got {extras!r} of {type(extras)!r}"
         )
     modules = dict(extras or {})
+    taken = nn.ModuleDict()
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"extra candidate {name!r} should be an nn.Module, got {type(module)!r}"
             )
         named = isinstance(name, str) and name.isidentifier() and not _is_pooling(name)
-        if not named or hasattr(nn.ModuleDict, name):
+        if not named or hasattr(taken, name):
             raise ValueError(
                 f"an extra candidate should be named by letters, digits and underscores, and not "
-                f"as a pooling or a method of nn.ModuleDict is, got {name!r}"
+                f"as a pooling or an attribute of nn.ModuleDict is, got {name!r}"
             )
     return modules
 

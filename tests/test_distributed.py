@@ -3,8 +3,10 @@
 The ranks are processes of their own: this one never joins a group.
 """
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from tests.backends import BACKENDS
 
 ROOT = Path(__file__).parents[1]
 WORLD = 2
+LIMIT = 300
+"""Seconds that the ranks have together."""
 
 pytestmark = [
     pytest.mark.skipif("reference" not in BACKENDS, reason="the ranks run on the CPU"),
@@ -113,6 +117,16 @@ def rank_main(rank: int, backends: list[str], folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+def _codes(started: "list[subprocess.Popen[bytes]]") -> list[int | str]:
+    """How they ended: all of them, or up to the first that failed, which the others wait for."""
+    deadline = time.monotonic() + LIMIT
+    codes = [process.poll() for process in started]
+    while None in codes and not any(codes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        codes = [process.poll() for process in started]
+    return ["nothing, and was killed" if code is None else code for code in codes]
+
+
 Found = dict[tuple[str, str], tuple[dict[str, Tensor], list[float]]]
 
 
@@ -122,21 +136,30 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     folder = tmp_path_factory.mktemp("ranks")
     usable = [name for name in BACKENDS if PREDICATES[name](torch.empty(1)) is None]
     code = "from pathlib import Path; from tests.test_distributed import rank_main\n"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"{code}rank_main({rank}, {usable}, Path({str(folder)!r}))"],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(WORLD)
-    ]  # fmt: skip
+    environment = dict(os.environ)
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # the name of the machine may lead nowhere
+    started = []
     try:
-        for process in started:
-            _, said = process.communicate(timeout=500)
-            assert process.returncode == 0, said
+        for rank in range(WORLD):
+            call = f"{code}rank_main({rank}, {usable}, Path({str(folder)!r}))"
+            with (folder / f"{rank}.err").open("w") as said:
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", call], cwd=ROOT, env=environment, stderr=said
+                    )
+                )
+        codes = _codes(started)
     finally:
         for process in started:
             process.kill()
             process.wait()
+    if any(codes):
+        ends = (
+            f"rank {rank} ended with {code}:\n{(folder / f'{rank}.err').read_text()}"
+            for rank, code in enumerate(codes)
+        )
+        pytest.fail("\n".join(ends))
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

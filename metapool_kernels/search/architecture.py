@@ -106,6 +106,8 @@ def load_architecture(path: Path) -> Architecture:
     try:
         architecture = _parse(content)
         _check(architecture)
+    except MemoryError:
+        raise  # which says nothing about the file
     # The parser meets whatever stands in the file, and not all that it trips over is its own error.
     except Exception as error:
         raise UserError(f"{str(path)!r} is not valid: {error}") from error

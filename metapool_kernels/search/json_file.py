@@ -1,6 +1,7 @@
 """JSON as this package writes it: anything else that a parser would let through is refused."""
 
 import json
+from collections import Counter
 from typing import Any
 
 
@@ -22,8 +23,8 @@ def parse_json(text: str, *, finite: bool = False) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(name for name, _ in pairs)
+    twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise ValueError(f"{twice[0]!r} stands there twice")
     return dict(pairs)

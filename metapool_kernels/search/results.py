@@ -217,6 +217,8 @@ def _parse(path: Path, kind: type[T], content: Any) -> T:
     parser.add_argument("--content", type=kind, required=True)
     try:
         parsed: T = parser.instantiate(parser.parse_object({"content": content})).content
+    except MemoryError:
+        raise  # which says nothing about the file
     # The parser meets whatever stands in the file, and not all that it trips over is its own error.
     except Exception as error:
         raise UserError(f"{str(path)!r} is not valid: {error}") from error

@@ -50,8 +50,7 @@ STEP_TIME = "step_time.png"
 TRAINING = "training.png"
 CONTROLS = "controls.png"
 REPORT = "report.html"
-FORMAT_VERSION = 1
-"""Of checkpoints."""
+CHECKPOINT_VERSION = 1
 
 _CONTENTS = (
     CONFIG,
@@ -242,7 +241,7 @@ class RunFolder:
         self.write(weights, content)
         pair = {"weights": weights, "digest": sha256(content).hexdigest()}
         state = io.BytesIO()
-        torch.save({**checkpoint.state, **pair, "format_version": FORMAT_VERSION}, state)
+        torch.save({**checkpoint.state, **pair, "format_version": CHECKPOINT_VERSION}, state)
         self.write(f"{CHECKPOINT}/state.pt", state.getvalue())
         for other in (self / CHECKPOINT).glob("weights-*.safetensors"):
             if other != self / weights:
@@ -274,6 +273,7 @@ class RunFolder:
 
         Raises:
             UserError: the files are damaged, or from a newer version.
+            PermissionError: they may not be read.
         """
         if not (self / f"{CHECKPOINT}/state.pt").exists():
             return None
@@ -286,8 +286,8 @@ class RunFolder:
                 raise ValueError(f"{damaged} in state.pt is not what was written")
             written.seek(0)
             state = torch.load(written, weights_only=True)
-            version = state.pop("format_version", FORMAT_VERSION)
-            if version == FORMAT_VERSION:
+            version = state.pop("format_version", CHECKPOINT_VERSION)
+            if version == CHECKPOINT_VERSION:
                 name, digest = state.pop("weights"), state.pop("digest", None)
                 content = (self / name).read_bytes()
                 if digest not in (None, sha256(content).hexdigest()):
@@ -299,6 +299,8 @@ class RunFolder:
                 f"the checkpoint in {str(self.path)!r} is damaged or was not written by a search; "
                 "start over with --overwrite"
             ) from error
+        except (MemoryError, PermissionError):
+            raise  # which say nothing about the file
         # A damaged file makes its reader trip over anything.
         except Exception as error:
             raise UserError(
@@ -307,7 +309,7 @@ class RunFolder:
             ) from error
         raise UserError(
             f"the checkpoint in {str(self.path)!r} has format version {version}; this "
-            f"metapool_kernels reads {FORMAT_VERSION}: use the version that wrote it"
+            f"metapool_kernels reads {CHECKPOINT_VERSION}: use the version that wrote it"
         )
 
 

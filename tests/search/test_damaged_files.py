@@ -5,14 +5,17 @@ import os
 import pickle
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import pytest
 import torch
 
+from metapool_kernels.search import results
 from metapool_kernels.search.architecture import Architecture, load_architecture, to_json
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.derive import derive
@@ -161,7 +164,10 @@ def test_json_that_only_python_reads_is_refused() -> None:
         assert "not a complete JSON file" in _refusal(lambda text=deep: _load(text))
     for foreign in (b"\x89PNG\r\n\x1a\n", b"\xff\xfe{}", b"", b"PK\x03\x04", b"\0" * 100):
         assert "not a complete JSON file" in _refusal(lambda text=foreign: _load(text))
-    for digits, named in ((30, "the seed should be"), (4000, "the seed"), (5000, "complete")):
+    # Python 3.10 has had a limit of digits since 3.10.7 only.
+    limit = getattr(sys, "get_int_max_str_digits", lambda: 0)()
+    longest = "complete" if 0 < limit < 5000 else "the seed"
+    for digits, named in ((30, "the seed should be"), (4000, "the seed"), (5000, longest)):
         long = TEXT.replace('"seed": ', '"seed": 1' + "0" * digits)
         assert named in _refusal(lambda text=long: _load(text))
 
@@ -288,6 +294,35 @@ def test_a_checkpoint_from_before_digests_is_read(run: RunFolder) -> None:
     del state["digest"], state["format_version"]
     torch.save(state, run / "checkpoint/state.pt")
     assert _is_whole(run.load_checkpoint())
+
+
+@pytest.mark.parametrize("kind", [MemoryError, PermissionError])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
+    run: RunFolder, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_bytes", _raising(kind))
+    with pytest.raises(kind):
+        run.load_checkpoint()
+
+
+def test_files_are_not_called_wrong_for_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path / "run", evaluation())
+    found = load_architecture(folder / NAME)
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_object", _raising(MemoryError))
+    with pytest.raises(MemoryError):
+        load_architecture(folder / NAME)
+    monkeypatch.setattr(results, "load_architecture", lambda _: found)
+    with pytest.raises(MemoryError):
+        load_results(RunFolder(folder))
+
+
+def _raising(kind: type[Exception]) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise kind
+
+    return fail
 
 
 RESULTS = ("config.yaml", "metrics.csv", "probabilities.json", "evaluation.json", NAME)
