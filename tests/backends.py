@@ -1,6 +1,8 @@
 """Which backends the tests run on, and what happens where one is not available."""
 
 import os
+import shutil
+import sys
 
 import pytest
 import torch
@@ -36,6 +38,14 @@ SAMPLED = "reference" not in BACKENDS
 
 if HOST_LIBRARY and BACKENDS == ("cuda",):
     cuda_host.load(HOST_LIBRARY)
+
+
+CXX = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+"""The compiler that Inductor calls."""
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(CXX) is None, reason=f"Inductor needs a C++ compiler, and there is no {CXX}"
+)
 
 
 def native_is_required() -> bool:

@@ -16,6 +16,7 @@ from torch.func import grad, jvp, vmap
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
 from tests import cases, judge
+from tests.backends import needs_compiler
 from tests.cases import CANDIDATES, SHAPES, Case
 from tests.test_func import BATCHED, TRANSFORMS, Op
 
@@ -83,6 +84,7 @@ def test_strides_are_those_of_eager(native: str, case: Case) -> None:
     assert got["out"].stride() == judge.aten_strides(x)
 
 
+@needs_compiler
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
 def test_inductor(native: str, layout: str) -> None:
     """With neighbours to fuse, whose layout the compiler may choose."""

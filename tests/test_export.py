@@ -1,7 +1,6 @@
 """torch.export and AOTInductor: what is exported computes the same, here and elsewhere."""
 
 import io
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
 from tests import cases
+from tests.backends import needs_compiler
 from tests.cases import Case
 from tests.test_compile import SIZES
 
@@ -117,10 +117,9 @@ def test_an_exported_network_runs_in_another_process(saved: Path, native: str) -
     assert without.returncode == 1 and "torch.ops.metapool_kernels" in without.stderr
 
 
+@needs_compiler
 def test_a_compiled_package_runs_here_and_in_another_process(saved: Path, native: str) -> None:
     """AOTInductor's C++ calls the op through the dispatcher, so the op has to be registered."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("AOTInductor needs a C++ compiler, and there is none")
     images = _images("contiguous")
     with torch.no_grad():
         program = torch.export.export(_network(native), (images[0],), dynamic_shapes=_dims())

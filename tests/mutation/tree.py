@@ -90,7 +90,11 @@ class Tree:
         return Result(outcome, by, time.monotonic() - start)
 
     def _environment(self, area: Area) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if "METAPOOL" not in name}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if "METAPOOL" not in name and not name.startswith("PYTEST_")
+        }
         kept |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self.folder)}
         # CI has hypothesis draw the same cases every time.
         kept |= {"CI": "1", "METAPOOL_REQUIRE_NATIVE": "1", **area.environment}
