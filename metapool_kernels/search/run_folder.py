@@ -272,8 +272,7 @@ class RunFolder:
         """The checkpoint, or None where no epoch has been finished. Executes no pickled code.
 
         Raises:
-            UserError: the files are damaged, or from a newer version.
-            PermissionError: they may not be read.
+            UserError: the files are damaged, from a newer version, or may not be read.
         """
         if not (self / f"{CHECKPOINT}/state.pt").exists():
             return None
@@ -299,8 +298,10 @@ class RunFolder:
                 f"the checkpoint in {str(self.path)!r} is damaged or was not written by a search; "
                 "start over with --overwrite"
             ) from error
-        except (MemoryError, PermissionError):
-            raise  # which say nothing about the file
+        except MemoryError:
+            raise  # which says nothing about the file
+        except PermissionError as error:
+            raise UserError(f"the checkpoint cannot be read: {error}") from error
         # A damaged file makes its reader trip over anything.
         except Exception as error:
             raise UserError(

@@ -296,13 +296,19 @@ def test_a_checkpoint_from_before_digests_is_read(run: RunFolder) -> None:
     assert _is_whole(run.load_checkpoint())
 
 
-@pytest.mark.parametrize("kind", [MemoryError, PermissionError])
+@pytest.mark.parametrize(
+    "kind, seen", [(MemoryError, MemoryError), (PermissionError, UserError)], ids=str
+)
 def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
-    run: RunFolder, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+    run: RunFolder,
+    kind: type[Exception],
+    seen: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Path, "read_bytes", _raising(kind))
-    with pytest.raises(kind):
+    with pytest.raises(seen) as raised:
         run.load_checkpoint()
+    assert "damaged" not in str(raised.value)
 
 
 def test_files_are_not_called_wrong_for_lack_of_memory(
