@@ -15,7 +15,7 @@ from tests.checked import results
 
 _PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("local", max_examples=150, **_PROFILE)
-settings.register_profile("ci", max_examples=250, derandomize=True, **_PROFILE)
+settings.register_profile("ci", max_examples=170, derandomize=True, **_PROFILE)
 # Where a small map takes a tenth of a second or a whole one.
 settings.register_profile(
     "slow", max_examples=10 if INTERPRETED else 60, derandomize=True, **_PROFILE

@@ -1,6 +1,6 @@
 """Calls that nobody thought of, drawn by hypothesis; what it finds becomes a case by name.
 
-250 of each kind in CI, which is 500 and more for each backend; ``make fuzz`` draws 20,000.
+170 of each kind in CI, which is 500 and more for each backend; ``make fuzz`` draws 20,000.
 """
 
 import numpy as np

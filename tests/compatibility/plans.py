@@ -21,8 +21,13 @@ LEFT_OUT = {
 """Tests that do not run, each with the reason."""
 
 KERNEL_TESTS = ("tests", "-m", "kernel", *(f"--ignore={path}" for path in LEFT_OUT))
+# What another torch or a missing part could break, and is quick.
 SELECTION = tuple(
-    f"tests/test_{name}.py" for name in ("forward", "backward", "bad_input", "modules")
+    f"tests/test_{name}.py"
+    for name in (
+        *("forward", "backward", "double_backward", "bad_input", "modules", "layout"),
+        *("func", "opcheck", "autocast", "pytorch_samples", "odd_tensors"),
+    )
 )
 
 
