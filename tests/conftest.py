@@ -80,6 +80,8 @@ def _is_always_run(item: pytest.Item) -> bool:
 
 def _is_in(share: float, item: pytest.Item) -> bool:
     """Whether a test runs: its name stands for a number from 0 to 1, always the same."""
+    if INTERPRETED and share < 1 and item.get_closest_marker("many_calls") is not None:
+        return False
     number = zlib.crc32(item.nodeid.encode()) / 2**32
     return number < share or _is_always_run(item)
 

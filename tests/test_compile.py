@@ -162,6 +162,7 @@ def _train(
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.many_calls
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
 @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
 def test_ten_shapes_cost_one_recompile_at_most(

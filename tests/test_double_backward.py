@@ -39,6 +39,7 @@ def _leaves(case: Case) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), alpha.requires_grad_()
 
 
+@pytest.mark.many_calls
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 def test_first_order(backend: str, case: Case) -> None:
     function = judge.fused(backend)
@@ -52,6 +53,7 @@ def test_first_order(backend: str, case: Case) -> None:
     )
 
 
+@pytest.mark.many_calls
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 def test_second_order(backend: str, case: Case) -> None:
     function = judge.fused(backend)
@@ -63,6 +65,7 @@ def test_second_order(backend: str, case: Case) -> None:
     )
 
 
+@pytest.mark.many_calls
 @pytest.mark.parametrize("case", SMALL_CASES[::3], ids=str)
 def test_forward_over_reverse(backend: str, case: Case) -> None:
     function = judge.fused(backend)
@@ -71,6 +74,7 @@ def test_forward_over_reverse(backend: str, case: Case) -> None:
     )
 
 
+@pytest.mark.many_calls
 @pytest.mark.parametrize("case", [c for c in SMALL_CASES if c.normalize is None], ids=str)
 def test_reverse_over_forward(backend: str, case: Case) -> None:
     """The forward-mode derivative is differentiable in turn; that of torch.softmax is not."""
@@ -198,6 +202,7 @@ def test_cotangent_in_the_memory_of_x(backend: str, view: Callable[[Tensor], Ten
         torch.testing.assert_close(got, right)
 
 
+@pytest.mark.many_calls
 def test_gradient_step_through_a_gradient_step(backend: str) -> None:
     """The unrolled step of a bilevel search: d loss(x - lr * d loss) / d alpha."""
     case = replace(SMALL, candidates=("max_pool_3x3", "avg_pool_3x3", "skip_connect"))

@@ -66,6 +66,7 @@ def drawn_cases(draw: st.DrawFn, data: list[str], dtypes: tuple[torch.dtype, ...
     )
 
 
+@pytest.mark.every
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", BACKENDS)
 @given(case=drawn_cases(FINITE, cases.DTYPES))
@@ -73,6 +74,7 @@ def test_forward_and_backward(name: str, case: Case) -> None:
     judge.judge(judge.fused(require(name)), case)
 
 
+@pytest.mark.every
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", BACKENDS)
 @given(case=drawn_cases(ANY, cases.DTYPES))
@@ -80,6 +82,7 @@ def test_any_data(name: str, case: Case) -> None:
     judge.judge(judge.fused(require(name)), case, ("grad_x",))
 
 
+@pytest.mark.every
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", BACKENDS)
 @given(case=drawn_cases(["normal", "relu6", "equal", "distinct"], (torch.float64,)))

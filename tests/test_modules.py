@@ -325,6 +325,7 @@ def test_gradients_pass_through_extra_candidates(backend: str, name: str) -> Non
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.many_calls
 @pytest.mark.parametrize("extras", [None, {"gate": Gate(6)}], ids=["poolings", "extras"])
 def test_another_alpha_can_take_the_place_of_the_parameter(
     backend: str, extras: dict[str, nn.Module] | None
