@@ -22,7 +22,7 @@ SANITIZER_SETUP = METAPOOL_REQUIRE_NATIVE=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 HOST_LIBRARY = $(abspath build/$(1)/_torch_ops_cuda_host.so)
-ORDERS := forward reversed random
+HOST_TESTS := $(KERNEL_TESTS) $(addprefix tests/test_,addresses.py opcheck.py)
 # Tests of the op, but for those of what runs CUDA on the CPU: they are the same everywhere.
 OP_PYTEST := -m pytest tests -m kernel \
 	$(addprefix --ignore tests/,search test_cuda_host.py test_cuda_faults.py test_cuda_code.py \
@@ -48,11 +48,12 @@ test-isas: install  ## the kernels' tests under each instruction set but the wid
 test-interpreter: install  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel $(call REPORT,$@)
 
-test-cuda-host: install  ## the CUDA kernels on the CPU, with threads in three orders
+test-cuda-host: install  ## the CUDA kernels on the CPU, threads in random order, the kernels' tests in two more
 	$(RUN)/python -m tests.cuda_host.build
-	set -e; for order in $(ORDERS); do echo "-- $$order"; METAPOOL_REQUIRE_NATIVE=1 \
-		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) METAPOOL_HOST_ORDER=$$order \
-		$(RUN)/python $(OP_PYTEST) $(call REPORT,$@-$$order); done
+	set -e; for order in random forward reversed; do echo "-- $$order"; \
+		test $$order = random && tests="$(OP_PYTEST)" || tests="-m pytest $(HOST_TESTS)"; \
+		METAPOOL_REQUIRE_NATIVE=1 METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) \
+		METAPOOL_HOST_ORDER=$$order $(RUN)/python $$tests $(call REPORT,$@-$$order); done
 
 # A copy of the tree is built, so that the libraries in this one stay as they are.
 test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
@@ -65,11 +66,11 @@ test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehavi
 		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS) \
 		$(call REPORT,$@)
 
-test-cuda-host-sanitized: install  ## the last of these orders under both sanitizers; SANITIZED_SHARE=0.1 for a tenth
+test-cuda-host-sanitized: install  ## the kernels' tests there under both sanitizers; SANITIZED_SHARE=0.1 for a tenth
 	$(RUN)/python -m tests.cuda_host.build --sanitize
 	$(SANITIZER_SETUP) METAPOOL_TEST_SHARE=$(SANITIZED_SHARE) \
 		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host_sanitized) METAPOOL_HOST_ORDER=random \
-		$(RUN)/python $(OP_PYTEST) --capture=sys $(call REPORT,$@)
+		$(RUN)/python -m pytest $(HOST_TESTS) --capture=sys $(call REPORT,$@)
 
 # One architecture: that the library of the CUDA kernels loads is what matters here.
 test-older: install  ## the wheel under torch 2.13.0 (CPU build), the sdist without a compiler, Triton 3.6
