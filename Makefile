@@ -22,7 +22,7 @@ SANITIZER_SETUP = METAPOOL_REQUIRE_NATIVE=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 HOST_LIBRARY = $(abspath build/$(1)/_torch_ops_cuda_host.so)
-HOST_TESTS := $(KERNEL_TESTS) $(addprefix tests/test_,addresses.py opcheck.py)
+HOST_TESTS := $(addprefix tests/test_,forward.py backward.py fuzz.py addresses.py)
 # Tests of the op, but for those of what runs CUDA on the CPU: they are the same everywhere.
 OP_PYTEST := -m pytest tests -m kernel \
 	$(addprefix --ignore tests/,search test_cuda_host.py test_cuda_faults.py test_cuda_code.py \

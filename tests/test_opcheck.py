@@ -32,8 +32,10 @@ CASES = [
 STATIC_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 TRACED = ("test_aot_dispatch_dynamic",)
 """Together with these all there are. The plain ops have no autograd that could be traced."""
-SUFFIXES = ("", "_traced")
 OPCHECKED = [case for case in CASES if not SAMPLED or case.layout in cases.NATIVE_LAYOUTS]
+OPS = [("", case) for case in OPCHECKED]
+OPS += [("_traced", case) for case in CASES if case.layout in cases.NATIVE_LAYOUTS]
+"""The plain ops, and those that a tracer sees, by the ends of their names."""
 COMPILED = tuple(name for name in BACKENDS if name != "reference")
 """The backends that have ops."""
 MASKS = ((True, True), (True, False), (False, True))
@@ -158,8 +160,7 @@ def test_values_in_the_memory_of_x(name: str) -> None:
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
 @pytest.mark.parametrize("with_values", [False, True], ids=["x", "values"])
-@pytest.mark.parametrize("case", OPCHECKED, ids=str)
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix, case", OPS, ids=str)
 @pytest.mark.parametrize("name", COMPILED)
 def test_opcheck_forward(
     name: str, suffix: str, case: Case, with_values: bool, requires_grad: bool
@@ -174,8 +175,7 @@ def test_opcheck_forward(
 
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
-@pytest.mark.parametrize("case", OPCHECKED, ids=str)
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix, case", OPS, ids=str)
 @pytest.mark.parametrize("name", COMPILED)
 def test_opcheck_backward(name: str, suffix: str, case: Case, requires_grad: bool) -> None:
     _, op = _ops(require(name), suffix)

@@ -66,7 +66,7 @@ def test_an_architecture_cut_off_at_any_byte_is_refused() -> None:
 def test_an_architecture_with_any_byte_flipped_is_refused_or_whole() -> None:
     """A digit or a letter of a name may become another: what is asked of a file still holds."""
     draw, taken = random.Random(0), 0
-    for _ in range(400):
+    for _ in range(200):
         content = bytearray(TEXT.encode())
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         try:
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_refused_or_read_whole(
     """Never with other numbers: zip has its sums, and the weights their digest."""
     path, draw, refused = run / f"checkpoint/{file}", random.Random(file + damage), 0
     whole = path.read_bytes()
-    for _ in range(200):
+    for _ in range(100):
         content, place = bytearray(whole), draw.randrange(len(whole))
         if damage == "cut":
             del content[place:]
@@ -339,7 +339,7 @@ def test_other_files_of_a_run_are_refused_or_read(tmp_path: Path, name: str) -> 
     """Whatever a damage makes of them, the answer is results, or a line that explains."""
     folder, draw = write_run(tmp_path / "run", evaluation()), random.Random(name)
     whole, refused = (folder / name).read_bytes(), 0
-    for number in range(60):
+    for number in range(30):
         content, place = bytearray(whole), draw.randrange(len(whole))
         if number % 2:
             del content[place:]
