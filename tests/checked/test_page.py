@@ -32,10 +32,6 @@ def test_nothing_on_the_page_has_failed() -> None:
         assert result.get("ok", True), name
 
 
-def test_there_are_results_of_the_suite() -> None:
-    assert sum(counts.get("passed", 0) for counts in KEPT["test"]["files"].values()) > 5000
-
-
 def test_every_file_of_tests_is_on_the_page() -> None:
     named = [file for check in CHECKS for file in check.files]
     assert len(set(named)) == len(named)
