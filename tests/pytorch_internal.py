@@ -14,7 +14,8 @@ def load(name: str) -> ModuleType:
     These modules load a profile of hypothesis with few examples, and forbid setting the flags of
     torch.backends; both are put back.
     """
-    pytest.importorskip("expecttest", reason="PyTorch's testing modules need expecttest")
+    for needed in ("expecttest", "numpy"):
+        pytest.importorskip(needed, reason=f"PyTorch's testing modules need {needed}")
     profile, flag = settings.default, "__allow_nonbracketed_mutation_flag"
     allowed = getattr(torch.backends, flag)
     try:
