@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from metapool_kernels.native import numpy_ops
 from tests import interpreter
-from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require
+from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require, skip_or_fail
 from tests.checked import results
 
 _PROFILE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -106,6 +107,15 @@ def backend(request: pytest.FixtureRequest) -> str:
 def native() -> str:
     """The compiled CPU backend, for what has no meaning on the reference."""
     return require("cpu")
+
+
+@pytest.fixture
+def numpy_module() -> None:
+    """The compiled module behind the NumPy entry points."""
+    try:
+        numpy_ops()
+    except RuntimeError as error:
+        skip_or_fail(str(error))
 
 
 @pytest.fixture

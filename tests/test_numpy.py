@@ -10,19 +10,12 @@ import torch
 
 from metapool_kernels import numpy_api
 from tests import cases, judge
-from tests.backends import skip_or_fail
 from tests.cases import CANDIDATES, Case
+
+pytestmark = pytest.mark.usefixtures("numpy_module")
 
 DTYPES = (torch.float32, torch.float64, torch.float16)
 RAW = [case for case in cases.GRID if case.dtype in DTYPES and case.alpha_dtype is None]
-
-
-@pytest.fixture(autouse=True)
-def _built() -> None:
-    try:
-        numpy_api.isa_names()
-    except RuntimeError as error:
-        skip_or_fail(str(error))
 
 
 def _options(case: Case) -> dict[str, Any]:

@@ -7,17 +7,10 @@ import numpy as np
 import pytest
 
 from metapool_kernels import DEFAULT_CANDIDATES, numpy_api
-from tests.backends import skip_or_fail
+
+pytestmark = pytest.mark.usefixtures("numpy_module")
 
 Array = np.ndarray[Any, Any]
-
-
-@pytest.fixture(autouse=True)
-def _built() -> None:
-    try:
-        numpy_api.isa_names()
-    except RuntimeError as error:
-        skip_or_fail(str(error))
 
 
 def _ones(*shape: int, dtype: Any = np.float32) -> Array:
