@@ -140,6 +140,7 @@ def run(faults: Sequence[Fault], areas: dict[str, Area], pool: Pool) -> dict[Fau
     for done in as_completed(tries):
         fault, result = tries[done], done.result()
         results[fault] = result
+        keep(results)
         mark = " " if is_as_declared(fault, result) else "!"
         print(
             f"{mark} {fault.area}: {fault.name}: {result.outcome} ({result.seconds:.0f} s): "
@@ -147,6 +148,15 @@ def run(faults: Sequence[Fault], areas: dict[str, Area], pool: Pool) -> dict[Fau
             flush=True,
         )
     return {fault: results[fault] for fault in order}
+
+
+def keep(results: dict[Fault, Result]) -> None:
+    """Add results to the report, so that a run that is broken off leaves them too."""
+    known = earlier(FOLDER / "report.json") | results
+    tried = {fault: known[fault] for fault in FAULTS if fault in known}
+    write_report(tried, FOLDER / "report.json")
+    fine = all(is_as_declared(*pair) for pair in tried.items())
+    record("mutation", f"{summary(tried)}, of {len(FAULTS)}", ok=fine)
 
 
 def _builds(faults: Sequence[Fault], name: str) -> bool:
@@ -175,13 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"the sources do not build without a fault:\n{problem}") from None
     results = run(chosen, AREAS, pool)
     print(f"{summary(results)} ({(time.monotonic() - start) / 60:.0f} minutes)")
-    known = earlier(FOLDER / "report.json") | results
-    tried = {fault: known[fault] for fault in FAULTS if fault in known}
-    write_report(tried, FOLDER / "report.json")
-    if len(tried) < len(FAULTS):
-        print(f"not tried yet: {len(FAULTS) - len(tried)} of {len(FAULTS)} faults")
-    fine = all(is_as_declared(*pair) for pair in tried.items())
-    record("mutation", f"{summary(tried)}, of {len(FAULTS)}", ok=fine)
+    untried = len(FAULTS) - len(earlier(FOLDER / "report.json"))
+    if untried:
+        print(f"not tried yet: {untried} of {len(FAULTS)} faults")
     return 0 if all(is_as_declared(*pair) for pair in results.items()) else 1
 
 
