@@ -376,7 +376,9 @@ class BuildNative(build_ext):
             graph.link(objects, package / LIBRARIES[part], *needs.link_flags)
             facts[part] = {"compiler": compiler, "instruction_sets": isas, **needs.about}
         facts["cuda"] = add_cuda(graph, package / LIBRARIES["cuda"])
-        graph.run(ninja, Path(self.build_temp).resolve())
+        # Not setuptools' own folder, which is a temporary one when an editable install is made:
+        # what has been compiled once serves the wheel too, and a changed file is compiled alone.
+        graph.run(ninja, ROOT / "build" / f"native-{sys.implementation.cache_tag}")
         return facts
 
     def get_outputs(self) -> list[str]:

@@ -28,7 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     names = [plan.name for plan in plans.PACKAGES]
     parser.add_argument("--packages", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument(
-        "--quick", action="store_true", help="a selection of the kernels' tests everywhere"
+        "--quick",
+        action="store_true",
+        help="a selection of the kernels' tests, and a wheel of what is compiled in this tree",
     )
     parser.add_argument(
         "--record", default="compatibility", metavar="NAME", help="of the result for tests/checked"
@@ -105,7 +107,7 @@ def main() -> int:
             built = artifacts.reuse(WORK)
         else:
             log.write_text("")
-            built = artifacts.build(WORK, log)
+            built = artifacts.build(WORK, log, in_place=options.quick)
     except ArtifactError as error:
         print(error)
         return 1

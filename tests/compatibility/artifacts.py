@@ -46,8 +46,11 @@ class Artifacts:
             }
 
 
-def build(folder: Path, log: Path) -> Artifacts:
-    """Build both into ``folder``; the wheel from the source distribution, in this environment."""
+def build(folder: Path, log: Path, *, in_place: bool = False) -> Artifacts:
+    """Build both into ``folder``; the wheel from the source distribution, in this environment.
+
+    ``in_place`` makes the wheel of this tree, where the kernels are compiled already.
+    """
     for name in ("clone", "dist", "tree"):
         shutil.rmtree(folder / name, ignore_errors=True)
     names = tracked()
@@ -67,7 +70,10 @@ def build(folder: Path, log: Path) -> Artifacts:
     # pip keeps what it has built from a path, and would take that for what lies there now.
     pip = [sys.executable, "-m", "pip", "--no-cache-dir", "wheel", "--no-deps"]
     pip += ["--no-build-isolation"]
-    _run([*pip, "--wheel-dir", str(dist), str(sdist)], folder, log)
+    if in_place:  # modules that are gone are kept there from an earlier build
+        for library in (ROOT / "build").glob("lib*"):
+            shutil.rmtree(library)
+    _run([*pip, "--wheel-dir", str(dist), str(ROOT if in_place else sdist)], folder, log)
     wheel = _only(dist, "*.whl")
     check_wheel(wheel, names)
     return Artifacts(sdist, wheel, unpack(sdist, folder))

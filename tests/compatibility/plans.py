@@ -13,7 +13,6 @@ TORCH = "2.13.0"
 LEFT_OUT = {
     "tests/search": "needs more than the op",
     "tests/test_cuda_host.py": "compiles the CUDA kernels itself: the same everywhere",
-    "tests/test_cuda_faults.py": "the same",
     "tests/test_cuda_code.py": "the same",
     "tests/test_mutation.py": "reads the sources of the package: the same everywhere",
     "tests/test_compatibility.py": "about this program",
@@ -28,6 +27,12 @@ SELECTION = tuple(
         *("forward", "backward", "double_backward", "bad_input", "modules", "layout"),
         *("func", "opcheck", "autocast", "pytorch_samples", "odd_tensors"),
     )
+)
+
+# What is left without compiled kernels: the definition, and what is said of the rest.
+PLAIN = tuple(
+    f"tests/test_{name}.py"
+    for name in ("forward", "layout", "modules", "bad_input", "autocast", "numpy_bad_input")
 )
 
 
@@ -84,6 +89,7 @@ PACKAGES = (
         "sdist-no-compiler",
         install="sdist",
         without=("compiler",),
+        tests=(Tests(PLAIN),),
         says=(
             r"torch_ops +not built: no C\+\+ compiler was found",
             r"cpu +not usable on cpu: .*no C\+\+ compiler was found",

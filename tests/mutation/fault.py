@@ -61,17 +61,30 @@ SAMPLE: dict[str, tuple[str, ...]] = {
 case of every kind."""
 
 
-def _sample(backend: str) -> tuple[str, ...]:
+STRIPS = ("w16", "tall")
+"""Nothing but whole vectors, and several strips of rows in a plane."""
+
+
+def _sample(backend: str, *more: str) -> tuple[str, ...]:
+    """The names of the tests; ``more`` are shapes that this backend is asked for."""
     return tuple(
-        f"tests/test_{test}[{backend}-{case}]" for test, some in SAMPLE.items() for case in some
+        f"tests/test_{test}[{backend}-{case}]"
+        for test, some in SAMPLE.items()
+        for case in ((*some, *more) if some is SHAPES_AND_SETTINGS else some)
     )
+
+
+def _cuda(order: str) -> Area:
+    """The CUDA kernels on the CPU: which thread comes first decides what a missing barrier does."""
+    return Area(_sample("cuda", *STRIPS), "cuda", {"METAPOOL_HOST_ORDER": order})
 
 
 AREAS: dict[str, Area] = {
     "CPU kernels": Area(KERNEL_TESTS, builds="cpu"),
     "CPU dispatch": Area(KERNEL_TESTS, builds="cpu"),
     "bindings": Area((*_files("opcheck", "layout", "backward"), *NOT_THE_DEFINITION), builds="cpu"),
-    "CUDA kernels": Area(_sample("cuda"), builds="cuda"),
+    "CUDA kernels": _cuda("forward"),
+    "CUDA kernels, threads reversed": _cuda("reversed"),
     "Triton kernels": Area(_sample("triton"), environment={"TRITON_INTERPRET": "1"}),
     "autograd": Area((*_files("double_backward", "func"), *NOT_THE_DEFINITION)),
     "ops": Area(_files("opcheck", "layout")),

@@ -1,13 +1,13 @@
-"""Faults in the CUDA kernels, in those in Triton, and in the bindings.
-
-tests/test_cuda_faults.py plants more in csrc/cuda: those that only some order of threads shows.
-"""
+"""Faults in the CUDA kernels, in those in Triton, and in the bindings."""
 
 from tests.mutation.fault import Fault
 
+ROW_BARRIER = "share_row(2 + u % 2, oldest);\n        __syncthreads();"
+PARTS_BARRIER = "__syncthreads();\n  shared[thread] = sum;"
 
-def _cuda(name: str, file: str, right: str, wrong: str) -> Fault:
-    return Fault(name, "CUDA kernels", f"csrc/cuda/{file}", right, wrong)
+
+def _cuda(name: str, file: str, right: str, wrong: str, area: str = "CUDA kernels") -> Fault:
+    return Fault(name, area, f"csrc/cuda/{file}", right, wrong)
 
 
 def _triton(name: str, file: str, right: str, wrong: str) -> Fault:
@@ -60,6 +60,80 @@ CUDA = (
         "terms.cuh",
         "n = of.per_n ? plane / (of.per_c ? of.c : 1) : 0;",
         "n = of.per_n ? plane / of.c : 0;",
+    ),
+    _cuda(
+        "no barrier between rows",
+        "backward_lane.cuh",
+        ROW_BARRIER,
+        ROW_BARRIER.replace("__syncthreads();", ""),
+    ),
+    _cuda(
+        "barrier for lanes on the map alone",
+        "backward_lane.cuh",
+        ROW_BARRIER,
+        ROW_BARRIER.replace("__sync", "if (lane.is_on_map) __sync"),
+    ),
+    _cuda(
+        "no barrier before sums are replaced",
+        "terms.cuh",
+        PARTS_BARRIER,
+        PARTS_BARRIER.replace("__syncthreads();", ""),
+        area="CUDA kernels, threads reversed",
+    ),
+    _cuda(
+        "one row too few above a strip of backward",
+        "backward_lane.cuh",
+        "? lane.row_begin - 2 * kReach : 0;",
+        "? lane.row_begin - 2 * kReach + 1 : 0;",
+    ),
+    _cuda(
+        "one row too few above a strip of forward",
+        "streamed_forward.cuh",
+        "? lane.row_begin - kReach : 0;",
+        "? lane.row_begin - kReach + 1 : 0;",
+    ),
+    _cuda(
+        "one lane too few beside a tile",
+        "backward_shared.cuh",
+        "kOverlap = (2 * kReach + kColumns - 1) / kColumns;",
+        "kOverlap = (2 * kReach - 1) / kColumns;",
+    ),
+    _cuda(
+        "the last row of some heights is not written",
+        "backward_lane.cuh",
+        "base <= lane.row_end + 2 * kReach;",
+        "base < lane.row_end + 2 * kReach;",
+    ),
+    _cuda(
+        "the last column is not written",
+        "lanes.cuh",
+        "inside >> (kMargin + i) & 1)",
+        "inside >> (kMargin + i + 1) & 1)",
+    ),
+    _cuda("sums are not cleared", "backward_lane.cuh", "clear_row(u);", ";"),
+    _cuda(
+        "no careful run",
+        "streamed_backward.cuh",
+        "if (__syncthreads_or(is_special))",
+        "if (false)",
+    ),
+    _cuda(
+        "the last term of a sum is dropped",
+        "terms.cuh",
+        "i < images * channels * of.parts;",
+        "i + 1 < images * channels * of.parts;",
+    ),
+    _cuda(
+        "the last of equal maxima takes the gradient",
+        "maxima.cuh",
+        "right > left;",
+        "right >= left;",
+    ),
+    _cuda(
+        "the last of equal maxima of a large window takes the gradient",
+        "general.cuh",
+        "if (right_wins(top, value))",
+        "if (value >= top)",
     ),
 )
 
