@@ -34,7 +34,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
 .PHONY: test test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
-	test-sanitized test-older test-compatibility test-threads test-large fuzz mutate checked \
+	test-sanitized test-older test-compatibility test-threads test-slow test-large fuzz mutate checked \
 	search bench bench-import bench-report bench-search gpu-check gpu-model lint format install clean
 
 test: install  ## the whole test suite
@@ -81,6 +81,9 @@ test-compatibility: install  ## torch 2.10 to the newest, Python 3.10 to 3.13, w
 
 test-threads: install  ## the CPU kernels under ThreadSanitizer (GCC)
 	$(RUN)/python -m tests.threads
+
+test-slow: install  ## what repeats the tests for other architectures and larger searches
+	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests -m slow $(call REPORT,$@)
 
 test-large: install  ## maps beyond 2**31 elements; takes some 15 GiB
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests -m large $(call REPORT,$@)

@@ -45,7 +45,7 @@ if INTERPRETED:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What lies in this folder itself needs the op alone; folders below need more.
 
-    Tests marked large run where ``-m`` names them, and nowhere else.
+    Tests marked large or slow run where ``-m`` names them, and nowhere else.
 
     The interpreter takes a second for a small map, a GPU for every kernel that it has to compile,
     and CUDA's threads on the CPU take turns: of the tests of one of BACKENDS, those run whose names
@@ -54,8 +54,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("kernel")
-    if "large" not in config.option.markexpr:
-        _keep(config, items, [item for item in items if not item.get_closest_marker("large")])
+    for marker in ("large", "slow"):
+        if marker not in config.option.markexpr:
+            _keep(config, items, [item for item in items if not item.get_closest_marker(marker)])
     if SAMPLED:
         share = float(os.environ.get("METAPOOL_TEST_SHARE", "1"))
         chosen = [item for item in items if _is_for_backend(item) and _is_in(share, item)]

@@ -45,6 +45,12 @@ GENERAL = [
 NAMES = [*STREAMED, *GENERAL, "total, float32", "total, float64"]
 
 
+every_capability = pytest.mark.parametrize(
+    "capability",
+    [pytest.param(c, marks=() if c == 90 else (pytest.mark.slow,)) for c in CAPABILITIES],
+)
+
+
 def _key(name: str, capability: int) -> str:
     return f"{name}, sm_{capability}"
 
@@ -53,24 +59,16 @@ def _ratchet() -> dict[str, dict[str, int]]:
     return json.loads(RATCHET.read_text()) if RATCHET.exists() else {}
 
 
-every_kernel = pytest.mark.parametrize(
-    "name, capability",
-    [
-        pytest.param(name, capability, id=_key(name, capability))
-        for name, capability in product(NAMES, CAPABILITIES)
-    ],
-)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
-    """All at once, which takes all cores for a minute or two."""
+def _compiled(request: pytest.FixtureRequest) -> None:
+    """All that is asked for at once, which takes all cores for a minute or two."""
     if cuda_code.find_nvcc() is None:
         pytest.skip("nvcc was not found")
-    cuda_code.compile_all(CAPABILITIES)
+    tests = [item for item in request.session.items if item.path == request.path]
+    cuda_code.compile_all({test.callspec.params["capability"] for test in tests})
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@every_capability
 def test_names(capability: int) -> None:
     """No kernel is left out below, and none is kept that is gone."""
     assert sorted(cuda_code.kernels(capability)) == sorted(NAMES)
@@ -85,7 +83,8 @@ def _wide(kernel: CudaKernel, access: str) -> str:
     return f"{access}.E" if bits == 32 else f"{access}.E.{bits}"
 
 
-@every_kernel
+@every_capability
+@pytest.mark.parametrize("name", NAMES)
 def test_machine_code(name: str, capability: int) -> None:
     kernel = cuda_code.kernels(capability)[name]
     code = " ".join(kernel.code.instructions)
@@ -109,7 +108,7 @@ def test_machine_code(name: str, capability: int) -> None:
         assert "STG.E.U16" not in found, "all columns at a time"
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@every_capability
 @pytest.mark.parametrize("name", [name for name in STREAMED if "strided" not in name])
 def test_loads_are_ahead(name: str, capability: int) -> None:
     """Memory takes hundreds of cycles: half of the loads stand at least a row before their use."""
@@ -117,7 +116,8 @@ def test_loads_are_ahead(name: str, capability: int) -> None:
     assert median(distances) >= 120
 
 
-@every_kernel
+@every_capability
+@pytest.mark.parametrize("name", NAMES)
 def test_ratchet(name: str, capability: int) -> None:
     kernel = cuda_code.kernels(capability)[name]
     found = {

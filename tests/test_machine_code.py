@@ -136,8 +136,21 @@ ONLY_SM90 = {
     "backward, 64-bit planes",
 }
 
+QUICK = {
+    "forward, vectors of four",
+    "forward, averages, bfloat16",
+    "backward, 56²",
+    "backward, averages",
+}
+"""Compiled for every architecture even where the slow tests do not run."""
+
+
+def _marks(name: str, capability: int) -> tuple[pytest.MarkDecorator, ...]:
+    return () if capability == 90 or name in QUICK else (pytest.mark.slow,)
+
+
 KERNELS = [
-    pytest.param(name, capability, id=f"{name}-sm_{capability}")
+    pytest.param(name, capability, id=f"{name}-sm_{capability}", marks=_marks(name, capability))
     for name in CALLS
     for capability in (80, 90, 100)
     if capability == 90 or not (name in ONLY_SM90 or "alone" in name)

@@ -60,6 +60,14 @@ def test_every_fault_fits_the_sources() -> None:
     assert [fault.name for fault in FAULTS if fault.right == fault.wrong] == []
 
 
+def test_every_fault_has_been_tried_and_is_noticed() -> None:
+    """A fault that is new or another than it was has to be tried: ``make mutate ONLY=its name``."""
+    results = program.read_report(program.REPORT)
+    assert [fault.name for fault in FAULTS if fault not in results] == []
+    wrong = [f.name for f, result in results.items() if not program.is_as_declared(f, result)]
+    assert wrong == []
+
+
 def test_there_are_enough_faults_everywhere() -> None:
     assert len(FAULTS) >= 40
     assert {fault.area for fault in FAULTS} == set(AREAS)
@@ -151,6 +159,7 @@ def test_a_run_ends_with_a_line_a_report_and_a_status(
     monkeypatch.setattr(program, "FAULTS", faults)
     monkeypatch.setattr(program, "AREAS", {"sums": SUMS})
     monkeypatch.setattr(program, "FOLDER", tmp_path)
+    monkeypatch.setattr(program, "REPORT", tmp_path / "report.json")
     monkeypatch.setattr(program, "copy_of", lambda root, folder: tree)
     monkeypatch.setattr(program, "BUILDS", {})
     recorded: dict[str, str] = {}

@@ -2,21 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import torch
 
-from metapool_kernels.search.adapt import run_adapt
 from metapool_kernels.search.config import Config, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, UserError
-from metapool_kernels.search.evaluate import run_evaluate
-from metapool_kernels.search.export import run_export
-from metapool_kernels.search.plot import run_plot
 from metapool_kernels.search.run_folder import ADAPT, CONFIG
-from metapool_kernels.search.search import run_dry, run_search
 
 _COMMANDS = {
     "search": "choose a pooling for every layer",
@@ -59,18 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, config: Config, settings: Any) -> None:
+    """Import a command and run it: ``--help`` and mistakes need not wait for timm and the rest."""
+    module = import_module(f"metapool_kernels.search.{command}")
     if command == "search" and settings.dry_run:
-        run_dry(config)
+        module.run_dry(config)
     elif command in ("search", "adapt"):
-        run = run_search if command == "search" else run_adapt
+        run = module.run_search if command == "search" else module.run_adapt
         run(config, resume=settings.resume, overwrite=settings.overwrite)
     else:
-        others: dict[str, Callable[[Config], None]] = {
-            "evaluate": run_evaluate,
-            "plot": run_plot,
-            "export": run_export,
-        }
-        others[command](config)
+        getattr(module, f"run_{command}")(config)
 
 
 def _parser() -> jsonargparse.ArgumentParser:

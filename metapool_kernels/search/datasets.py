@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 import torchvision.datasets
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from timm.data.dataset_factory import create_dataset
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from torchvision.datasets import ImageFolder, VisionDataset
@@ -66,6 +64,10 @@ def load_data(config: Config) -> Data:
 
 
 def _digits(config: DataConfig, seed: int) -> Data:
+    # Here alone: scikit-learn takes two seconds to import.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     images, targets = load_digits(return_X_y=True)
     small = torch.from_numpy(images).float().reshape(-1, 1, 8, 8)
     size = (config.image_size, config.image_size)

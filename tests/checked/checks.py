@@ -184,6 +184,11 @@ SECTIONS = (
             _tests(
                 "machine code: spills, atomics, NaN, loads, registers", "machine_code", "cuda_code"
             ),
+            _target(
+                "machine code for sm_80 and sm_100, and a search with the settings for ImageNet",
+                "test-slow",
+                in_ci=False,
+            ),
             _tests("what a GPU shows, where there is one", "on_gpu"),
         ),
     ),

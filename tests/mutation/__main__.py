@@ -1,7 +1,7 @@
 """`python -m tests.mutation [--only REGEX] [--jobs N] [--list]`; ends with 1 if a fault survives.
 
-Copies of the tree are kept in build/mutation, where report.json tells what became of each fault,
-in this run or in an earlier one with other faults.
+Copies of the tree are kept in build/mutation. tests/mutation/report.json, which is kept with the
+sources, tells what became of each fault, in this run or in an earlier one with other faults.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from tests.mutation.tree import KILLED, NOT_BUILT, SURVIVED, TIMED_OUT, Result, 
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutation"
+REPORT = Path(__file__).with_name("report.json")
 
 
 class Pool:
@@ -100,8 +101,8 @@ def summary(results: dict[Fault, Result]) -> str:
     return f"{len(results)} faults: " + ", ".join(parts)
 
 
-def earlier(path: Path) -> dict[Fault, Result]:
-    """Of a report, what became of those faults that are the same today."""
+def read_report(path: Path) -> dict[Fault, Result]:
+    """What became of those faults that are the same today."""
     rows = json.loads(path.read_text())["faults"] if path.exists() else []
     found = {row["key"]: Result(row["result"], row["by"], row["seconds"]) for row in rows}
     return {fault: found[_key(fault)] for fault in FAULTS if _key(fault) in found}
@@ -124,7 +125,8 @@ def write_report(results: dict[Fault, Result], path: Path) -> None:
         }
         for fault, result in results.items()
     ]
-    path.write_text(json.dumps({"summary": summary(results), "faults": rows}, indent=2) + "\n")
+    report = {"summary": summary(results), "faults": rows}
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def run(faults: Sequence[Fault], areas: dict[str, Area], pool: Pool) -> dict[Fault, Result]:
@@ -152,9 +154,9 @@ def run(faults: Sequence[Fault], areas: dict[str, Area], pool: Pool) -> dict[Fau
 
 def keep(results: dict[Fault, Result]) -> None:
     """Add results to the report, so that a run that is broken off leaves them too."""
-    known = earlier(FOLDER / "report.json") | results
+    known = read_report(REPORT) | results
     tried = {fault: known[fault] for fault in FAULTS if fault in known}
-    write_report(tried, FOLDER / "report.json")
+    write_report(tried, REPORT)
     fine = all(is_as_declared(*pair) for pair in tried.items())
     record("mutation", f"{summary(tried)}, of {len(FAULTS)}", ok=fine)
 
@@ -185,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"the sources do not build without a fault:\n{problem}") from None
     results = run(chosen, AREAS, pool)
     print(f"{summary(results)} ({(time.monotonic() - start) / 60:.0f} minutes)")
-    untried = len(FAULTS) - len(earlier(FOLDER / "report.json"))
+    untried = len(FAULTS) - len(read_report(REPORT))
     if untried:
         print(f"not tried yet: {untried} of {len(FAULTS)} faults")
     return 0 if all(is_as_declared(*pair) for pair in results.items()) else 1
