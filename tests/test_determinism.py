@@ -83,6 +83,24 @@ def test_a_sample_does_not_depend_on_its_batch(native: str) -> None:
         assert torch.equal(single[0], whole[n])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("side", [11, 45])
+def test_a_plane_does_not_depend_on_those_computed_before_it(
+    native: str, side: int, layout: str, dtype: torch.dtype
+) -> None:
+    """A NaN takes the sixteen planes around it another way, and stays there when these are done."""
+    case = Case((1, 17, side, side), dtype, layout, alpha="ck")
+    x, alpha, grad_out = case.tensors()
+    with_nan = x.detach().clone()
+    with_nan[0, 3, 5, 5] = torch.nan
+    runs = [judge.run(judge.fused(native), case, y, alpha, grad_out) for y in (x, with_nan)]
+    for key in judge.ALL:
+        a, b = (judge.bits(run[key]) for run in runs)
+        last = (16,) if key == "grad_alpha" else (0, 16)
+        assert torch.equal(a[last], b[last]), key
+
+
 def test_deterministic_algorithms_are_no_obstacle(native: str) -> None:
     torch.use_deterministic_algorithms(True)
     try:
