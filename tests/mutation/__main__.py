@@ -119,7 +119,7 @@ def write_report(results: dict[Fault, Result], path: Path) -> None:
             "key": _key(fault),
             **{name: getattr(fault, name) for name in ("name", "area", "path", "equivalent")},
             "result": result.outcome,
-            "by": result.by,
+            "by": result.by.partition(" - ")[0],
             "seconds": round(result.seconds, 1),
             "as_declared": is_as_declared(fault, result),
         }
