@@ -33,12 +33,17 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-sanitize=null,object-size,vptr,pointer-overflow \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
-.PHONY: test test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
+.PHONY: test test-op test-search test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
 	test-sanitized test-older test-compatibility test-threads test-slow test-large fuzz mutate checked \
 	search bench bench-import bench-report bench-search gpu-check gpu-model lint format install clean
 
-test: install  ## the whole test suite
-	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests $(call REPORT,$@)
+test: test-op test-search  ## the test suite; with --jobs=2 one half beside the other
+
+test-op: install  ## all but the search
+	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests --ignore=tests/search $(call REPORT,$@)
+
+test-search: install  ## the search
+	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests/search $(call REPORT,$@)
 
 test-isas: install  ## the kernels' tests under each instruction set but the widest, which test has
 	test -n "$(ISAS)"

@@ -9,7 +9,7 @@ class Check:
 
     what: str
     files: tuple[str, ...] = ()
-    """Files of tests that `make test` runs; their counts are taken from its report."""
+    """Files of tests that `make test` runs; their counts are taken from its reports."""
     target: str = ""
     """Another target of the Makefile, and the results that it leaves under build/checked."""
     results: tuple[str, ...] = ()
@@ -23,7 +23,9 @@ class Check:
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the results that the row shows."""
-        return self.results or ("test",)
+        if self.files:
+            return ("test-search" if self.files[0].startswith("tests/search") else "test-op",)
+        return self.results
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ _HEAD = """\
 
 This page is written by `make checked`, from the reports of the runs that it names; nobody types the
 figures. Commands that begin with `pytest` are parts of `make test`, and their counts are taken from
-its report. All that is marked CI runs there before a change lands; the rest takes longer, and is
+its reports. All that is marked CI runs there before a change lands; the rest takes longer, and is
 run by hand.
 """
 
