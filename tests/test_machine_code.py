@@ -136,12 +136,7 @@ ONLY_SM90 = {
     "backward, 64-bit planes",
 }
 
-QUICK = {
-    "forward, vectors of four",
-    "forward, averages, bfloat16",
-    "backward, 56²",
-    "backward, averages",
-}
+QUICK = {"forward, vectors of four", "backward, averages"}
 """Compiled for every architecture even where the slow tests do not run."""
 
 
