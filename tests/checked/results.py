@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 FRESH = ROOT / "build/checked"
 KEPT = ROOT / "tests/checked.json"
 PACKAGES = ("torch", "triton", "numpy", "hypothesis")
+STAMPED = ("commit", "date", "python", "processor", *PACKAGES)
 
 Result = dict[str, Any]
 
@@ -75,6 +76,7 @@ def read_junit(path: Path) -> Result:
         suite = suite[0]
     properties = suite.find("properties")
     stamped = {p.attrib["name"]: p.attrib["value"] for p in properties or ()}
+    stamped = {name: stamped[name] for name in STAMPED if name in stamped}  # not hypothesis' figures
     files: dict[str, Counter[str]] = {}
     for case in suite.iter("testcase"):
         files.setdefault(_file(case.attrib["classname"]), Counter())[_outcome(case)] += 1

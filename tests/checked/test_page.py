@@ -14,7 +14,8 @@ CHECKS = [check for section in SECTIONS for check in section.checks]
 KEPT: dict[str, Any] = json.loads(results.KEPT.read_text())
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" time="90.0">
-<properties><property name="commit" value="abc"/><property name="torch" value="2.13"/></properties>
+<properties><property name="commit" value="abc"/><property name="torch" value="2.13"/>
+<property name="hypothesis-statistics-x" value="dGVz"/></properties>
 <testcase classname="tests.test_a" name="x"/><testcase classname="tests.test_a.TestCPU" name="y"/>
 <testcase classname="tests.test_a" name="z"><failure message="no"/></testcase>
 <testcase classname="tests.search.test_b" name="x"><skipped message="why"/></testcase>
@@ -64,7 +65,7 @@ def test_counts_of_a_report(tmp_path: Path) -> None:
         "tests/test_a.py": {"passed": 2, "failed": 1},
         "tests/search/test_b.py": {"skipped": 1},
     }
-    assert found["minutes"] == 1.5 and found["stamp"]["commit"] == "abc"
+    assert found["minutes"] == 1.5 and found["stamp"] == {"commit": "abc", "torch": "2.13"}
     halves = {"test-op": found, "test-search": found}
     row = page._row(Check("all", ("tests/test_a.py",)), halves)
     assert row.endswith("| 1 failed, 2 passed |")
