@@ -76,7 +76,9 @@ def read_junit(path: Path) -> Result:
         suite = suite[0]
     properties = suite.find("properties")
     stamped = {p.attrib["name"]: p.attrib["value"] for p in properties or ()}
-    stamped = {name: stamped[name] for name in STAMPED if name in stamped}  # not hypothesis' figures
+    stamped = {
+        name: stamped[name] for name in STAMPED if name in stamped
+    }  # hypothesis adds its own
     files: dict[str, Counter[str]] = {}
     for case in suite.iter("testcase"):
         files.setdefault(_file(case.attrib["classname"]), Counter())[_outcome(case)] += 1
