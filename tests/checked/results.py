@@ -75,10 +75,8 @@ def read_junit(path: Path) -> Result:
     if suite.tag == "testsuites":
         suite = suite[0]
     properties = suite.find("properties")
-    stamped = {p.attrib["name"]: p.attrib["value"] for p in properties or ()}
-    stamped = {
-        name: stamped[name] for name in STAMPED if name in stamped
-    }  # hypothesis adds its own
+    found = {p.attrib["name"]: p.attrib["value"] for p in properties or ()}
+    stamped = {name: found[name] for name in STAMPED if name in found}  # hypothesis adds others
     files: dict[str, Counter[str]] = {}
     for case in suite.iter("testcase"):
         files.setdefault(_file(case.attrib["classname"]), Counter())[_outcome(case)] += 1

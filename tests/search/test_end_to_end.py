@@ -24,7 +24,10 @@ LITTLE: dict[str, Any] = {
 CONFIGS = {"cifar10": {}, "imagenet": {"data.image_size": 64, "data.accumulate": 2}}
 
 
-@pytest.mark.parametrize("name", ["cifar10", pytest.param("imagenet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "imagenet" else ()) for name in CONFIGS],
+)
 def test_from_search_to_export(name: str, tmp_path: Path) -> None:
     make_image_folder(tmp_path / "images", classes=3, train=4, val=2)
     changes = {
