@@ -38,8 +38,11 @@ settings.load_profile(_profile())
 # enough: test_determinism.py shows that any number of them gives the same bits.
 torch.set_num_threads(1)
 
+collect_ignore = []
 if INTERPRETED:
     interpreter.mend()
+else:
+    collect_ignore.append("test_interpreter.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
