@@ -65,8 +65,8 @@ test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehavi
 	mkdir -p $(SANITIZED)
 	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \
 		setup.py pyproject.toml README.md LICENSE | tar x -C $(SANITIZED)
-	cd $(SANITIZED) && METAPOOL_BUILD_CUDA=0 CXX=g++ METAPOOL_CXXFLAGS="$(SANITIZERS)" \
-		$(abspath $(RUN))/python setup.py build_ext --inplace
+	cd $(SANITIZED) && METAPOOL_BUILD_CUDA=0 METAPOOL_ISAS=$(WIDEST) CXX=g++ \
+		METAPOOL_CXXFLAGS="$(SANITIZERS)" $(abspath $(RUN))/python setup.py build_ext --inplace
 	cd $(SANITIZED) && $(SANITIZER_SETUP) METAPOOL_ISA=$(WIDEST) \
 		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS) \
 		$(call REPORT,$@)

@@ -12,6 +12,8 @@ Environment:
     METAPOOL_BUILD_NATIVE 0 leaves all native parts out.
     METAPOOL_BUILD_CUDA   0 leaves the CUDA kernels out, 1 makes it an error to leave them out.
     METAPOOL_CUDA_ARCHS   the GPUs to compile for. Default: "80;90;90+PTX".
+    METAPOOL_ISAS         the instruction sets to compile for beside the baseline, which is always
+                          there. Default: all of the machine's kind, as in "avx2;avx512".
     METAPOOL_CXXFLAGS     more flags for the C++ compiler and the linker, for instance for a
                           sanitizer; nvcc reads NVCC_APPEND_FLAGS.
 """
@@ -285,9 +287,22 @@ def escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+def instruction_sets(wanted: str) -> dict[str, list[str]]:
+    """Those of METAPOOL_ISAS beside the baseline, and the flags of each; all if none is named."""
+    known = X86_ISAS if platform.machine().lower() in ("x86_64", "amd64") else {}
+    names = [name for name in re.split(r"[;,\s]+", wanted) if name] or [*known]
+    for name in names:
+        if name not in ("baseline", *known):
+            raise SettingError(
+                f"METAPOOL_ISAS should be some of {['baseline', *known]} with ; between them, got "
+                f"{name!r} in {wanted!r}"
+            )
+    return {name: flags for name, flags in known.items() if name in names}
+
+
 def kernel_objects(graph: Graph) -> tuple[list[str], list[str]]:
     """Add the framework-free kernels; returns their objects and their instruction sets."""
-    isas = X86_ISAS if platform.machine().lower() in ("x86_64", "amd64") else {}
+    isas = instruction_sets(os.environ.get("METAPOOL_ISAS", ""))
     defines = [f"-DMETAPOOL_HAS_{name.upper()}" for name in isas]
     objects = [
         graph.compile("csrc/cpu/dispatch.cpp", *defines),

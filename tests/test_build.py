@@ -1,4 +1,4 @@
-"""How the CUDA kernels are built, and what is said where they are not."""
+"""How the kernels are built, and what is said where they are not."""
 
 import json
 import os
@@ -22,7 +22,8 @@ PACKAGE = Path(native.__file__).parent
 LIBRARY = PACKAGE / "_torch_ops_cuda.so"
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA kernels are not built")
 
-VARIABLES = ("METAPOOL_BUILD_CUDA", "METAPOOL_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH")
+VARIABLES = tuple(f"METAPOOL_{name}" for name in ("BUILD_CUDA", "CUDA_ARCHS", "ISAS"))
+VARIABLES += ("CUDA_HOME", "CUDA_PATH")
 
 
 @pytest.fixture
@@ -68,6 +69,45 @@ def test_a_wrong_architecture_is_named(script: ModuleType, text: str) -> None:
     ) as raised:
         script.cuda_codes(text)
     assert repr(text) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "machine, text, names",
+    [
+        ("x86_64", "", ["avx2", "avx512"]),
+        ("AMD64", "avx512, avx2", ["avx2", "avx512"]),
+        ("x86_64", "avx2", ["avx2"]),
+        ("x86_64", "baseline;", []),
+        ("x86_64", "baseline;avx512", ["avx512"]),
+        ("aarch64", "", []),
+        ("aarch64", "baseline", []),
+    ],
+)
+def test_instruction_sets(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, machine: str, text: str, names: list[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setenv("METAPOOL_ISAS", text)
+    graph = script.Graph("c++")
+    objects, isas = script.kernel_objects(graph)
+    assert isas == ["baseline", *names]
+    assert objects[1:] == [f"csrc_cpu_isa_{name}.cpp.o" for name in isas]
+    defines = [line for line in graph.lines if "METAPOOL_HAS" in line]
+    for name in ("avx2", "avx512"):
+        assert all(
+            (f"-DMETAPOOL_HAS_{name.upper()}" in line) == (name in names) for line in defines
+        )
+    assert len(defines) == (len(objects) - 1 if names else 0)  # the baseline needs none
+
+
+@pytest.mark.parametrize("machine, text", [("x86_64", "avx2;sse9"), ("aarch64", "avx2")])
+def test_a_wrong_instruction_set_is_named(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, machine: str, text: str
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(script.SettingError, match="METAPOOL_ISAS should be some of") as raised:
+        script.instruction_sets(text)
+    assert repr(text.split(";")[-1]) in str(raised.value)
 
 
 def test_an_old_architecture_is_refused(script: ModuleType) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from metapool_kernels.search import plot
 from metapool_kernels.search.cli import main
 from tests.search.runs import options
 
@@ -25,3 +27,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert main(["search", *options(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and written as ever, but empty: test_plots.py is about what they show.
+
+    Every command draws them, which takes seconds more than a search as small as these.
+    """
+    monkeypatch.setattr(plot, "png", lambda figure: b"\x89PNG")
+    monkeypatch.setattr(plot, "_receptive_fields", lambda architecture: Figure())

@@ -21,6 +21,8 @@ from metapool_kernels.search.derive import derive
 from metapool_kernels.search.run_folder import RunFolder
 from tests.search.runs import metrics, options
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 BOTH = ["none", "random"]
 """The controls that have to be there."""
 
@@ -170,12 +172,12 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(
             raise KeyboardInterrupt
         return train_epoch(self, bar)
 
-    monkeypatch.setattr(training.Training, "_train_epoch", interrupted)
     capsys.readouterr()
-    assert main(["adapt", *arguments]) == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Training, "_train_epoch", interrupted)
+        assert main(["adapt", *arguments]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith(f"metapool adapt --config {searched}/adapt/config.yaml --resume")
-    monkeypatch.undo()
     assert main(["adapt", *arguments, "--resume"]) == 0
     for name in ("searched/0", "none/0"):
         one, other = whole / name, searched / "adapt" / name

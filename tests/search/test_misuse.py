@@ -14,6 +14,8 @@ from tests.search.folders import make_image_folder
 from tests.search.runs import REPOSITORY, metrics, options
 from tests.search.test_search import assert_same_search
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 def run_with_files_of_at_most(size: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """As on a disk that has room for no more than ``size`` bytes in any one file."""

@@ -33,6 +33,8 @@ from metapool_kernels.search.planted import (
 from metapool_kernels.search.supernet import Supernet
 from tests.search.runs import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 CONFIG = REPOSITORY / "configs" / "planted.yaml"
 
 

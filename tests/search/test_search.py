@@ -20,6 +20,8 @@ from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.run_folder import RunFolder
 from tests.search.runs import REPOSITORY, metrics, options, start
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 def assert_same_search(one: Path, other: Path) -> None:
     assert metrics(one) == metrics(other)
