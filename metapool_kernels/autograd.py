@@ -24,6 +24,7 @@ from metapool_kernels.ops import (
     LIBRARY,
     TRACED_OPS,
     PoolSpec,
+    arguments_of,
     make_spec,
     meta_pool_bwd,
     meta_pool_fwd,
@@ -35,7 +36,7 @@ Mask = tuple[bool, bool]
 def pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
     """Differentiable :func:`metapool_kernels.ops.meta_pool_fwd`."""
     if torch.compiler.is_compiling():
-        out: Tensor = TRACED_OPS[spec.backend][0](x, weights, values, *spec.arguments)
+        out: Tensor = TRACED_OPS[spec.backend][0](x, weights, values, *arguments_of(spec))
         return out
     return _pool(x, weights, values, spec)
 
@@ -58,7 +59,7 @@ def pool_backward(
     """Differentiable :func:`metapool_kernels.ops.meta_pool_bwd`."""
     if torch.compiler.is_compiling():
         op = TRACED_OPS[spec.backend][1]
-        grads: tuple[Tensor, Tensor] = op(grad_out, x, weights, values, *spec.arguments, mask)
+        grads: tuple[Tensor, Tensor] = op(grad_out, x, weights, values, *arguments_of(spec), mask)
         return grads
     return _pool_backward(grad_out, x, weights, values, spec, mask)
 

@@ -127,5 +127,5 @@ def fused_meta_pool(
             channels_last,
         )
     else:
-        out = autograd.pool(batch, weights, None, settings.specs[chosen][channels_last])
+        out = autograd.pool(batch, weights, None, settings.specs[chosen][int(channels_last)])
     return out if x.dim() == 4 else out.squeeze(0)

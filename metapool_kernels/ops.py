@@ -35,10 +35,13 @@ class PoolSpec(NamedTuple):
     backend: str = "cpu"
     """Whose kernels run: ``"cpu"``, ``"triton"`` or ``"cuda"``."""
 
-    @property
-    def arguments(self) -> tuple[tuple[int, ...], tuple[int, int], bool, bool]:
-        """Those that the ops take, in the order of their schemas."""
-        return self[:4]
+
+def arguments_of(spec: PoolSpec) -> tuple[tuple[int, ...], tuple[int, int], bool, bool]:
+    """Those that the ops take, in the order of their schemas.
+
+    A property of the tuple would be nearer, but torch.compile cannot trace it before torch 2.13.
+    """
+    return spec.candidates, spec.stride, spec.count_include_pad, spec.channels_last
 
 
 def make_spec(
@@ -204,7 +207,7 @@ def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolS
     if _launches(spec, x, weights, values):
         out = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
     else:
-        out = _OPS[spec.backend][0](x, weights, values, *spec.arguments)
+        out = _OPS[spec.backend][0](x, weights, values, *arguments_of(spec))
     return out
 
 
@@ -232,5 +235,5 @@ def meta_pool_bwd(
         grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:
         op = _OPS[spec.backend][1]
-        grads = op(grad_out, x, weights, values, *spec.arguments, output_mask)
+        grads = op(grad_out, x, weights, values, *arguments_of(spec), output_mask)
     return grads

@@ -1,10 +1,11 @@
 """``fused_meta_pool`` described as PyTorch describes its own operators, one OpInfo a backend."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metapool_kernels import fused_meta_pool
@@ -70,6 +71,20 @@ def definition(x: Tensor, alpha: Tensor, candidates: tuple[str, ...], **options:
     return out if x.dim() == 4 else out.squeeze(0)
 
 
+@cache
+def batches_second_order() -> bool:
+    """Whether PyTorch's own max_pool2d does: up to some version it refuses channels_last."""
+    x = torch.randn(1, 2, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (grad,) = torch.autograd.grad(F.max_pool2d(x, 3, 1, 1).square().sum(), x, create_graph=True)
+    try:
+        torch.autograd.grad(grad, x, torch.ones(2, *grad.shape), is_grads_batched=True)
+    except RuntimeError as error:
+        if "is_contiguous inside of vmap" not in str(error):
+            raise
+        return False
+    return True
+
+
 def _op_info(backend: str) -> Any:
     return core.OpInfo(
         "fused_meta_pool",
@@ -81,6 +96,7 @@ def _op_info(backend: str) -> Any:
         supports_fwgrad_bwgrad=True,
         # PyTorch's own max_pool2d has no rule for it, as its OpInfo says.
         check_batched_forward_grad=backend != "reference",
+        check_batched_gradgrad=backend != "reference" or batches_second_order(),
         sample_inputs_func=sample_inputs,
         error_inputs_func=error_inputs,
     )

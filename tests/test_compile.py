@@ -275,11 +275,26 @@ def _compiled(function: Callable[..., object]) -> Callable[..., object]:
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
+def _torch_compiles(transform: str) -> bool:
+    """Whether torch.compile takes a transform at all, here of a product; not all versions do."""
+    x, alpha, _ = CASE.tensors()
+    try:
+        _compiled(TRANSFORMS[transform](lambda x, alpha: x * alpha.mean()))(x, alpha)
+    except torch._dynamo.exc.Unsupported:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_inside_of_what_is_compiled(backend: str, transform: str) -> None:
     x, alpha, _ = CASE.tensors()
     function, apply = judge.fused(backend), TRANSFORMS[transform]
-    got = _compiled(apply(lambda x, alpha: function(x, alpha, CASE)))(x, alpha)
+    try:
+        got = _compiled(apply(lambda x, alpha: function(x, alpha, CASE)))(x, alpha)
+    except torch._dynamo.exc.Unsupported:
+        if _torch_compiles(transform):
+            raise
+        pytest.skip(f"torch {torch.__version__} compiles no {transform} of any function")
     right = apply(lambda x, alpha: judge.definition(x, alpha, CASE))(x, alpha)
     torch.testing.assert_close(got, right)
 

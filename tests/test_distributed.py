@@ -97,22 +97,32 @@ def wrap_fsdp1(network: nn.Sequential) -> nn.Module:
 WRAPPERS = {"ddp": wrap_ddp, "fsdp2": wrap_fsdp2, "fsdp1": wrap_fsdp1}
 
 
+def whole_state(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers under their own names, gathered from both processes."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    if isinstance(network, FullyShardedDataParallel):
+        # Its state_dict() dies of freed memory on the CPU under torch 2.10, whatever it wraps.
+        with FullyShardedDataParallel.summon_full_params(network, writeback=False):
+            named = [*network.named_parameters(), *network.named_buffers()]
+            return {name: tensor.detach().clone() for name, tensor in named}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(network, options=options))
+
+
 def rank_main(rank: int, backends: list[str], folder: Path) -> None:
     """One of the processes: trains on its share, under each wrapper, and writes what came out."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD
     )
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     found = {}
     for kind, wrap in WRAPPERS.items():
         for backend in backends:
             network = wrap(make_network(backend))
             losses = train(network, *(tensor.chunk(WORLD)[rank] for tensor in batch()))
-            state = dict(get_model_state_dict(network, options=options))
-            found[kind, backend] = state, losses
+            found[kind, backend] = whole_state(network), losses
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

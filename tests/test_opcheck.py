@@ -11,7 +11,7 @@ from torch.func import jvp
 from metapool_kernels import reference
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last, memory_format
-from metapool_kernels.ops import PoolSpec, meta_pool_bwd, meta_pool_fwd
+from metapool_kernels.ops import PoolSpec, arguments_of, meta_pool_bwd, meta_pool_fwd
 from tests import cases, judge
 from tests.backends import BACKENDS, DEVICE, SAMPLED, require
 from tests.cases import Case
@@ -168,7 +168,7 @@ def test_opcheck_forward(
     x, weights, values, _ = map(_on_device, _inputs(case, with_values))
     _need_grad(requires_grad, x, weights, values)
     op, _ = _ops(require(name), suffix)
-    arguments = (x, weights, values, *_spec(case, x).arguments)
+    arguments = (x, weights, values, *arguments_of(_spec(case, x)))
     torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
     if suffix or not requires_grad:
         torch.library.opcheck(op, arguments, test_utils=TRACED)
@@ -182,7 +182,7 @@ def test_opcheck_backward(name: str, suffix: str, case: Case, requires_grad: boo
     for with_values, mask in itertools.product((False, True), MASKS):
         x, weights, values, grad_out = map(_on_device, _inputs(case, with_values))
         _need_grad(requires_grad, grad_out, x, weights, values)
-        arguments = (grad_out, x, weights, values, *_spec(case, x).arguments, mask)
+        arguments = (grad_out, x, weights, values, *arguments_of(_spec(case, x)), mask)
         torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
         if mask == (True, True) and (suffix or not requires_grad):
             torch.library.opcheck(op, arguments, test_utils=TRACED)
@@ -207,7 +207,7 @@ def _ops(name: str, suffix: str = "") -> tuple[Any, Any]:
 def test_ops_refuse_what_they_would_read_beyond(name: str) -> None:
     case = CASES[0]
     x, weights, values, grad_out = map(_on_device, _inputs(case, True))
-    arguments = _spec(case, x).arguments
+    arguments = arguments_of(_spec(case, x))
     if name in COMPILED:
         require(name)
     forward, backward = _ops(name)

@@ -35,6 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--record", default="compatibility", metavar="NAME", help="of the result for tests/checked"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="environments at a time")
     parser.add_argument("--keep", action="store_true", help="the environments, for a look inside")
     parser.add_argument("--reuse", action="store_true", help="the wheel of the run before")
     options = parser.parse_args(arguments)
@@ -119,7 +120,7 @@ def main() -> int:
         print(f"left out: {path} ({reason})")
     print(line(TITLES), flush=True)
     results: list[Result] = []
-    for result in check_all(wanted, built, WORK, options.keep):
+    for result in check_all(wanted, built, WORK, options.keep, options.jobs):
         results.append(result)
         print(line(result.row()), flush=True)
         write(results, built, missing, options.quick)
