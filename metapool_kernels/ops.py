@@ -39,7 +39,7 @@ class PoolSpec(NamedTuple):
 def arguments_of(spec: PoolSpec) -> tuple[tuple[int, ...], tuple[int, int], bool, bool]:
     """Those that the ops take, in the order of their schemas.
 
-    A property of the tuple would be nearer, but torch.compile cannot trace it before torch 2.13.
+    A property of the tuple would be nearer, but torch.compile does not trace it under torch 2.10.
     """
     return spec.candidates, spec.stride, spec.count_include_pad, spec.channels_last
 
