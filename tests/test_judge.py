@@ -171,6 +171,22 @@ def test_eager_pytorch_passes_its_own_judge() -> None:
         judge.judge(judge.eager, Case(candidates=candidates), ("out",))
 
 
+def test_half_way_between_two_numbers_both_are_right(backend: str) -> None:
+    """Where the truth of a gradient lies there, the last bit of a sum in float32 decides."""
+    names = ("max_pool_5x5", "max_pool_5x7")
+    case = Case((1, 1, 2, 2), torch.float16, data="equal", candidates=names)
+    x, alpha, grad_out = case.tensors()
+    grad_out = torch.tensor([[[[1, 2**-11], [0, 0]]]], dtype=torch.float16)
+    results = judge.run(judge.fused(backend), case, x, alpha, grad_out)
+    judge.verdict(results, case, x, alpha, grad_out)
+    for value in (1, 1 + 2**-10):
+        results["grad_x"][0, 0, 0, 0] = value
+        judge.verdict(results, case, x, alpha, grad_out)
+    results["grad_x"][0, 0, 0, 0] = 1 + 2**-9
+    with pytest.raises(AssertionError, match=f"grad_x: {WRONG_VALUE}"):
+        judge.verdict(results, case, x, alpha, grad_out)
+
+
 def test_truth_does_not_depend_on_the_layout() -> None:
     """Also for the choice among ties, which is the definition's in row-major order."""
     grads = []
