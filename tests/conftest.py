@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from metapool_kernels.native import numpy_ops
-from tests import interpreter
 from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require, skip_or_fail
 from tests.checked import results
 
@@ -40,6 +39,8 @@ torch.set_num_threads(1)
 
 collect_ignore = []
 if INTERPRETED:
+    from tests import interpreter  # which needs NumPy
+
     interpreter.mend()
 else:
     collect_ignore.append("test_interpreter.py")
