@@ -1,8 +1,8 @@
 """``python -m tests.compatibility``: all environments, or those that are asked for.
 
 The environment that it runs in builds the wheel, and so needs torch, setuptools, ninja and
-pybind11. Each environment is removed before the next is made; with builds of torch for CUDA one
-takes some 7 GB.
+pybind11. An environment is removed as soon as it has been tested; with builds of torch for CUDA
+one takes some 7 GB, and ``--jobs 2`` twice that.
 """
 
 import argparse
