@@ -31,7 +31,7 @@ ENVIRONMENTS = {
 }
 """What makes a backend run on this machine: CUDA as threads on the CPU, Triton interpreted."""
 
-# Of a batch, these two draw a half each; the others as many as one of them.
+# Of a batch, these two draw a half each; the others as many as one of them, or fewer.
 JUDGED = ("test_forward_and_backward", "test_any_data")
 
 

@@ -84,7 +84,7 @@ SECTIONS = (
         "(to the bit) and a definition in NumPy that shares no line with either. Counts are of "
         "calls whose first derivatives are judged, + those of second order and of witnesses.",
         (
-            _tests("170 calls of each kind", "fuzz"),
+            _tests("500 calls and more of each backend", "fuzz"),
             _target(
                 "20,000 calls of each backend from fresh seeds",
                 "fuzz",
