@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from tests.compatibility import plans
+
 
 @dataclass(frozen=True)
 class Check:
@@ -146,12 +148,17 @@ SECTIONS = (
         (
             _tests("which symbols the libraries ask for and show; where AVX is", "binaries"),
             _tests("how it is built, what is said where it cannot be", "build", "compatibility"),
-            _target("an older torch, no compiler", "test-older"),
+            _target(
+                "an older torch, no compiler",
+                "test-older",
+                "test-older-torch-2.13.0",
+                "test-older-sdist-no-compiler",
+            ),
             _target(
                 "torch 2.10 to the newest, Python 3.10 to 3.13, wheel and source distribution, "
                 "without compiler, Triton or NumPy",
                 "test-compatibility",
-                "compatibility",
+                *(f"compatibility-{plan.name}" for plan in plans.everything(())),
                 in_ci=False,
             ),
             _target("what an import takes", "bench-import", "import-time", in_ci=False),

@@ -48,12 +48,14 @@ def _shown(check: Check, result: Result) -> str:
 
 
 def _stamps(results: dict[str, Result]) -> str:
-    rows = ["| result | date | commit | took | with |", "|---|---|---|---|---|"]
+    groups: dict[str, list[str]] = {}
     for name, result in sorted(results.items()):
         found = dict(result["stamp"])
         date, commit = found.pop("date", ""), found.pop("commit", "")
-        minutes = f"{result['minutes']} min" if "minutes" in result else ""
         processor = found.pop("processor", "")
         versions = ", ".join(f"{package} {number}" for package, number in sorted(found.items()))
-        rows.append(f"| {name} | {date} | {commit} | {minutes} | {versions}; {processor} |")
-    return "\n".join(rows)
+        took = f" ({result['minutes']} min)" if "minutes" in result else ""
+        under = f"| {date} | {commit} | {versions}; {processor} |"
+        groups.setdefault(under, []).append(f"{name}{took}")
+    rows = [f"{under} {', '.join(names)} |" for under, names in sorted(groups.items())]
+    return "\n".join(["| date | commit | with | results |", "|---|---|---|---|", *rows])

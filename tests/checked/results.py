@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Collection
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,13 +59,15 @@ def record(name: str, summary: str, *, ok: bool = True) -> None:
     (FRESH / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def collect() -> dict[str, Result]:
-    """All results by name: those kept from earlier, replaced by those that lie under build."""
+def collect(names: Collection[str]) -> dict[str, Result]:
+    """These results: those kept from earlier, replaced by those that lie under build. What else was
+    kept is forgotten."""
     found: dict[str, Result] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for path in sorted(FRESH.glob("*.json")):
         found[path.stem] = json.loads(path.read_text())
     for path in sorted(FRESH.glob("*.xml")):
         found[path.stem] = read_junit(path)
+    found = {name: result for name, result in found.items() if name in names}
     KEPT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found
 

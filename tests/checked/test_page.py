@@ -73,12 +73,25 @@ def test_counts_of_a_report(tmp_path: Path) -> None:
     assert page._row(Check("none", ("tests/test_c.py",)), halves).endswith("no test ran |")
 
 
+def test_results_made_under_the_same_share_a_line() -> None:
+    old, new = {"date": "2026-01-01", "torch": "2.10"}, {"date": "2026-02-02", "torch": "2.11"}
+    found = {
+        "b": {"stamp": old, "minutes": 1.5},
+        "a": {"stamp": old},
+        "c": {"stamp": new},
+    }
+    lines = page._stamps(found).splitlines()[2:]
+    assert [line.rpartition(" | ")[2] for line in lines] == ["a, b (1.5 min) |", "c |"]
+    assert "2026-01-01" in lines[0] and "torch 2.11" in lines[1]
+
+
 def test_new_results_replace_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "FRESH", tmp_path / "build")
     monkeypatch.setattr(results, "KEPT", tmp_path / "kept.json")
-    (tmp_path / "kept.json").write_text(json.dumps({"fuzz": {"summary": "old"}, "b": {}}))
+    kept = {"fuzz": {"summary": "old"}, "b": {}, "gone": {}}
+    (tmp_path / "kept.json").write_text(json.dumps(kept))
     results.record("fuzz", "20,000 calls")
-    found = results.collect()
-    assert found["fuzz"]["summary"] == "20,000 calls" and "b" in found
+    found = results.collect(["fuzz", "b", "never run"])
+    assert found["fuzz"]["summary"] == "20,000 calls" and found.keys() == {"fuzz", "b"}
     assert "torch" in found["fuzz"]["stamp"] and found["fuzz"]["stamp"]["date"].startswith("20")
     assert json.loads((tmp_path / "kept.json").read_text()) == found

@@ -33,7 +33,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="a selection of the kernels' tests, and a wheel of what is compiled in this tree",
     )
     parser.add_argument(
-        "--record", default="compatibility", metavar="NAME", help="of the result for tests/checked"
+        "--record",
+        metavar="NAME",
+        help="that the results for tests/checked begin with; of a quick run none are kept without",
     )
     parser.add_argument("--jobs", type=int, default=1, help="environments at a time")
     parser.add_argument("--keep", action="store_true", help="the environments, for a look inside")
@@ -42,22 +44,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = set(options.packages or ()) - set(names)
     if unknown:
         parser.error(f"--packages should be some of {names}, got {sorted(unknown)}")
+    if not options.quick:
+        options.record = options.record or "compatibility"
     return options
 
 
 def chosen(options: argparse.Namespace) -> list[plans.Plan]:
     """The plans that the options ask for."""
     all_of_it = options.torch is None and options.python is None and options.packages is None
-    torches = plans.TORCHES if all_of_it else options.torch or ()
-    pythons = plans.PYTHONS if all_of_it else options.python or ()
-    wanted = options.packages
-    if all_of_it or wanted == []:
-        wanted = [plan.name for plan in plans.PACKAGES]
     tests = plans.SELECTION if options.quick else plans.KERNEL_TESTS
+    if all_of_it:
+        return plans.everything(tests)
+    wanted = options.packages
+    if wanted == []:
+        wanted = [plan.name for plan in plans.PACKAGES]
     return [
-        *(plans.for_torch(version, tests) for version in torches),
+        *(plans.for_torch(version, tests) for version in options.torch or ()),
         *(plan for plan in plans.PACKAGES if plan.name in (wanted or ())),
-        *(plans.for_python(version, tests) for version in pythons),
+        *(plans.for_python(version, tests) for version in options.python or ()),
     ]
 
 
@@ -123,11 +127,11 @@ def main() -> int:
     for result in check_all(wanted, built, WORK, options.keep, options.jobs):
         results.append(result)
         print(line(result.row()), flush=True)
+        if options.record:
+            record(f"{options.record}-{result.name}", brief(result), ok=not result.problems)
         write(results, built, missing, options.quick)
     print(summary(results))
-    fine = bool(results) and not any(result.problems for result in results)
-    record(options.record, "<br>".join([summary(results), *map(brief, results)]), ok=fine)
-    return 0 if fine else 1
+    return 0 if results and not any(result.problems for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -143,3 +143,12 @@ def for_python(version: str, tests: tuple[str, ...]) -> Plan:
         tests=(Tests(tests),),
         says=(_NATIVE, rf"python +{version}\.", rf"numpy_ops .*python {version}\."),
     )
+
+
+def everything(tests: tuple[str, ...]) -> list[Plan]:
+    """All environments; those of a version of torch or Python run these tests."""
+    return [
+        *(for_torch(version, tests) for version in TORCHES),
+        *PACKAGES,
+        *(for_python(version, tests) for version in PYTHONS),
+    ]
