@@ -102,8 +102,8 @@ def whole_state(network: nn.Module) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    if isinstance(network, FullyShardedDataParallel) and torch.__version__ < (2, 11):
-        # There its state_dict() dies of freed memory on the CPU, whatever it wraps.
+    if isinstance(network, FullyShardedDataParallel):
+        # Whatever it wraps, its state_dict() dies of freed memory on the CPU of torch 2.10 to 2.13.
         with FullyShardedDataParallel.summon_full_params(network, writeback=False):
             named = [*network.named_parameters(), *network.named_buffers()]
             return {name: tensor.detach().clone() for name, tensor in named}
