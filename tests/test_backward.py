@@ -65,6 +65,20 @@ def test_equal_terms_do_not_drift(backend: str, size: cases.Size, alpha: str) ->
         )
 
 
+def test_averages_of_equal_numbers_do_not_drift(backend: str) -> None:
+    """Nine times 0.7 in one chain of additions is off by more than two rounding units."""
+    alpha = torch.ones(1)
+    grad_out = torch.tensor([1.6016982, 0.024383947, 1.6016982, 0.024383947])
+    grad_out = torch.cat([grad_out, torch.tensor([0.3841343, 3.1474295, 0.3841343, 3.1474295])])
+    grad_out = grad_out.view(2, 1, 2, 2)
+    options = {"stride": 2, "count_include_pad": False, "normalize": None}
+    case = Case((2, 1, 3, 3), candidates=("avg_pool_5x5",), **options)
+    x = torch.full(case.size, 0.7)
+    judge.verdict(
+        judge.run(judge.fused(backend), case, x, alpha, grad_out), case, x, alpha, grad_out
+    )
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("other", ["max_pool_3x3", "avg_pool_3x3", "max_pool_1x3"])
 def test_zeros_times_what_is_not_finite(backend: str, other: str, value: float) -> None:

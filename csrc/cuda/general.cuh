@@ -78,9 +78,11 @@ METAPOOL_INLINE Acc<T> average(const T* plane, const Map<const T>& map, const Si
   const Range columns = held(center_x, window.radius_w, sizes.w);
   Acc<T> sum = 0;
   for (int64_t y = rows.begin; y < rows.end; ++y) {
+    Acc<T> row = 0;  // shorter chains of additions round less
     for (int64_t x = columns.begin; x < columns.end; ++x) {
-      sum += widen(plane[y * map.stride_h + x * map.stride_w]);
+      row += widen(plane[y * map.stride_h + x * map.stride_w]);
     }
+    sum += row;
   }
   return sum / area_of<Acc<T>>(sizes, window, center_y, center_x);
 }
@@ -158,11 +160,12 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Map<const T>& grad_out
   const int width = 2 * window.radius_w + 1;
   Acc<T> sum = 0;
   for (int64_t y = rows.begin; y < rows.end; ++y) {
+    Acc<T> row = 0;
     for (int64_t x = columns.begin; x < columns.end; ++x) {
       const int64_t center_y = y * sizes.stride_h, center_x = x * sizes.stride_w;
       const Acc<T> grad = widen(plane[y * grad_out.stride_h + x * grad_out.stride_w]);
       if (window.kind == Kind::kAvg) {
-        sum += grad / area_of<Acc<T>>(sizes, window, center_y, center_x);
+        row += grad / area_of<Acc<T>>(sizes, window, center_y, center_x);
         continue;
       }
       const int64_t position =
@@ -170,9 +173,10 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Map<const T>& grad_out
       const Pixel of_window{at.n, at.c, y, x};
       if (positions[number_of(of_window, sizes.c, sizes.h_out, sizes.w_out, channels_last)] ==
           position) {
-        sum += grad;
+        row += grad;
       }
     }
+    sum += row;
   }
   return sum;
 }
