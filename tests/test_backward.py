@@ -45,21 +45,32 @@ def test_weights_of_planes_that_are_done_in_parts(
 
 
 @pytest.mark.parametrize(
-    ("size", "alpha"),
-    [((1, 2, 32, 256), "k"), ((1, 2, 32, 256), "nck"), ((1, 8192, 1, 2), "k")],
-    ids=["few_planes", "each_plane", "many_planes"],
+    ("size", "layout", "stride", "alpha"),
+    [
+        ((1, 2, 32, 256), "contiguous", 1, "k"),
+        ((1, 2, 32, 256), "contiguous", 1, "nck"),
+        ((1, 8192, 1, 2), "contiguous", 1, "k"),
+        ((1, 32, 7, 7), "contiguous", 1, "ck"),
+        ((1, 4, 32, 56), "channels_last", 1, "ck"),
+        ((1, 16, 32, 56), "channels_last", (2, 1), "ck"),
+    ],
+    ids=["few_planes", "each_plane", "many_planes", "small", "streamed", "strided"],
 )
-def test_equal_terms_do_not_drift(backend: str, size: cases.Size, alpha: str) -> None:
+def test_equal_terms_do_not_drift(
+    backend: str, size: cases.Size, layout: str, stride: int | tuple[int, int], alpha: str
+) -> None:
     """Of a constant map all terms of the gradient of alpha are equal: added one after the other,
     they are rounded the same way again and again."""
-    names = ("skip_connect", "max_pool_3x3")
+    names = ("max_pool_3x3", "avg_pool_3x3")
     weights = torch.ones(cases.ALPHA_SHAPES[alpha](1, size[1], 2), requires_grad=True)
-    for pixel, gradient in ((0.7, 0.3), (0.1, 0.9), (1 / 3, 0.37)):
-        x, grad_out = torch.full(size, pixel), torch.full(size, gradient)
-        out = fused_meta_pool(x, weights, names, normalize=None, backend=backend)
+    options = {"normalize": None, "stride": stride, "count_include_pad": False}
+    for pixel, gradient in ((0.7, 0.3), (0.1, 0.9), (1 / 3, 0.37), (0.23, 0.59)):
+        x = cases.LAYOUTS[layout](torch.full(size, pixel))
+        out = fused_meta_pool(x, weights, names, backend=backend, **options)
+        grad_out = torch.full_like(out, gradient)
         (grad,) = torch.autograd.grad(out, weights, grad_out)
-        each = x.double() * grad_out.double()
-        right = (each.sum() if alpha == "k" else each.sum((2, 3))[..., None]).expand_as(grad)
+        each = x[..., : out.shape[2], : out.shape[3]].double() * grad_out.double()
+        right = (each.sum() if alpha == "k" else each.sum((2, 3))[0, :, None]).expand_as(grad)
         torch.testing.assert_close(
             grad.double(), right, rtol=4 * torch.finfo(torch.float32).eps, atol=0
         )

@@ -22,6 +22,7 @@ class Backward {
   using Lines = MapLines<Acc, kLanes>;
 
   static constexpr bool kUnroll = kLanes > 1 && sizeof(Acc) == sizeof(float) && !kValue;
+  static constexpr int64_t kChainElements = kChain * kPackedLanes;  // of a row, for sixteen sums
 
  public:
   Backward(const Plan& plan, const BackwardArgs& args, Arena& arena)
@@ -30,7 +31,9 @@ class Backward {
         shape_(plan),
         weights_(plan, shape_, arena),
         winners_(plan, shape_, plan.max.count > 0, arena),
-        exact_(plan.stride_w == 1 && shape_.padded_w == plan.w) {
+        exact_(plan.stride_w == 1 && shape_.padded_w == plan.w),
+        chains_((plan.w * kLanes - 1) / kChainElements + 1),
+        links_(chains_ > 1 ? kChain : (plan.w * kLanes - 1) / kPackedLanes + 1) {
     const Acc nan = static_cast<Acc>(__builtin_nan(""));
     const int64_t rows = 2 * plan.radius_h + 2, size = shape_.size;
     values_.allocate(arena, rows, size, nan);
@@ -43,7 +46,7 @@ class Backward {
     x_row_ = kValue ? arena.take_row<Acc>(size, nan) : nullptr;
     grad_row_ = arena.take_row<Acc>(size, 0);
     outputs_ = arena.take_row<Acc>(size, 0);
-    parts_ = arena.take_row<Acc>(2 * plan.num_pools * kPackedLanes, 0);
+    parts_ = arena.take_row<Acc>(2 * plan.num_pools * chains_ * kPackedLanes, 0);
     weight_sums_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
     if (arena.counts_only()) return;
     for (int64_t column = 0; column < plan.w; column += plan.stride_w) {
@@ -143,8 +146,9 @@ class Backward {
             }
           });
     }
-    for (int r = 0; r < kRows; ++r) pending_pixels_ += counted[r] ? plan_.w : 0;
-    if (pending_pixels_ >= kPartialPixels) flush();
+    if (!counted[0] && !counted[kRows - 1]) return;
+    pending_ += links_;
+    if (pending_ + links_ > kChain) flush();
   }
 
   METAPOOL_INLINE void store_line(int8_t* to, int64_t at, Code<Acc> code) const {
@@ -211,7 +215,7 @@ class Backward {
                                     const Acc* grads) const {
     constexpr int kApart = kStep % kPackedLanes == 0 ? 1 : kPackedLanes / kVectorLanes<Acc>;
     constexpr int kSums = kApart < kCount ? kApart : kCount;
-    Acc* const to = parts(k, r) + (at & (kPackedLanes - 1));
+    Acc* const to = parts(k, r, (at - shape_.cell(0)) / kChainElements) + (at & (kPackedLanes - 1));
     Vec<Acc> sums[kSums];
     for (int s = 0; s < kSums; ++s) sums[s] = load(to + s * kVectorLanes<Acc>);
     for (int v = 0; v < kCount; ++v) {
@@ -223,7 +227,7 @@ class Backward {
 
   // Moves the products on into the sums.
   void flush() {
-    pending_pixels_ = 0;
+    pending_ = 0;
     if (plan_.none.index >= 0) flush_one(plan_.none.index, 1);
     if (plan_.skip.index >= 0) flush_one(plan_.skip.index, 1);
     for (const PoolItem& item : plan_.max) flush_one(item.index, 1);
@@ -234,14 +238,22 @@ class Backward {
   }
 
   void flush_one(int k, int area) {
+    const double scale = 1.0 / area;
+    double* const sums = weight_sums_ + k * kPackedLanes;
     for (int r = 0; r < 2; ++r) {
-      METAPOOL_ISA::flush(parts(k, r), weight_sums_ + k * kPackedLanes, 1.0 / area);
+      for (int64_t chain = 0; chain < chains_; ++chain) {
+        Acc* const part = parts(k, r, chain);
+        for (int lane = 0; lane < kPackedLanes; ++lane) {
+          sums[lane] += scale * static_cast<double>(part[lane]);
+          part[lane] = 0;
+        }
+      }
     }
   }
 
   // Hands the sums over and begins new ones.
   void finish_sums(Acc* share) {
-    if (pending_pixels_ > 0) flush();
+    if (pending_ > 0) flush();
     for (int k = 0; kLanes == 1 && k < plan_.num_pools; ++k) {
       double* const sums = weight_sums_ + k * kPackedLanes;
       for (int part = 1; part < kPackedLanes; ++part) sums[0] += sums[part];
@@ -395,16 +407,19 @@ class Backward {
   // For maximum `m` of output row i, the codes of the winners' lines.
   int8_t* winner_lines(int64_t i, int m) const { return winner_lines_[i * plan_.max.count + m]; }
 
-  // Sixteen sums of products for pooling k and row r of a pair. The rows are kept apart: the
-  // maxima of both are found together, vector by vector.
-  Acc* parts(int k, int r) const { return parts_ + (2 * k + r) * kPackedLanes; }
+  // Sixteen sums of products for pooling k, row r of a pair and a piece of the row. The rows are
+  // kept apart: the maxima of both are found together, vector by vector.
+  Acc* parts(int k, int r, int64_t chain) const {
+    return parts_ + ((2 * k + r) * chains_ + chain) * kPackedLanes;
+  }
 
   const Plan& plan_;
   const BackwardArgs& args_;
   const RowShape<Acc, kLanes> shape_;
   Weights<Acc, kLanes> weights_;
   Winners<Acc, kLanes, true, kValue> winners_;
-  const bool exact_;  // blocks hold no columns but those of outputs
+  const bool exact_;              // blocks hold no columns but those of outputs
+  const int64_t chains_, links_;  // of a row's products with another, and how long each gets
   RowRing<Acc> values_, grads_, scaled_, routed_;
   ColumnRows<Acc> sums_;
   RowRing<int8_t> winner_lines_;
@@ -412,7 +427,7 @@ class Backward {
   double* weight_sums_;  // [num_pools][16]
   const Task* task_ = nullptr;
   bool wants_weights_ = false;
-  int64_t next_line_ = 0, pending_pixels_ = 0;
+  int64_t next_line_ = 0, pending_ = 0;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

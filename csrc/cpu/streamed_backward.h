@@ -17,6 +17,7 @@ class StreamedBackward {
   // Maxima of rows and their gradients lie in padded rows, so that streams may run over both ends.
   static constexpr int kPadding = kStreamedRadius;
   static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16, kLargestRing = 64;
+  static constexpr int kPendingRows = 8;
   static constexpr int64_t kMostSteps = kLargestRing;
 
   template <int kRadius>
@@ -64,7 +65,7 @@ class StreamedBackward {
     if (!weights_.finite()) return false;
     fill_row(parts_, plan_.num_pools * kPackedLanes, 0.0f);
     fill_row(products_, plan_.num_pools * kPackedLanes, 0.0);
-    pending_pixels_ = 0;
+    pending_rows_ = 0;
 
     const int radius = plan_.radius_h;
     const int64_t begin = first_valid(task.row_begin, 2 * radius);
@@ -97,8 +98,14 @@ class StreamedBackward {
     if (x_.whole() && wants_x_ && grad_x.as_row(0) == nullptr) {
       grad_x.store_dense(0, plan_.h, grad_x_);
     }
-    flush_products();
-    if (wants_weights_) write_share(plan_, task, products_, share);
+    if (!wants_weights_) return true;
+    flush_parts();
+    for (const PoolItem& item : plan_.avg) {  // sums so far
+      const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
+      double* const products = products_ + item.index * kPackedLanes;
+      for (int lane = 0; lane < kPackedLanes; ++lane) products[lane] /= area;
+    }
+    write_share(plan_, task, products_, share);
     return true;
   }
 
@@ -168,18 +175,19 @@ class StreamedBackward {
     }
   }
 
-  // Takes a tree along its line: nothing comes back before step `pull_begin`, and nothing is found
-  // from `push_end` on.
+  // Takes a tree along steps [begin, end) of its line: nothing comes back before step `pull_begin`,
+  // and nothing is found from `push_end` on.
   template <typename Push, typename Pull>
-  static METAPOOL_INLINE void run_tree(int64_t pull_begin, int64_t push_end, int64_t steps,
-                                       Push push, Pull pull) {
-    int64_t step = 0;
+  static METAPOOL_INLINE void run_tree(int64_t begin, int64_t end, int64_t pull_begin,
+                                       int64_t push_end, Push push, Pull pull) {
+    if (push_end > end) push_end = end;
+    int64_t step = begin;
     for (; step < pull_begin && step < push_end; ++step) push(step);
     for (; step < push_end; ++step) {
       push(step);
       pull(step);
     }
-    for (; step < steps; ++step) pull(step);
+    for (; step < end; ++step) pull(step);
   }
 
   // Takes the tree of radius kRadius over lines [line, line_end) of [begin, end).
@@ -202,17 +210,16 @@ class StreamedBackward {
       out[i] = done >= begin ? maxima_of(kRadius, done) : unused_;
     }
     auto* state = reinterpret_cast<ColumnState<kRadius>*>(states_[kRadius]);
-    float* const part = parts_ + item.index * kPackedLanes;
+    double* const products = products_ + item.index * kPackedLanes;
+    // A column's products with rows of grad_out are at most so many in a block of kChain steps.
+    const int64_t links = kChain < plan_.h ? kChain : plan_.h;
+    const int64_t push_end = last ? steps - kRadius : steps;
+    const int64_t wanted = wants_x_ ? steps : push_end;
+    const int64_t pull_begin = !wants_x_ ? push_end : first ? kRadius : 0;
     for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
       const Floats weights = load(weights_.of(item) + slot);
       Floats sum{};
-      int64_t pending = 0;
-      const auto flush_sum = [&] METAPOOL_LAMBDA {
-        store(part + slot, sum);
-        flush(part, products_ + item.index * kPackedLanes, 1);
-        sum = Floats{};
-        pending = 0;
-      };
+      int64_t chained = 0;
       for (int64_t column = 0; column < plan_.w; ++column, ++state) {
         const int64_t at = column * kPackedLanes + slot;
         MaximaTree<kRadius> tree;
@@ -237,14 +244,17 @@ class StreamedBackward {
                   return weights * load(grads[i] + at);
                 }));
         };
-        const int64_t push_end = last ? steps - kRadius : steps;
-        wants_x_ ? run_tree(first ? kRadius : 0, push_end, steps, push, pull)
-                 : run_tree(push_end, push_end, push_end, push, pull);
+        for (int64_t begin = 0; begin < wanted; begin += kChain) {
+          const int64_t end = begin + kChain < wanted ? begin + kChain : wanted;
+          run_tree(begin, end, pull_begin, push_end, push, pull);
+          chained += links;
+          if (chained + links <= kChain) continue;
+          hand_on(sum, products + slot);
+          chained = 0;
+        }
         if (!last) state->tree = tree;
-        pending += steps;
-        if (pending >= kPartialPixels) flush_sum();
       }
-      flush_sum();
+      hand_on(sum, products + slot);
     }
   }
 
@@ -264,8 +274,6 @@ class StreamedBackward {
       products.out = unused_;
       stream_radii<true>(products);
     }
-    pending_pixels_ += plan_.w;
-    if (pending_pixels_ >= kPartialPixels) flush_products();
     if (!owned) return;
 
     float* const in_map = wants_x_ ? grad_x.as_row(i) : nullptr;
@@ -300,12 +308,14 @@ class StreamedBackward {
     }
     for (const PoolItem& item : plan_.avg) {
       averages.weights[item.radius_w] = weights_.averages_of(item);
-      averages.products[item.radius_w] = parts_ + item.index * kPackedLanes;
+      averages.parts[item.radius_w] = parts_ + item.index * kPackedLanes;
+      averages.products[item.radius_w] = products_ + item.index * kPackedLanes;
     }
     if (plan_.skip.index >= 0) {
       averages.x = grads_[i];
       averages.x_weights = weights_.of(plan_.skip);
-      averages.x_products = parts_ + plan_.skip.index * kPackedLanes;
+      averages.x_parts = parts_ + plan_.skip.index * kPackedLanes;
+      averages.x_products = products_ + plan_.skip.index * kPackedLanes;
     }
     averages.other = x_[i];
     averages.columns = plan_.w;
@@ -314,9 +324,10 @@ class StreamedBackward {
   }
 
   template <bool kProducts>
-  void stream_radii(const AverageRow& averages) const {
+  void stream_radii(const AverageRow& averages) {
     with_set(averages_,
              [&](auto set) METAPOOL_LAMBDA { stream_averages<set, kProducts>(averages); });
+    if (kProducts && ++pending_rows_ == kPendingRows) flush_parts();
   }
 
   // out += what the rows' maxima send back along row i.
@@ -347,19 +358,17 @@ class StreamedBackward {
         float* const to = out + (column - 2 * kRadius) * pitch + slot;
         store(to, load(to) + gradient);
       };
-      run_tree(kRadius, plan_.w + kRadius, plan_.w + 2 * kRadius, push, pull);
+      run_tree(0, plan_.w + 2 * kRadius, kRadius, plan_.w + kRadius, push, pull);
     }
   }
 
-  // Moves the products of averages and identity on; averages have been sums so far.
-  void flush_products() {
-    pending_pixels_ = 0;
-    const auto flush_item = [&](const PoolItem& item) {
-      const int area = (2 * item.radius_h + 1) * (2 * item.radius_w + 1);
-      flush(parts_ + item.index * kPackedLanes, products_ + item.index * kPackedLanes, 1.0 / area);
-    };
-    if (plan_.skip.index >= 0) flush_item(plan_.skip);
-    for (const PoolItem& item : plan_.avg) flush_item(item);
+  // Moves what is left of the rows' products on.
+  void flush_parts() {
+    pending_rows_ = 0;
+    for (int k = 0; k < plan_.num_pools * kPackedLanes; ++k) {
+      products_[k] += parts_[k];
+      parts_[k] = 0;
+    }
   }
 
   const Plan& plan_;
@@ -374,9 +383,9 @@ class StreamedBackward {
   RowRing<float> rows_[kStreamedRadius + 1];  // maxima of rows, then their gradients
   char* states_[kStreamedRadius + 1];
   float *zeros_, *lowest_, *unused_, *grad_x_;
-  float* parts_;      // of the products, [num_pools][16]
-  double* products_;  // the same
-  int64_t pending_pixels_ = 0;
+  double* products_;  // of pooled rows with grad_out, [num_pools][16]
+  float* parts_;      // the last few of averages and identity, not yet handed on
+  int64_t pending_rows_ = 0;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

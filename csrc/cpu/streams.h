@@ -151,6 +151,12 @@ struct MaximaTree {
   }
 };
 
+// Hands a vector of sums of products on.
+METAPOOL_INLINE void hand_on(Floats& part, double* sums) {
+  for (int lane = 0; lane < kVectorLanes<float>; ++lane) sums[lane] += part[lane];
+  part = Floats{};
+}
+
 // Where a row of averages comes from and goes to. Weights are those of the lanes; lines are those
 // at distances -kStreamedRadius and on, from their first column; rows are dense.
 struct AverageRow {
@@ -163,8 +169,10 @@ struct AverageRow {
   // of its sums along the row with the lines' sums down the columns are added to. Over all rows,
   // that is the product of the pooled other map with the map of the lines.
   const float* other;
-  float* products[kStreamedRadius + 1];
-  float* x_products;
+  float* parts[kStreamedRadius + 1];
+  float* x_parts;
+  double* products[kStreamedRadius + 1];
+  double* x_products;
 };
 
 // out = the weighted identity + the weighted averages of radii kSet. Weights are finite: sums of
@@ -179,15 +187,11 @@ void stream_averages(const AverageRow row) {
     };
     Floats acc[2 * kRadius + 1] = {};     // the outputs around the column that is added
     Floats others[2 * kRadius + 1] = {};  // the other row's pixels there
-    Floats products[kRadius + 1] = {}, x_product{};
-    const auto hand_products_on = [&] METAPOOL_LAMBDA {
-      const auto hand_on = [&](float* to, Floats& product) METAPOOL_LAMBDA {
-        store(to + slot, load(to + slot) + product);
-        product = Floats{};
-      };
-      if (row.x != nullptr) hand_on(row.x_products, x_product);
+    Floats parts[kRadius + 1] = {}, x_part{};
+    const auto for_each_part = [&](auto body) METAPOOL_LAMBDA {
+      if (row.x != nullptr) body(x_part, row.x_parts + slot, row.x_products + slot);
       for (int r = 1; r <= kRadius; ++r) {
-        if (contains(kSet, r)) hand_on(row.products[r], products[r]);
+        if (contains(kSet, r)) body(parts[r], row.parts[r] + slot, row.products[r] + slot);
       }
     };
 
@@ -205,7 +209,7 @@ void stream_averages(const AverageRow row) {
         if constexpr (kProducts) other += others[kRadius - r] + others[kRadius + r];
         if (!contains(kSet, r)) continue;
         weighted[r] = load(row.weights[r] + slot) * sum;
-        if constexpr (kProducts) products[r] += other * sum;
+        if constexpr (kProducts) parts[r] += other * sum;
       }
       for (int r = kRadius; r >= 1; --r) {
         if (r < kRadius)
@@ -217,7 +221,7 @@ void stream_averages(const AverageRow row) {
       if (row.x != nullptr) {
         const Floats x = load_pixel(row.x, column);
         acc[kRadius] += load(row.x_weights + slot) * x;
-        if constexpr (kProducts) x_product += x * others[kRadius];
+        if constexpr (kProducts) x_part += x * others[kRadius];
       }
     };
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
@@ -230,10 +234,16 @@ void stream_averages(const AverageRow row) {
     for (int64_t column = 0; column < row.columns; ++column) {
       add(column);
       finish(column - kRadius);
-      if (kProducts && (column + 1) % kPartialPixels == 0) hand_products_on();
+      if (kProducts && (column + 1) % kChain == 0) {
+        for_each_part([](Floats& part, float*, double* sums)
+                          METAPOOL_LAMBDA { hand_on(part, sums); });
+      }
     }
     for (int64_t column = row.columns - kRadius; column < row.columns; ++column) finish(column);
-    if constexpr (kProducts) hand_products_on();
+    if constexpr (kProducts) {
+      for_each_part([](Floats part, float* to, double*)
+                        METAPOOL_LAMBDA { store(to, load(to) + part); });
+    }
   }
 }
 

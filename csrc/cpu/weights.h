@@ -11,17 +11,9 @@ METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
   return load(values + ((offset + b * Block<Acc, kLanes>::kStep) & (kPackedLanes - 1)));
 }
 
-// Products are added up over about so many pixels before they are handed on, in the end to double.
-constexpr int64_t kPartialPixels = 64;
-
-// Moves sixteen partial sums on into sums in double.
-template <typename Acc>
-METAPOOL_INLINE void flush(Acc* parts, double* sums, double scale) {
-  for (int part = 0; part < kPackedLanes; ++part) {
-    sums[part] += scale * static_cast<double>(parts[part]);
-    parts[part] = 0;
-  }
-}
+// So many products are added up one after the other before they are handed on to a sum in double:
+// equal ones are rounded the same way each time, and a longer chain would drift.
+constexpr int64_t kChain = 16;
 
 // Writes a task's share of the gradient of the weights; sums: [num_pools][16], by lane.
 template <typename Acc>

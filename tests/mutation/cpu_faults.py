@@ -122,8 +122,8 @@ KERNELS = (
     _kernel(
         "products stay in single precision",
         "cpu/weights.h",
-        "constexpr int64_t kPartialPixels = 64;",
-        "constexpr int64_t kPartialPixels = int64_t{1} << 40;",
+        "constexpr int64_t kChain = 16;",
+        "constexpr int64_t kChain = int64_t{1} << 40;",
     ),
     # Forward.
     _kernel(
