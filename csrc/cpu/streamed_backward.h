@@ -17,8 +17,8 @@ class StreamedBackward {
   // Maxima of rows and their gradients lie in padded rows, so that streams may run over both ends.
   static constexpr int kPadding = kStreamedRadius;
   static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16, kLargestRing = 64;
-  static constexpr int kPendingRows = 8;
   static constexpr int64_t kMostSteps = kLargestRing;
+  static constexpr int kPendingRows = 8;  // whose parts are added up before they are handed on
 
   template <int kRadius>
   struct ColumnState {
@@ -384,7 +384,7 @@ class StreamedBackward {
   char* states_[kStreamedRadius + 1];
   float *zeros_, *lowest_, *unused_, *grad_x_;
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
-  float* parts_;      // the last few of averages and identity, not yet handed on
+  float* parts_;      // the same of averages and identity, not yet handed on
   int64_t pending_rows_ = 0;
 };
 

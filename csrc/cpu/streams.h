@@ -165,9 +165,10 @@ struct AverageRow {
   const float *x, *x_weights;  // of the identity, null where there is none
   float* out;
   int64_t columns, pitch;  // of `out`: elements from pixel to pixel
-  // With kProducts: a row of another map, and the sixteen sums for each pooling that the products
-  // of its sums along the row with the lines' sums down the columns are added to. Over all rows,
-  // that is the product of the pooled other map with the map of the lines.
+  // With kProducts: a row of another map, and for each pooling the sixteen sums of the products of
+  // its sums along that row with the lines' sums down the columns. Over all rows, that is the
+  // product of the pooled other map with the map of the lines. What a row leaves of a chain of
+  // kChain products goes to the parts, all others to the products.
   const float* other;
   float* parts[kStreamedRadius + 1];
   float* x_parts;
