@@ -118,7 +118,8 @@ def verdict(got: Results, case: Case, x: Tensor, alpha: Tensor, grad_out: Tensor
     for name, result in got.items():
         assert result.dtype is dtypes[name], f"{name} has dtype {result.dtype}"
         wide = accumulation(x.dtype)
-        compare(name, result, right[name], plain[name], sizes[name], terms(case), wide)
+        count = terms(case, name)
+        compare(name, result, right[name], plain[name], sizes[name], count, wide)
 
 
 def compare(
@@ -138,7 +139,7 @@ def compare(
     - float32: the same again, and one rounding unit. Ours and eager PyTorch's errors are those of
       different orders of the same additions, so either may be the larger one.
     - float64: half a rounding unit for each of ``count`` additions. The truth is no more exact
-      than that, a float64 sum itself. What right kernels are seen to need is a fifth of it.
+      than that, a float64 sum itself. What right kernels are seen to need of maps is a fifth of it.
     - float16 and bfloat16: eight rounding units of float32. Ours is the sum in float32, rounded
       once; no value of the dtype is nearer to the truth by more than the error of that sum.
     """
@@ -180,10 +181,15 @@ def magnitudes(
     return {name: sums[name].max().item() if sums[name].numel() else 0.0 for name in wants}
 
 
-def terms(case: Case) -> int:
-    """How many numbers are added up, one after the other, for one element of a map."""
+def terms(case: Case, name: str) -> int:
+    """How many numbers are added up, one after the other, for one element of a result.
+
+    Those of a window and of all candidates; for the gradient of alpha, a sum over the whole map,
+    sixteen more, which PyTorch's sum, the truth's, puts into one chain.
+    """
     parsed = parse_candidates(case.candidates)
-    return max(candidate.kh * candidate.kw for candidate in parsed) + len(parsed)
+    window = max(candidate.kh * candidate.kw for candidate in parsed)
+    return window + len(parsed) + (16 if name == "grad_alpha" else 0)
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -1,6 +1,7 @@
 """The judge itself: right results pass, wrong kernels fail for the reason they should."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -164,6 +165,23 @@ def test_forty_units_are_too_many_in_float64(candidates: tuple[str, ...], name: 
     results[name].view(-1)[0] += 38 * unit
     with pytest.raises(AssertionError, match=f"{name}: {WRONG_VALUE}"):
         judge.verdict(results, case, x, alpha, grad_out)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_truth_is_not_exact_either(seed: int) -> None:
+    """In float64 it is a sum like any other: what lies nearer to the exact one is right, on
+    whichever side."""
+    names = ("skip_connect",)
+    case = Case((1, 11, 7, 1), torch.float64, data="equal", candidates=names, normalize=None)
+    x, alpha, _ = case.tensors()
+    column = torch.rand(11, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    grad_out = column[:, None, None].expand(case.size)
+    pairs = zip(x.flatten().tolist(), grad_out.flatten().tolist(), strict=True)
+    exact = sum(Fraction(a) * Fraction(b) for a, b in pairs)
+    results = judge.run(judge.truth, case, x, alpha, grad_out)
+    error = Fraction(results["grad_alpha"].item()) - exact
+    results["grad_alpha"].fill_(float(exact - error / 2))
+    judge.verdict(results, case, x, alpha, grad_out)
 
 
 def test_eager_pytorch_passes_its_own_judge() -> None:

@@ -127,7 +127,7 @@ def _compare(
     )
     size = judge.magnitudes(case, *small, wants)[name]
     part = got.narrow(axis, start, inside[2])
-    judge.compare(name, part, right, plain, size, judge.terms(case), torch.float32)
+    judge.compare(name, part, right, plain, size, judge.terms(case, name), torch.float32)
 
 
 def _assert_sums_are_right(got: Tensor, large: Large, blocks: list[Tensor], alpha: Tensor) -> None:
