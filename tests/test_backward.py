@@ -53,8 +53,9 @@ def test_weights_of_planes_that_are_done_in_parts(
         ((1, 32, 7, 7), "contiguous", 1, "ck"),
         ((1, 4, 32, 56), "channels_last", 1, "ck"),
         ((1, 16, 32, 56), "channels_last", (2, 1), "ck"),
+        ((1, 1, 6, 700), "contiguous", 2, "ck"),
     ],
-    ids=["few_planes", "each_plane", "many_planes", "small", "streamed", "strided"],
+    ids=["few_planes", "each_plane", "many_planes", "small", "streamed", "strided", "wide"],
 )
 def test_equal_terms_do_not_drift(
     backend: str, size: cases.Size, layout: str, stride: int | tuple[int, int], alpha: str
