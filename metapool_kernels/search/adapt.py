@@ -1,24 +1,28 @@
 """``metapool adapt``: train the network that was found, and its controls, at the same budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from math import ceil
 
-from accelerate import Accelerator
+import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from metapool_kernels.search import run_folder
-from metapool_kernels.search.architecture import Architecture, load_architecture
+from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.backbone import TEACHER
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.controls import build_network, network_names
-from metapool_kernels.search.data import Data, image_settings, training_batches
+from metapool_kernels.search.data import image_settings, training_batches
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive
+from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main, seed_epoch
-from metapool_kernels.search.run_folder import SEARCHED, RunFolder
+from metapool_kernels.search.report import epoch_line
+from metapool_kernels.search.run_folder import SEARCHED, RunFolder, network_folder
+from metapool_kernels.search.side_by_side import side_by_side
 from metapool_kernels.search.steps import to_device
 from metapool_kernels.search.training import Training
 
@@ -26,25 +30,24 @@ SETTINGS = ("seed", "threads", "precision", "data", "adapt")
 """The fields of the configuration that the training depends on."""
 
 
-def run_adapt(config: Config, *, resume: bool, overwrite: bool) -> None:
+def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -> None:
     """Train all networks, with each seed, in the same order of images.
+
+    Args:
+        config: the settings.
+        resume: go on where an earlier run was broken off.
+        overwrite: delete what an earlier run has left.
+        jobs: networks that are trained at a time, each in a process of its own.
 
     Raises:
         UserError: there is no finished search, it was made on other data, or the networks have
             been trained already and neither ``resume`` nor ``overwrite`` was asked for.
     """
     accelerator = make_accelerator(config)
-    searched = RunFolder(config.output)
-    architecture = load_architecture(searched / run_folder.ARCHITECTURE)
-    searched.check_settings(config, image_settings(config))
-    with accelerator.local_main_process_first():
-        data = load_data(config)
-    split = searched.load_split()
-    split.check(data)
-    names = network_names(config.adapt.controls)
-    images = sorted(split.weight + split.alpha)
-
-    run = RunFolder(searched / run_folder.ADAPT)
+    if jobs > 1 and accelerator.num_processes > 1:
+        raise UserError("--jobs is for one process; several, as of torchrun, train together")
+    trainer = _Trainer(config)
+    run, searched = trainer.run, trainer.searched
 
     def begin() -> None:
         run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)
@@ -52,44 +55,82 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool) -> None:
         searched.remove(run_folder.EVALUATION, run_folder.CONTROLS, run_folder.EXPORT)
 
     on_main(accelerator, begin)
-    for seed in range(config.seed, config.seed + config.adapt.seeds):
-        for name in names:
-            own = RunFolder(run / name / str(seed))
-            if not (own / run_folder.WEIGHTS).exists():
-                network = _network(
-                    name, architecture, seed, config, searched, data, images, accelerator
-                )
-                training = Training(network, config, data, images, seed, accelerator)
-                _train(training, own, f"{name}, seed {seed}")
+    networks = [
+        (name, seed)
+        for seed in range(config.seed, config.seed + config.adapt.seeds)
+        for name in network_names(config.adapt.controls)
+    ]
+    waiting = [network for network in networks if not trainer.is_trained(*network)]
+    if jobs == 1:
+        for network in waiting:
+            trainer.train(*network)
+    else:
+        side_by_side(partial(_train_quietly, config), waiting, jobs)
     on_main(accelerator, lambda: draw(searched))
 
 
-def _train(training: Training, run: RunFolder, name: str) -> None:
-    checkpoint = run.load_checkpoint()
-    if checkpoint is not None:
-        with run.restoring():
-            training.restore(checkpoint)
-    training.train(run, name)
-    on_main(training.accelerator, lambda: run.write_weights(run_folder.WEIGHTS, training.tensors()))
+def _train_quietly(config: Config) -> Callable[[tuple[str, int]], None]:
+    """What trains one network after the other, in a process beside the main one."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    trainer = _Trainer(config)
+    return lambda network: trainer.train(*network, quiet=True)
 
 
-def _network(
-    name: str,
-    architecture: Architecture,
-    seed: int,
-    config: Config,
-    searched: RunFolder,
-    data: Data,
-    images: Sequence[int],
-    accelerator: Accelerator,
-) -> nn.Module:
-    if name != SEARCHED or config.adapt.start == "scratch":
-        initial = None if config.model.weights == TEACHER else config.model.weights
-        return build_network(name, architecture, seed, initial)
-    model = derive(architecture, seed, searched.load_weights()).to(accelerator.device)
-    epoch_seed = seed_epoch(accelerator, seed, 0)
-    batches = training_batches(data.train_set, images, config.data, seed, 0, epoch_seed=epoch_seed)
-    # Its BatchNorm statistics are those of the supernet, in which some layers still mixed.
-    count = ceil(len(images) / config.data.batch_size)
-    update_bn(to_device(islice(batches, count), accelerator.device), model)
-    return model
+class _Trainer:
+    """Trains any of the networks of a finished search.
+
+    Raises:
+        UserError: there is none, it was made on other data, or controls are missing.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.accelerator = make_accelerator(config)
+        self.searched = RunFolder(config.output)
+        self.run = RunFolder(self.searched / run_folder.ADAPT)
+        self.architecture = load_architecture(self.searched / run_folder.ARCHITECTURE)
+        self.searched.check_settings(config, image_settings(config))
+        network_names(config.adapt.controls)
+        with self.accelerator.local_main_process_first():
+            self.data = load_data(config)
+        split = self.searched.load_split()
+        split.check(self.data)
+        self.images = sorted(split.weight + split.alpha)
+
+    def folder(self, name: str, seed: int) -> RunFolder:
+        return RunFolder(self.run / network_folder(name) / str(seed))
+
+    def is_trained(self, name: str, seed: int) -> bool:
+        return (self.folder(name, seed) / run_folder.WEIGHTS).exists()
+
+    def train(self, name: str, seed: int, *, quiet: bool = False) -> None:
+        """Train one network to its end, from its last finished epoch if it was broken off."""
+        own, title = self.folder(name, seed), f"{name}, seed {seed}"
+        training = Training(
+            self._network(name, seed), self.config, self.data, self.images, seed, self.accelerator
+        )
+        checkpoint = own.load_checkpoint()
+        if checkpoint is not None:
+            with own.restoring():
+                training.restore(checkpoint)
+        training.train(own, title, quiet=quiet)
+        if quiet:
+            print(epoch_line(training.history[-1], title), flush=True)
+        on_main(self.accelerator, lambda: own.write_weights(run_folder.WEIGHTS, training.tensors()))
+
+    def _network(self, name: str, seed: int) -> nn.Module:
+        config = self.config
+        if name != SEARCHED or config.adapt.start == "scratch":
+            initial = None if config.model.weights == TEACHER else config.model.weights
+            return build_network(name, self.architecture, seed, initial)
+        network = derive(self.architecture, seed, self.searched.load_weights())
+        network.to(self.accelerator.device)
+        epoch_seed = seed_epoch(self.accelerator, seed, 0)
+        batches = training_batches(
+            self.data.train_set, self.images, config.data, seed, 0, epoch_seed=epoch_seed
+        )
+        # Its BatchNorm statistics are those of the supernet, in which some layers still mixed.
+        count = ceil(len(self.images) / config.data.batch_size)
+        update_bn(to_device(islice(batches, count), self.accelerator.device), network)
+        return network

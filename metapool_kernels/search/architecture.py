@@ -32,9 +32,12 @@ class Layer:
         alpha: architecture parameters when the layer stopped, one for each candidate, the extra
             ones last.
         probability: averaged probability of the best when the layer stopped.
-        margin: its lead over the second.
+        margin: its lead over the others; negative if the perturbation rule chose another than the
+            most probable.
         epoch: at whose end the layer stopped, from 1.
         reason: which rule stopped it.
+        importances: of the perturbation rule, by how much the loss on the alpha half rose without
+            each candidate.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Layer:
     margin: float
     epoch: int
     reason: Reason
+    importances: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -138,7 +142,8 @@ def _check(architecture: Architecture) -> None:
     for layer in architecture.layers:
         if min(layer.channels, *layer.map_size, layer.epoch) < 1:
             raise ValueError(f"layer {layer.name!r} has a size or an epoch below 1")
-        if not all(map(math.isfinite, (*layer.alpha, layer.probability, layer.margin))):
+        numbers = (*layer.alpha, *layer.importances, layer.probability, layer.margin)
+        if not all(map(math.isfinite, numbers)):
             raise ValueError(f"layer {layer.name!r} has a number that is not finite")
         if not set(layer.choice).isdisjoint(EXTRA_CANDIDATES) and len(set(layer.choice)) < len(
             layer.choice

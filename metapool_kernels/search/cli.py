@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonargparse
 import torch
+from jsonargparse.typing import PositiveInt
 
 from metapool_kernels.search.config import Config, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, UserError
@@ -59,9 +60,11 @@ def _run(command: str, config: Config, settings: Any) -> None:
     module = import_module(f"metapool_kernels.search.{command}")
     if command == "search" and settings.dry_run:
         module.run_dry(config)
-    elif command in ("search", "adapt"):
-        run = module.run_search if command == "search" else module.run_adapt
-        run(config, resume=settings.resume, overwrite=settings.overwrite)
+    elif command == "search":
+        module.run_search(config, resume=settings.resume, overwrite=settings.overwrite)
+    elif command == "adapt":
+        again = {"resume": settings.resume, "overwrite": settings.overwrite}
+        module.run_adapt(config, jobs=int(settings.jobs), **again)
     else:
         getattr(module, f"run_{command}")(config)
 
@@ -94,6 +97,14 @@ def _parser() -> jsonargparse.ArgumentParser:
             )
             command.add_argument(
                 "--overwrite", action="store_true", help="delete what the output folder holds"
+            )
+        if name == "adapt":
+            command.add_argument(
+                "--jobs",
+                type=PositiveInt,
+                default=1,
+                help="networks to train at a time, each in a process of its own; give each its "
+                "share of the cores by --threads",
             )
         commands.add_subcommand(name, command, help=description)
     return parser

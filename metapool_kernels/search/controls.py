@@ -6,11 +6,29 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from metapool_kernels.candidates import parse_candidate
 from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.config import Control
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder
+
+FIXED = "fixed:"
+"""Before the candidate that such a control has in each layer."""
+
+_MEANINGS = {
+    SEARCHED: "what the search has chosen",
+    "none": "all that enhancers and search bring",
+    "skip": "what pooling brings beyond BatchNorm and Hardswish",
+    "random": "what choosing brings over chance",
+    "uniform": "what choosing brings over a mix, which takes the time of all candidates",
+    FIXED: "what choosing by layer brings over one pooling everywhere",
+}
+
+
+def meaning(name: str) -> str:
+    """What the searched network shows beside this one."""
+    return _MEANINGS[FIXED if name.startswith(FIXED) else name]
 
 
 def build_network(
@@ -32,11 +50,19 @@ def build_network(
         if initial is not None:
             architecture.backbone.load_initial_weights(network, initial)
         return network
+    return derive(_with_choices(name, architecture, seed), seed, initial=initial)
+
+
+def _with_choices(name: str, architecture: Architecture, seed: int) -> Architecture:
+    """The architecture of ``searched``, or with the choices of a control in its place."""
+    if name == SEARCHED:
+        return architecture
     if name == "random":
-        architecture = random_choices(architecture, seed)
-    elif name == "uniform":
-        architecture = uniform_mixture(architecture)
-    return derive(architecture, seed, initial=initial)
+        return random_choices(architecture, seed)
+    if name == "uniform":
+        return uniform_mixture(architecture)
+    candidate = "skip_connect" if name == "skip" else name.removeprefix(FIXED)
+    return _chosen(architecture, [[candidate]] * len(architecture.layers))
 
 
 def load_network(name: str, architecture: Architecture, seed: int, trained: RunFolder) -> nn.Module:
@@ -61,8 +87,15 @@ def network_names(controls: Sequence[Control]) -> list[str]:
     """The searched network and its controls, each once.
 
     Raises:
-        UserError: it would be shown without what it has to be compared with.
+        UserError: it would be shown without what it has to be compared with, or a fixed candidate
+            is none.
     """
+    for name in controls:
+        if name.startswith(FIXED):
+            try:
+                parse_candidate(name.removeprefix(FIXED))
+            except ValueError as error:
+                raise UserError(f"adapt.controls has {name!r}: {error}") from error
     missing = {"none", "random"} - set(controls)
     if missing:
         raise UserError(

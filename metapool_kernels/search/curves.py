@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from metapool_kernels.search.controls import FIXED
 from metapool_kernels.search.plots import BLUE, GRAY, GREEN, ORANGE, PURPLE, tidy
 from metapool_kernels.search.results import Evaluation, SearchEpoch, TrainingEpoch
 from metapool_kernels.search.run_folder import SEARCHED
@@ -14,6 +15,7 @@ from metapool_kernels.search.run_folder import SEARCHED
 NETWORKS = {
     SEARCHED: ("searched", BLUE),
     "none": ("without enhancers", GRAY),
+    "skip": ("enhancers without pooling", "#A0A0A0"),
     "random": ("random choices", ORANGE),
     "uniform": ("uniform mix", GREEN),
 }
@@ -22,6 +24,8 @@ NETWORKS = {
 
 def network_name(kind: str) -> str:
     """A kind of network in words."""
+    if kind.startswith(FIXED):
+        return f"{kind.removeprefix(FIXED)} everywhere"
     return NETWORKS.get(kind, (kind, PURPLE))[0]
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision.datasets
 from PIL import Image
 from timm.data.dataset_factory import create_dataset
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import ImageFolder, VisionDataset
 
+from metapool_kernels.search.bundled import load_bundled
 from metapool_kernels.search.config import Config, DataConfig
 from metapool_kernels.search.data import Data
 from metapool_kernels.search.errors import UserError
@@ -54,53 +54,13 @@ def load_data(config: Config) -> Data:
         "torchvision": lambda: _torchvision(config.data, _name(config.data)),
         "timm": lambda: _timm(config.data, _name(config.data)),
     }
-    if config.data.kind == "digits":
-        return _digits(config.data, config.seed)
+    if config.data.kind in ("digits", "mnist5k"):
+        return load_bundled(config.data, config.seed)
     if config.data.kind == "planted":
         from metapool_kernels.search.planted import load_planted
 
         return load_planted(config)
     return _assemble(config.data, *kinds[config.data.kind]())
-
-
-def _digits(config: DataConfig, seed: int) -> Data:
-    # Here alone: scikit-learn takes two seconds to import.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, targets = load_digits(return_X_y=True)
-    small = torch.from_numpy(images).float().reshape(-1, 1, 8, 8)
-    size = (config.image_size, config.image_size)
-    try:
-        large = F.interpolate(small, size, mode="bilinear", align_corners=False)
-    except RuntimeError as error:
-        raise UserError(
-            f"the digits cannot be enlarged to data.image_size {config.image_size}: "
-            f"{one_line(error)}"
-        ) from error
-    channels = 3 if config.rgb else 1
-    scaled = (large / 8 - 1).expand(-1, channels, -1, -1)
-    dataset = TensorDataset(scaled, torch.from_numpy(targets))
-    try:
-        train, evaluation = train_test_split(
-            np.arange(len(targets)), test_size=config.holdout, random_state=seed, stratify=targets
-        )
-    except ValueError as error:
-        raise UserError(
-            f"the digits cannot be divided by data.holdout {config.holdout} and seed {seed}: "
-            f"{one_line(error)}"
-        ) from error
-    labels = targets.tolist()
-    return Data(
-        train_set=dataset,
-        train_targets=labels,
-        train=train.tolist(),
-        evaluation_set=dataset,
-        evaluation_targets=labels,
-        evaluation=evaluation.tolist(),
-        classes=[str(digit) for digit in range(10)],
-        image_shape=(channels, *size),
-    )
 
 
 def _folder(config: DataConfig) -> tuple[_Part, _Part]:

@@ -24,8 +24,8 @@ def derive(
 ) -> nn.Module:
     """Build the network: each enhancer with its choice alone, the weights of a mixture fixed.
 
-    A single choice becomes plain ``torch.nn`` pooling, or the extra candidate itself; mixtures
-    keep the fused op.
+    Poolings run by the fused op, a single one too, for training; :func:`to_plain` turns them into
+    plain ``torch.nn`` modules.
 
     Args:
         architecture: what to build.
@@ -41,7 +41,8 @@ def derive(
     model = architecture.backbone.build(seed)
     if initial is not None:
         architecture.backbone.load_initial_weights(model, initial)
-    enhancers = {layer.name: _insert(model, architecture, layer) for layer in architecture.layers}
+    for layer in architecture.layers:
+        _insert(model, architecture, layer)
     if supernet_weights is not None:
         alphas = {
             name: tensor for name, tensor in model.state_dict().items() if name.endswith(ALPHA)
@@ -50,14 +51,11 @@ def derive(
             model.load_state_dict({**supernet_weights, **alphas})
         except RuntimeError as error:
             raise UserError(f"the searched weights do not fit the architecture: {error}") from error
-    for layer in architecture.layers:
-        if len(layer.choice) == 1:
-            model.set_submodule(f"{layer.name}.enhancer", enhancers[layer.name].to_torch())
     _try(model, architecture.backbone)
     return model.to(memory_format=torch.channels_last)
 
 
-def _insert(model: nn.Module, architecture: Architecture, layer: Layer) -> SpatialEnhancer:
+def _insert(model: nn.Module, architecture: Architecture, layer: Layer) -> None:
     # As MetaPool2d has them: the poolings first.
     pairs = sorted(
         zip(layer.choice, layer.weights, strict=True), key=lambda pair: _is_extra(pair[0])
@@ -75,7 +73,6 @@ def _insert(model: nn.Module, architecture: Architecture, layer: Layer) -> Spati
         raise UserError(f"{architecture.backbone.name!r} has no module {layer.name!r}") from error
     alpha = meta_pool(enhancer).alpha.requires_grad_(False)
     alpha.copy_(torch.tensor([weight for _, weight in pairs]).log())
-    return enhancer
 
 
 def _try(model: nn.Module, backbone: Backbone) -> None:

@@ -13,14 +13,16 @@ from torch import nn
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config, load_config
-from metapool_kernels.search.controls import load_network, network_names
+from metapool_kernels.search.controls import load_network, meaning, network_names
 from metapool_kernels.search.data import Data, evaluation_batches, image_settings
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.gains import costs, gains, spread_note
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
 from metapool_kernels.search.report import format_table
-from metapool_kernels.search.run_folder import SEARCHED, RunFolder
+from metapool_kernels.search.results import Results, load_results
+from metapool_kernels.search.run_folder import SEARCHED, RunFolder, network_folder
 from metapool_kernels.search.steps import to_device
 
 
@@ -39,7 +41,7 @@ def run_evaluate(config: Config) -> None:
         raise UserError(f"nothing is trained in {str(adapted.path)!r}; run 'metapool adapt' first")
     trained_with = load_config(adapted / run_folder.CONFIG)
     trained = {
-        (name, seed): RunFolder(adapted / name / str(seed))
+        (name, seed): RunFolder(adapted / network_folder(name) / str(seed))
         for name in network_names(trained_with.adapt.controls)
         for seed in range(trained_with.seed, trained_with.seed + trained_with.adapt.seeds)
     }
@@ -59,11 +61,21 @@ def run_evaluate(config: Config) -> None:
 
     def finish() -> None:
         searched.write(run_folder.EVALUATION, json.dumps(results, indent=2) + "\n")
-        print(_table(results))
         draw(searched)
+        print(_table(results))
+        _print_gains(load_results(searched))
         print(f"report: {searched / run_folder.REPORT}")
 
     on_main(accelerator, finish)
+
+
+def _print_gains(results: Results) -> None:
+    if results.evaluation is None:
+        return
+    print("\nThe searched network has, in accuracy:")
+    for line in gains(results.evaluation):
+        print(f"  {line}")
+    print(f"{spread_note(results.evaluation)} {costs(results)}")
 
 
 def _head(name: str, network: nn.Module, config: Config) -> dict[str, Any]:
@@ -115,6 +127,8 @@ def _table(results: Mapping[str, Any]) -> str:
                 f"{entry['parameters']:,}",
                 f"{entry['mean']:.2f}%{spread}",
                 f"{', '.join(correct)} of {results['images']}",
+                meaning(name),
             )
         )
-    return format_table(("network", "start", "epochs", "parameters", "accuracy", "correct"), rows)
+    head = ("network", "start", "epochs", "parameters", "accuracy", "correct", "what it shows")
+    return format_table(head, rows)

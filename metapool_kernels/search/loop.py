@@ -10,7 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.bilevel import Hypergradient, draw_tasks, hypergradient
+from metapool_kernels.search.bilevel import (
+    Hypergradient,
+    draw_tasks,
+    hypergradient,
+    importances,
+)
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import (
     Batch,
@@ -23,6 +28,7 @@ from metapool_kernels.search.data import (
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
 from metapool_kernels.search.processes import (
     check_processes,
+    mean_over_processes,
     on_main,
     prepare_model,
     seed_epoch,
@@ -206,12 +212,34 @@ class Search:
 
     def _stop_layers(self) -> None:
         """Decided once, in the main process."""
-        stops = on_main(self.accelerator, lambda: self.stopping.check(self.epoch))
+        asked = self.stopping.asks_for_importances(self.epoch)
+        measured = self._importances() if asked else None
+        stops = on_main(self.accelerator, lambda: self.stopping.check(self.epoch, measured))
         self.stopping.fix(stops)
         for stop in stops:
             self._discretise(stop)
         if stops:
             self.model = prepare_model(self.accelerator, self.model)
+
+    def _importances(self) -> dict[str, list[float]]:
+        """Of the open layers' candidates, for the loss on the alpha half, over all processes."""
+        layers = self.stopping.open_layers
+        count = min(
+            self.settings.stop.batches,
+            steps_per_epoch(self.split.alpha, self.config.data, self.accelerator.num_processes)
+            * self.config.data.accumulate,
+        )
+        # The same images at each check.
+        batches = list(islice(self._batches(self.split.alpha, 0, self.config.seed), count))
+        objective = network_objective(
+            self.supernet.model.train(),
+            [],
+            [self.supernet.alpha_name(layer) for layer in layers],
+            self.settings.weights.label_smoothing,
+        )
+        found = importances(objective, [], self.supernet.alphas(layers), batches)
+        means = mean_over_processes(self.accelerator, found)
+        return {layer: mean.tolist() for layer, mean in zip(layers, means, strict=True)}
 
     def _discretise(self, stop: Stop) -> None:
         alpha = self.supernet.alpha(stop.layer)

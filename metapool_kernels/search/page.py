@@ -7,7 +7,9 @@ from html import escape
 
 from metapool_kernels.search.architecture import Architecture
 from metapool_kernels.search.config import Config, SearchConfig, StopConfig
+from metapool_kernels.search.controls import meaning
 from metapool_kernels.search.curves import in_order, network_name, spread_text
+from metapool_kernels.search.gains import costs, gains, spread_note
 from metapool_kernels.search.report import LAYER_COLUMNS, choice_warnings, layer_rows
 from metapool_kernels.search.results import Evaluation, NetworkResult, Results
 from metapool_kernels.search.run_folder import (
@@ -86,6 +88,7 @@ def report_page(results: Results, pictures: Mapping[str, bytes]) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="headline">{escape(headline(results))}</p>',
+        _gains(results),
         warnings,
         "<h2>Comparison with controls</h2>",
         _controls(results.evaluation, pictures),
@@ -111,24 +114,35 @@ def report_page(results: Results, pictures: Mapping[str, bytes]) -> str:
 
 def headline(results: Results) -> str:
     """The result in one sentence."""
+    evaluation = results.evaluation
+    if evaluation is None or SEARCHED not in evaluation.networks:
+        return choices(results)
+    return (
+        f"The network that was found names {_spread(evaluation.networks[SEARCHED])} of "
+        f"{evaluation.images:,} held-out images correctly."
+    )
+
+
+def choices(results: Results) -> str:
+    """What was chosen, in one sentence."""
     layers = results.architecture.layers
     first = Counter(layer.choice[0] for layer in layers)
-    choices = ", ".join(f"{name} in {number}" for name, number in first.most_common())
+    counts = ", ".join(f"{name} in {number}" for name, number in first.most_common())
     mixtures = sum(len(layer.choice) > 1 for layer in layers)
     beside = f" ({mixtures} with a second one beside it)" if mixtures else ""
-    found = f"in {len(results.search)} epochs, of {len(layers)} layers, {choices}{beside}"
-    networks = results.evaluation.networks if results.evaluation else {}
-    if results.evaluation is None or SEARCHED not in networks:
-        return f"The search has chosen, {found}."
-    sentence = (
-        f"The network that was found reaches {_spread(networks[SEARCHED])} on "
-        f"{results.evaluation.images} held-out images"
+    return f"Of {len(layers)} layers the search has chosen {counts}{beside}."
+
+
+def _gains(results: Results) -> str:
+    """What was gained over which control, and at what cost."""
+    if results.evaluation is None:
+        return ""
+    lines = "".join(f"<li>{escape(line)}</li>\n" for line in gains(results.evaluation))
+    notes = f"{spread_note(results.evaluation)} {_start(results.evaluation)}".strip()
+    return (
+        f"<ul>\n{lines}</ul>\n<p>{escape(costs(results))} {escape(choices(results))}</p>\n"
+        f'<p class="note">{escape(notes)}</p>'
     )
-    others = [kind for kind in in_order(networks) if kind != SEARCHED]
-    if others:
-        against = (f"{_spread(networks[kind])} ({network_name(kind)})" for kind in others)
-        sentence += f", against {', '.join(against)}"
-    return f"{sentence}; the search has chosen, {found}."
 
 
 def _start(evaluation: Evaluation) -> str:
@@ -152,7 +166,10 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
             "and its controls, <code>metapool evaluate</code> measures them.</p>"
         )
     table = _table(
-        ("network", "start", "epochs", "parameters", "accuracy", "by seed", "mean loss"),
+        (
+            *("network", "start", "epochs", "parameters", "accuracy", "by seed", "mean loss"),
+            "what it shows",
+        ),
         [
             (
                 network_name(kind),
@@ -165,12 +182,13 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
                     for seed, one in result.seeds.items()
                 ),
                 f"{sum(one.loss for one in result.seeds.values()) / len(result.seeds):.4f}",
+                meaning(kind),
             )
             for kind in in_order(evaluation.networks)
             for result in (evaluation.networks[kind],)
         ],
     )
-    caption = _start(evaluation) + (
+    caption = (
         "Mean and standard deviation over the seeds; in brackets how many of the "
         f"{evaluation.images} images each network names correctly."
     )
@@ -218,6 +236,7 @@ def _threshold(stop: StopConfig) -> str:
         "max_probability": f"probability {stop.probability:g}",
         "entropy": f"entropy {stop.entropy:g}",
         "stable_ranking": f"top {stop.top}",
+        "perturbation": f"loss on {stop.batches} batches",
     }[stop.rule]
 
 

@@ -33,6 +33,7 @@ class SearchEpoch:
         accuracy: likewise, in percent.
         alpha_loss: mean over the steps on the alpha half; None while warming up.
         alpha_accuracy: likewise, in percent.
+        seconds: what the epoch took.
         step_ms: mean time of a step, in milliseconds.
         stopped: how many layers had stopped at the end of the epoch.
     """
@@ -42,6 +43,7 @@ class SearchEpoch:
     accuracy: float | None
     alpha_loss: float | None
     alpha_accuracy: float | None
+    seconds: float
     step_ms: float
     stopped: int
 
@@ -53,6 +55,7 @@ class TrainingEpoch:
     epoch: int
     loss: float
     accuracy: float
+    seconds: float
 
 
 @dataclass
@@ -128,7 +131,8 @@ def load_results(run: RunFolder) -> Results:
     _check_probabilities(probabilities, architecture, run / PROBABILITIES)
     training: dict[str, list[list[TrainingEpoch]]] = {}
     for path in sorted((run / run_folder.ADAPT).glob(f"*/*/{run_folder.METRICS}")):
-        training.setdefault(path.parents[1].name, []).append(_load_csv(path, TrainingEpoch))
+        name = run_folder.network_in(path.parents[1].name)
+        training.setdefault(name, []).append(_load_csv(path, TrainingEpoch))
     evaluation = None
     if (run / run_folder.EVALUATION).exists():
         evaluation = _load_json(run / run_folder.EVALUATION, Evaluation)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metapool_kernels.search.config import (
     Config,
-    Control,
     differences,
     load_config,
     to_yaml,
@@ -72,8 +71,19 @@ _CONTENTS = (
     CONTROLS,
     REPORT,
     SEARCHED,
-    *get_args(Control),
+    *("none", "skip", "random", "uniform", "fixed-*"),
 )
+"""All that a run writes, as patterns; what else lies in its folder stays."""
+
+
+def network_folder(name: str) -> str:
+    """Where in ``adapt/`` a network lies: some systems have no colon in names."""
+    return name.replace(":", "-", 1)
+
+
+def network_in(folder: str) -> str:
+    """The network that lies in a folder of :func:`network_folder`."""
+    return folder.replace("fixed-", "fixed:", 1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,8 @@ class RunFolder:
             self.check_settings(config, sections)
             return
         try:
-            present = [name for name in _CONTENTS if (self / name).exists()]
+            found = (self.path.glob(pattern) for pattern in _CONTENTS)
+            present = [path.name for paths in found for path in paths]
             if present and not overwrite:
                 raise UserError(
                     f"{str(self.path)!r} holds a run already ({', '.join(present)}); "

@@ -144,6 +144,7 @@ def found_architecture(search: Search, backbone: Backbone) -> Architecture:
                 margin=stop.margin,
                 epoch=stop.epoch,
                 reason=stop.reason,
+                importances=list(stop.importances),
             )
         )
     return Architecture(

@@ -19,9 +19,11 @@ class Stop:
     """A layer that is fixed.
 
     ``keep`` are the positions of the candidates that stay, best first; ``probability`` and
-    ``margin`` the averaged probability of the best and its lead; ``epoch`` counts from 1;
+    ``margin`` the averaged probability of the best and its lead, which is negative where the
+    perturbation rule has preferred another than the most probable; ``epoch`` counts from 1;
     ``reason`` is the rule that stopped it, ``deadline``, or ``end`` of a layer that was left open
-    to the last epoch.
+    to the last epoch; ``importances``, of the perturbation rule, by how much the loss on the
+    alpha half rose without each candidate.
     """
 
     layer: str
@@ -30,17 +32,19 @@ class Stop:
     margin: float
     epoch: int
     reason: Reason
+    importances: tuple[float, ...] = ()
 
 
-def ranking(probabilities: Sequence[float]) -> tuple[int, ...]:
-    """Positions by probability, the largest first; the earlier one first among equals."""
-    return tuple(sorted(range(len(probabilities)), key=lambda k: -probabilities[k]))
+def ranking(scores: Sequence[float]) -> tuple[int, ...]:
+    """Positions by score, the largest first; the earlier one first among equals."""
+    return tuple(sorted(range(len(scores)), key=lambda k: -scores[k]))
 
 
-def margin(probabilities: Sequence[float]) -> float:
-    """By how much the largest leads the second; all of it where there is no second."""
-    first, second = sorted([0.0, *probabilities], reverse=True)[:2]
-    return first - second
+def margin(probabilities: Sequence[float], best: int | None = None) -> float:
+    """By how much ``best``, or else the largest, leads the others; all of it without any."""
+    best = ranking(probabilities)[0] if best is None else best
+    others = (p for k, p in enumerate(probabilities) if k != best)
+    return probabilities[best] - max(others, default=0.0)
 
 
 def relative_entropy(probabilities: Sequence[float]) -> float:
@@ -63,6 +67,10 @@ def _entropy(probabilities: Sequence[float], config: StopConfig) -> tuple[int, .
     return ranking(probabilities)[:1] if low else ()
 
 
+def _perturbation(importances: Sequence[float], config: StopConfig) -> tuple[int, ...]:
+    return ranking(importances)[:1]
+
+
 def _stable_ranking(probabilities: Sequence[float], config: StopConfig) -> tuple[int, ...]:
     return ranking(probabilities)[: config.top]
 
@@ -72,6 +80,7 @@ _RULES: dict[Rule, Callable[[Sequence[float], StopConfig], tuple[int, ...]]] = {
     "max_probability": _max_probability,
     "entropy": _entropy,
     "stable_ranking": _stable_ranking,
+    "perturbation": _perturbation,
 }
 """What must be found again at each check in a row; () where nothing is decided."""
 
@@ -134,30 +143,49 @@ class ProgressiveStopping:
                 decay * a + (1 - decay) * b for a, b in zip(old, new, strict=True)
             ]
 
-    def check(self, epoch: int) -> list[Stop]:
-        """The layers that are decided at the end of ``epoch`` (from 1), which are still open."""
-        return [stop for layer in self.open_layers if (stop := self._check_layer(layer, epoch))]
+    def asks_for_importances(self, epoch: int) -> bool:
+        """Whether :meth:`check` has to be given them at the end of ``epoch``."""
+        checks = self.progressive or epoch >= self.deadline
+        return self.config.rule == "perturbation" and bool(self.averages) and checks
+
+    def check(
+        self, epoch: int, importances: Mapping[str, Sequence[float]] | None = None
+    ) -> list[Stop]:
+        """The layers that are decided at the end of ``epoch`` (from 1), which are still open.
+
+        Args:
+            epoch: from 1.
+            importances: of the open layers' candidates, if :meth:`asks_for_importances`.
+        """
+        measured = importances or {}
+        stops = (
+            self._check_layer(layer, epoch, tuple(measured.get(layer, ())))
+            for layer in self.open_layers
+        )
+        return [stop for stop in stops if stop is not None]
 
     def fix(self, stops: Sequence[Stop]) -> None:
         """Take what :meth:`check` has found, here or in another process, as final."""
         self.stops |= {stop.layer: stop for stop in stops}
 
-    def _check_layer(self, layer: str, epoch: int) -> Stop | None:
+    def _check_layer(self, layer: str, epoch: int, importances: tuple[float, ...]) -> Stop | None:
         average = self.averages.get(layer)
         if average is None:
             return None
-        order = ranking(average)
-        keep, reason = self._verdict(layer, average, epoch)
+        scores = importances or average
+        keep, reason = self._verdict(layer, scores, epoch)
         if reason is None:
             return None
-        return Stop(layer, order[:keep], average[order[0]], margin(average), epoch, reason)
+        kept = ranking(scores)[:keep]
+        lead = margin(average, kept[0])
+        return Stop(layer, kept, average[kept[0]], lead, epoch, reason, importances)
 
     def _verdict(
-        self, layer: str, average: Sequence[float], epoch: int
+        self, layer: str, scores: Sequence[float], epoch: int
     ) -> tuple[int, Reason | None]:
         """How many candidates the layer keeps and why, with None for a layer that stays open."""
         if self.progressive:
-            found = _RULES[self.config.rule](average, self.config)
+            found = _RULES[self.config.rule](scores, self.config)
             before, times = self.found[layer]
             self.found[layer] = (found, times + 1 if found == before else 1)
             if found and self.found[layer][1] >= self.config.patience:

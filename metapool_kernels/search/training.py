@@ -52,15 +52,15 @@ class Training:
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
 
-    def train(self, run: RunFolder, name: str) -> None:
-        """Train to the last epoch, saving after each."""
+    def train(self, run: RunFolder, name: str, *, quiet: bool = False) -> None:
+        """Train to the last epoch, saving after each; ``quiet`` prints nothing."""
         main = self.accelerator.is_main_process
         epochs = self.config.adapt.epochs
         bar = tqdm(
             total=epochs * self.steps,
             initial=self.epoch * self.steps,
             desc=name,
-            disable=None if main else True,
+            disable=None if main and not quiet else True,
         )
         with run.tensorboard(self.epoch + 1, active=main) as writer, bar:
             while self.epoch < epochs:
@@ -70,7 +70,8 @@ class Training:
                     run.save_checkpoint(self._checkpoint(), self.epoch)
                     run.write_metrics(self.history)
                     log_scalars(writer, row)
-                    tqdm.write(epoch_line(row, name))
+                    if not quiet:
+                        tqdm.write(epoch_line(row, name))
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained network: the averaged weights where there are such."""
