@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.func import grad, vmap
 
-from metapool_kernels import dispatch, fused_meta_pool, info, native
+from metapool_kernels import MetaPool2d, dispatch, fused_meta_pool, info, native
 from tests import setup_script
 
 ROOT = Path(__file__).parents[1]
@@ -274,3 +278,101 @@ def test_without_numpy(tmp_path: Path) -> None:
     assert "tensor(" in said
     if native.TORCH_OPS_PROBLEM is None:
         assert re.search("instruction set +(?!unknown)", said)
+
+
+CALLS = {
+    "called": "use(x)",
+    "compiled": "torch._dynamo.config.error_on_recompile = True; "
+    "torch.compile(use, fullgraph=True, backend='eager')(x)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_fallback_is_told_once(tmp_path: Path, call: str) -> None:
+    """In a process, with the reason, the way to mend it and the line; a graph stays whole."""
+    _copy(tmp_path, "*.so", "_build.json")
+    code = (
+        "import warnings, torch\n"
+        "from metapool_kernels import fused_meta_pool\n"
+        "def use(x, **forced): return fused_meta_pool(x, torch.zeros(7), **forced)\n"
+        "x = torch.ones(1, 1, 2, 2)\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    use(x, backend='reference')\n"
+        "    print(len(told), 'before')\n"
+        f"    for _ in range(2): {CALLS[call]}\n"
+        "    use(x)\n"
+        "for one in told: print(one.category.__name__, one.filename, one.message)\n"
+    )
+    before, *lines = _said(code, tmp_path).splitlines()
+    assert before == "0 before"
+    (line,) = lines
+    assert line.startswith("RuntimeWarning <string> fused_meta_pool runs in plain PyTorch on cpu")
+    assert "cpu: the compiled kernels are missing (never built); mend that" in line
+    assert "`python -m metapool_kernels.info`" in line
+
+
+def _told(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> list[str]:
+    """What a call warns of in a process that has not warned yet."""
+    monkeypatch.setattr(dispatch, "_has_warned", False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        call()
+    return [f"{Path(one.filename).name}: {one.message}" for one in told if "plain" in str(one)]
+
+
+def _pool(x: torch.Tensor) -> torch.Tensor:
+    return fused_meta_pool(x, torch.zeros(7, device=x.device))
+
+
+def _in_fake_mode() -> None:
+    with FakeTensorMode():
+        _pool(torch.empty(1, 1, 2, 2))
+
+
+SMALL = torch.ones(1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "call, tells",
+    [
+        pytest.param(lambda: torch.nn.Sequential(MetaPool2d())(SMALL), True, id="module"),
+        pytest.param(
+            lambda: vmap(grad(lambda x: _pool(x).sum()))(SMALL[None]), True, id="transforms"
+        ),
+        pytest.param(lambda: MetaPool2d(backend="reference")(SMALL), False, id="forced"),
+        pytest.param(lambda: torch.export.export(MetaPool2d(), (SMALL,)), False, id="exported"),
+        pytest.param(_in_fake_mode, False, id="fake"),
+        pytest.param(lambda: _pool(SMALL.to("meta")), False, id="meta"),
+    ],
+)
+def test_who_is_told_of_a_fallback(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[], object], tells: bool
+) -> None:
+    """The user's own line, where there are numbers and a choice."""
+    monkeypatch.setattr(native, "TORCH_OPS_PROBLEM", "they are gone")
+    told = _told(monkeypatch, call)
+    assert len(told) == tells
+    assert all(one.startswith("test_build.py: ") and "cpu: they are gone." in one for one in told)
+
+
+@pytest.mark.usefixtures("native")
+def test_kernels_are_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _told(monkeypatch, lambda: _pool(SMALL)) == []
+
+
+def test_a_fallback_on_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMD's have no kernels that could be missed, and other devices neither."""
+    gpu((9, 0), ["sm_80"])
+    monkeypatch.setattr(dispatch, "_triton_problem", lambda: "Triton is gone")
+
+    def choose(x: type) -> list[str]:
+        return _told(monkeypatch, lambda: dispatch.choose_backend(None, x))  # type: ignore[arg-type]
+
+    (told,) = choose(_OnGpu)
+    assert "on cuda, many" in told
+    assert "triton: Triton is gone. cuda: the CUDA kernels were compiled for sm_80" in told
+    assert choose(type("OnMps", (), {"device": torch.device("mps")})) == []
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    dispatch._find_gpu_problem.cache_clear()
+    assert choose(_OnGpu) == []
