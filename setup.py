@@ -245,11 +245,13 @@ class Graph:
             "ninja_required_version = 1.5",
             "rule compile",
             f"  command = {compiler} -MMD -MF $out.d $flags -c $in -o $out",
+            "  description = compiling $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
             f"  command = {compiler} -shared {shlex.join([*extra, *exports('-Wl,')])} $in -o $out "
             "$libraries",
+            "  description = linking $out",
         ]
         self.extra = extra
 
@@ -277,11 +279,13 @@ class Graph:
             "rule cuda",
             f"  command = {command} -MMD -MF $out.d {shlex.join([*CUDA_FLAGS, *targets])} "
             "-c $in -o $out",
+            "  description = compiling $out for GPUs",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link_cuda",
             f"  command = {command} -shared -cudart static "
             f"{shlex.join([*extra, *exports('-Xlinker=')])} $in -o $out $libraries",
+            "  description = linking $out",
         ]
 
     def compile_cuda(self, source: str) -> str:
