@@ -1,4 +1,5 @@
-# Every target works in a clean clone: it makes its own environment in $(VENV) first.
+# Every target works in a clean clone: it makes its own environment in $(VENV) first, with as much as
+# it needs.
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
@@ -39,21 +40,21 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 
 test: test-op test-search  ## the test suite; with --jobs=2 one half beside the other
 
-test-op: install  ## all but the search
+test-op: $(VENV)/.installed  ## all but the search
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests --ignore=tests/search $(call REPORT,$@)
 
-test-search: install  ## the search
+test-search: $(VENV)/.installed  ## the search
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests/search $(call REPORT,$@)
 
-test-isas: install  ## the kernels' tests under each instruction set but the widest, which test has
+test-isas: $(VENV)/.installed  ## the kernels' tests under each instruction set but the widest, which test has
 	test -n "$(ISAS)"
 	set -e; for isa in $(filter-out $(WIDEST),$(ISAS)); do echo "-- $$isa"; METAPOOL_REQUIRE_NATIVE=1 METAPOOL_ISA=$$isa \
 		$(RUN)/python $(KERNEL_PYTEST) $(KERNEL_TESTS) $(call REPORT,$@-$$isa); done
 
-test-interpreter: install  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
+test-interpreter: $(VENV)/.installed  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel $(call REPORT,$@)
 
-test-cuda-host: install  ## the CUDA kernels on the CPU, threads in random order, the kernels' tests in two more
+test-cuda-host: $(VENV)/.installed  ## the CUDA kernels on the CPU, threads in random order, the kernels' tests in two more
 	$(RUN)/python -m tests.cuda_host.build
 	set -e; for order in random forward reversed; do echo "-- $$order"; \
 		test $$order = random && tests="$(OP_PYTEST)" || tests="-m pytest $(HOST_TESTS)"; \
@@ -61,7 +62,7 @@ test-cuda-host: install  ## the CUDA kernels on the CPU, threads in random order
 		METAPOOL_HOST_ORDER=$$order $(RUN)/python $$tests $(call REPORT,$@-$$order); done
 
 # A copy of the tree is built, so that the libraries in this one stay as they are.
-test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
+test-sanitized: $(VENV)/.installed  ## the widest with AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	mkdir -p $(SANITIZED)
 	tar c --exclude='*.so' --exclude=__pycache__ csrc python_bindings metapool_kernels tests \
 		setup.py pyproject.toml README.md LICENSE | tar x -C $(SANITIZED)
@@ -71,82 +72,106 @@ test-sanitized: install  ## the widest with AddressSanitizer and UndefinedBehavi
 		$(abspath $(RUN))/python $(KERNEL_PYTEST) --capture=sys $(SANITIZED_TESTS) \
 		$(call REPORT,$@)
 
-test-cuda-host-sanitized: install  ## the kernels' tests there under both sanitizers; SANITIZED_SHARE=0.1 for a tenth
+test-cuda-host-sanitized: $(VENV)/.installed  ## the kernels' tests there under both sanitizers; SANITIZED_SHARE=0.1 for a tenth
 	$(RUN)/python -m tests.cuda_host.build --sanitize
 	$(SANITIZER_SETUP) METAPOOL_TEST_SHARE=$(SANITIZED_SHARE) \
 		METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host_sanitized) METAPOOL_HOST_ORDER=random \
 		$(RUN)/python -m pytest $(HOST_TESTS) --capture=sys $(call REPORT,$@)
 
-test-older: install  ## the wheel under torch 2.13.0 (CPU build), the sdist without a compiler
+test-older: $(VENV)/.installed  ## the wheel under torch 2.13.0 (CPU build), the sdist without a compiler
 	$(RUN)/python -m tests.compatibility --quick --torch 2.13.0 \
 		--packages sdist-no-compiler --record $@
 
-test-compatibility: install  ## torch 2.10 to the newest, Python 3.10 to 3.13, wheel and sdist; an hour or two
+test-compatibility: $(VENV)/.installed  ## torch 2.10 to the newest, Python 3.10 to 3.13, wheel and sdist; an hour or two
 	$(RUN)/python -m tests.compatibility $(COMPATIBILITY)
 
-test-threads: install  ## the CPU kernels under ThreadSanitizer (GCC)
+test-threads: $(VENV)/.installed  ## the CPU kernels under ThreadSanitizer (GCC)
 	$(RUN)/python -m tests.threads
 
-test-slow: install  ## what repeats the tests for other architectures and larger searches
+test-slow: $(VENV)/.installed  ## what repeats the tests for other architectures and larger searches
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests -m slow $(call REPORT,$@)
 
-test-large: install  ## maps beyond 2**31 elements; takes some 15 GiB
+test-large: $(VENV)/.installed  ## maps beyond 2**31 elements; takes some 15 GiB
 	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests -m large $(call REPORT,$@)
 
-fuzz: install  ## 20,000 fresh calls of each backend; hours: FUZZ="--backends cpu --examples 1000"
+fuzz: $(VENV)/.installed  ## 20,000 fresh calls of each backend; hours: FUZZ="--backends cpu --examples 1000"
 	$(RUN)/python -m tests.fuzz $(FUZZ)
 
-mutate: install  ## faults planted one at a time: do the tests notice? ONLY=regex for some
+mutate: $(VENV)/.installed  ## faults planted one at a time: do the tests notice? ONLY=regex for some
 	$(RUN)/python -m tests.mutation --only "$(ONLY)"
 
-checked: install  ## tests/README.md from the reports that these commands have left
+checked: $(VENV)/.installed  ## tests/README.md from the reports that these commands have left
 	$(RUN)/python -m tests.checked
 
-search: install  ## search, adapt, evaluate and export on scikit-learn's digits
+search: $(VENV)/.installed-search  ## search, adapt, evaluate and export on scikit-learn's digits
 	$(RUN)/metapool search $(DIGITS) --overwrite
 	$(RUN)/metapool adapt $(DIGITS)
 	$(RUN)/metapool evaluate $(DIGITS)
 	$(RUN)/metapool export $(DIGITS)
 
-bench: install  ## our op against its peers; QUICK=--quick for under a minute
+bench: $(VENV)/.installed-bench  ## our op against its peers; QUICK=--quick for under a minute
 	$(RUN)/python -m pytest benches --benchmark-only $(QUICK)
 
 bench-import: install  ## what an import takes over torch's own
 	$(RUN)/python -m benches.import_time
 
-bench-report: install  ## the full report under benches/results; QUICK=--quick for under 90 s
-	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,bench]"
+bench-report: $(VENV)/.installed-bench  ## the full report under benches/results; QUICK=--quick for under 90 s
 	$(RUN)/python -m benches.report $(QUICK)
 
-bench-search: install  ## does the search find what is there; QUICK=--quick for one seed
+bench-search: $(VENV)/.installed-bench  ## does the search find what is there; QUICK=--quick for one seed
 	$(RUN)/python -m benches.search_quality $(QUICK)
 
-gpu-check: ## everything that only a GPU can tell, into benches/results; DRY=--dry-run without one
+# It takes the environment that is there; only its own one has to be complete.
+gpu-check: $(if $(filter $(abspath $(RUN)/python),$(abspath $(PYTHON))),$(VENV)/.installed)  ## everything that only a GPU can tell, into benches/results; DRY=--dry-run without one
 	$(PYTHON) -m benches.gpu_check $(DRY)
 
 gpu-model: install  ## what the machine code of both sets of GPU kernels should reach
 	$(RUN)/python -m benches.gpu_model
 
-lint: $(VENV)/.installed  ## ruff, mypy and clang-format
+lint: $(VENV)/.installed-lint  ## ruff, mypy and clang-format
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/clang-format --dry-run --Werror $(CPP_SOURCES) $(TEST_SOURCES)
 
-format: $(VENV)/.installed  ## what lint can mend by itself
+format: $(VENV)/.installed-lint  ## what lint can mend by itself
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 	$(RUN)/clang-format -i $(CPP_SOURCES) $(TEST_SOURCES)
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed-op  ## the op itself, without what the search and the tests need
+
+# A stamp for each group of packages, so that a target waits for no more than it needs. A step that
+# fails leaves none.
+$(VENV)/.installed-torch:
+	@echo "== torch, and what builds the kernels: with CUDA some gigabytes, minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install "torch>=2.10" numpy "setuptools>=77" ninja pybind11
+	@touch $@
 
 # torch comes first: the package is built against the very torch that it will run with, instead of
-# a second copy in an isolated build environment.
-$(VENV)/.installed: pyproject.toml setup.py $(CPP_SOURCES)
-	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet "torch>=2.10" numpy "setuptools>=77" ninja pybind11
-	$(RUN)/python -m pip install --quiet --no-build-isolation --editable ".[search,export,test,lint]"
-	touch $@
+# a second copy in an isolated build environment. pip hides what a build prints, so that setup.py
+# runs before it and leaves nothing to compile.
+$(VENV)/.installed-op: $(VENV)/.installed-torch pyproject.toml setup.py $(CPP_SOURCES)
+	@echo "== the kernels, for each instruction set: minutes; for CUDA more, where there is a GPU"
+	$(RUN)/python setup.py --quiet build_ext --inplace
+	$(RUN)/python -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+# One after the other, since two pips would be in each other's way; the linters share nothing with
+# the tests. mypy reads what the search imports. The package is there, so pip installs extras alone.
+$(VENV)/.installed-search: EXTRAS = search,export
+$(VENV)/.installed-search: $(VENV)/.installed-op
+$(VENV)/.installed: EXTRAS = test
+$(VENV)/.installed: $(VENV)/.installed-search
+$(VENV)/.installed-bench: EXTRAS = bench
+$(VENV)/.installed-bench: $(VENV)/.installed
+$(VENV)/.installed-lint: EXTRAS = lint
+$(VENV)/.installed-lint: $(VENV)/.installed-search
+$(addprefix $(VENV)/.installed,-search -bench -lint) $(VENV)/.installed:
+	@echo "== the packages of [$(EXTRAS)]: minutes, if they are many"
+	$(RUN)/python -m pip install --quiet "metapool_kernels[$(EXTRAS)]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info metapool_kernels/*.so metapool_kernels/_build.json

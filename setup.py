@@ -1,7 +1,8 @@
 """Builds the native parts: the torch ops (LibTorch stable ABI) and the NumPy module (pybind11).
 
-The ops with CUDA kernels are a library of their own, built wherever nvcc is found; that takes
-neither a GPU nor a torch with CUDA.
+The ops with CUDA kernels are a library of their own. They take minutes to compile, so that is done
+where there is an NVIDIA GPU and nvcc, for the GPUs that are there, or where METAPOOL_BUILD_CUDA=1
+asks for it, which takes neither a GPU nor a torch with CUDA.
 
 Whatever cannot be built here is left out with a reason, which `python -m metapool_kernels.info`
 shows; the package then runs on plain PyTorch. Everything else of the packaging is in
@@ -11,7 +12,9 @@ Environment:
     CXX                   the C++ compiler. Default: the first of c++, g++, clang++.
     METAPOOL_BUILD_NATIVE 0 leaves all native parts out.
     METAPOOL_BUILD_CUDA   0 leaves the CUDA kernels out, 1 makes it an error to leave them out.
-    METAPOOL_CUDA_ARCHS   the GPUs to compile for. Default: "80;90;90+PTX".
+                          Default: they are built where there is a GPU for them.
+    METAPOOL_CUDA_ARCHS   the GPUs to compile for. Default: those that are there; where none is, or
+                          nvcc does not know one of them, "80;90;90+PTX".
     METAPOOL_ISAS         the instruction sets to compile for beside the baseline, which is always
                           there. Default: all of the machine's kind, as in "avx2;avx512".
     METAPOOL_CXXFLAGS     more flags for the C++ compiler and the linker, for instance for a
@@ -135,17 +138,43 @@ def cuda_codes(archs: str) -> list[str]:
     return list(dict.fromkeys(codes))
 
 
-def check_codes(nvcc: str, codes: list[str]) -> None:
-    """Raise unless this nvcc can compile for all of them: an error if they were asked for."""
+def gpu_archs() -> list[int]:
+    """Compute capabilities of the NVIDIA GPUs that are here, as in [80, 90].
+
+    Asked of the driver's own program: torch would have to start CUDA, and may be built without it.
+    """
+    question = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(question, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found = re.findall(r"^\s*(\d+)\.(\d)\s*$", done.stdout, re.MULTILINE)
+    return sorted({int(major + minor) for major, minor in found})
+
+
+def choose_codes(nvcc: str) -> list[str]:
+    """What to compile for: what is named, else the GPUs that are here, else the default.
+
+    A GPU that is newer than nvcc is served by the default, whose PTX its driver compiles.
+    """
+    here = [number for number in gpu_archs() if number >= OLDEST_CUDA_ARCH]
+    if not here and os.environ.get("METAPOOL_BUILD_CUDA") != "1":
+        raise CannotBuildError(
+            f"nvidia-smi shows no GPU of compute capability {OLDEST_CUDA_ARCH} or newer; "
+            "METAPOOL_BUILD_CUDA=1 compiles them all the same"
+        )
     known = ask(nvcc, "--list-gpu-code").split()
+    codes = [f"sm_{number}" for number in here]
+    named = os.environ.get("METAPOOL_CUDA_ARCHS")
+    if named or not codes or not set(codes) <= set(known):
+        codes = cuda_codes(named or CUDA_ARCHS)
     unknown = [code for code in codes if code.replace("compute", "sm") not in known]
-    if not unknown:
-        return
-    problem = (
-        f"{nvcc} does not know {', '.join(unknown)}; set METAPOOL_CUDA_ARCHS to some of what "
-        f"`nvcc --list-gpu-code` shows: {' '.join(known)}"
-    )
-    raise (SettingError if "METAPOOL_CUDA_ARCHS" in os.environ else CannotBuildError)(problem)
+    if unknown:
+        raise (SettingError if named else CannotBuildError)(
+            f"{nvcc} does not know {', '.join(unknown)}; set METAPOOL_CUDA_ARCHS to some of what "
+            f"`nvcc --list-gpu-code` shows: {' '.join(known)}"
+        )
+    return codes
 
 
 def ask(nvcc: str, question: str) -> str:
@@ -216,11 +245,13 @@ class Graph:
             "ninja_required_version = 1.5",
             "rule compile",
             f"  command = {compiler} -MMD -MF $out.d $flags -c $in -o $out",
+            "  description = compiling $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
             f"  command = {compiler} -shared {shlex.join([*extra, *exports('-Wl,')])} $in -o $out "
             "$libraries",
+            "  description = linking $out",
         ]
         self.extra = extra
 
@@ -239,7 +270,7 @@ class Graph:
         ]
 
     def use_nvcc(self, nvcc: str, codes: list[str]) -> None:
-        """Add the rules that :meth:`compile_cuda` and :meth:`link_cuda` need."""
+        """Add the rules ``cuda``, and ``link_cuda`` for a library that holds CUDA's runtime."""
         command = shlex.quote(nvcc)
         targets = [f"-gencode=arch={code.replace('sm', 'compute')},code={code}" for code in codes]
         # Of what goes through -Xcompiler nvcc takes commas for the end of a flag.
@@ -248,11 +279,13 @@ class Graph:
             "rule cuda",
             f"  command = {command} -MMD -MF $out.d {shlex.join([*CUDA_FLAGS, *targets])} "
             "-c $in -o $out",
+            "  description = compiling $out for GPUs",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link_cuda",
             f"  command = {command} -shared -cudart static "
             f"{shlex.join([*extra, *exports('-Xlinker=')])} $in -o $out $libraries",
+            "  description = linking $out",
         ]
 
     def compile_cuda(self, source: str) -> str:
@@ -260,10 +293,6 @@ class Graph:
         output = source.replace("/", "_") + ".o"
         self.lines += [f"build {output}: cuda {escape(ROOT / source)}"]
         return output
-
-    def link_cuda(self, objects: list[str], output: Path, *flags: str) -> None:
-        """Add a shared library that holds CUDA's runtime."""
-        self.link(objects, output, *flags, rule="link_cuda")
 
     def write(self, folder: Path) -> None:
         """Write what ninja reads in ``folder``."""
@@ -318,8 +347,7 @@ def kernel_objects(graph: Graph) -> tuple[list[str], list[str]]:
 def cuda_objects(graph: Graph, nvcc: str) -> tuple[list[str], dict[str, object]]:
     """Add the CUDA kernels; returns their objects and what to write down about them."""
     sources = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cuda/*.cu"))
-    codes = cuda_codes(os.environ.get("METAPOOL_CUDA_ARCHS") or CUDA_ARCHS)
-    check_codes(nvcc, codes)
+    codes = choose_codes(nvcc)
     check_works(nvcc)
     version = re.search(r"V(\d[\d.]*)", ask(nvcc, "--version"))
     graph.use_nvcc(nvcc, codes)
@@ -342,7 +370,7 @@ def add_cuda(graph: Graph, library: Path) -> dict[str, object]:
     except CannotBuildError as problem:
         return without_cuda(problem)
     objects += [graph.compile("python_bindings/torch_ops_cuda.cpp", *needs.compile_flags)]
-    graph.link_cuda(objects, library, *needs.link_flags)
+    graph.link(objects, library, *needs.link_flags, rule="link_cuda")
     return about | needs.about
 
 

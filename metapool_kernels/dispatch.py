@@ -7,11 +7,14 @@ not and the way to get it. The automatic choice and the forced one ask the same 
 import importlib.metadata
 import importlib.util
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from metapool_kernels import native
 
@@ -120,6 +123,47 @@ BACKENDS: dict[str, Callable[[Tensor], str | None]] = {
 _AUTOMATIC = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
 """What ``backend=None`` asks for tensors on a device, in this order."""
 
+_NOT_THE_USER = ("metapool_kernels", "torch")
+"""Packages whose frames a warning passes over."""
+
+
+def _tell_of_fallback(x: Tensor) -> None:
+    """Warn, once in a process, that a call runs without the kernels that there are for its device.
+
+    Tensors without data say nothing of where a call will run.
+    """
+    device = x.device.type
+    if device not in _AUTOMATIC:
+        return
+    if not torch.compiler.is_dynamo_compiling() and is_fake(x):  # to Dynamo none looks fake
+        return
+    kernels = [name for name in _AUTOMATIC[device] if name != "reference"]
+    _warn_once(device, " ".join([f"{name}: {BACKENDS[name](x)}." for name in kernels]))
+
+
+_has_warned = False
+
+
+def _warn_once(device: str, reasons: str) -> None:
+    global _has_warned
+    if _has_warned or (device == "cuda" and torch.version.hip is not None):
+        return  # for AMD's GPUs there are no kernels that could be missed
+    _has_warned = True
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"fused_meta_pool runs in plain PyTorch on {device}, many times slower than its kernels. "
+        f"{reasons} `python -m metapool_kernels.info` shows what is there; backend='reference' "
+        "asks for plain PyTorch and does not warn.",
+        RuntimeWarning,
+        stacklevel=level,
+    )
+
+
+# While a graph is traced it is called, and leaves nothing in the graph: as _gpu_problem.
+_warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 
 def check_backend(backend: object) -> None:
     """Raise ValueError unless ``backend`` is None or the name of one, available or not."""
@@ -141,6 +185,8 @@ def choose_backend(backend: str | None, x: Tensor) -> str:
     if backend is None:
         for name in _AUTOMATIC.get(x.device.type, _AUTOMATIC["cpu"]):
             if BACKENDS[name](x) is None:
+                if name == "reference":
+                    _tell_of_fallback(x)
                 return name
         raise RuntimeError(f"no backend can run a call on {x.device}")
     check_backend(backend)

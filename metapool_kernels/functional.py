@@ -83,7 +83,8 @@ def fused_meta_pool(
         count_include_pad (bool): whether the divisor of an average counts the padding.
             Default: True.
         backend (str or None): ``"cpu"``, ``"reference"``, ``"triton"`` or ``"cuda"`` forces one;
-            None chooses the fastest that can run the call. Default: None.
+            None chooses the fastest that can run the call, and warns once in a process where that
+            is ``"reference"`` though there are kernels for the device. Default: None.
 
     Returns:
         Tensor[N, C, H_out, W_out] (without N for 3-D ``x``) with the dtype of ``x`` and

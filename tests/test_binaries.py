@@ -48,7 +48,7 @@ VECTOR_SETS = {"VEX": ("avx2", "avx512"), "EVEX": ("avx512",)}
 def _library(pattern: str) -> Path:
     found = sorted(Path(native.__file__).parent.glob(pattern))
     if not found and "cuda" in pattern:
-        pytest.skip("the CUDA kernels are not built")
+        pytest.skip(str(native.CUDA_OPS_PROBLEM))
     if not found:
         skip_or_fail(f"{pattern} is not built")
     return found[0]

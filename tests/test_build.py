@@ -7,68 +7,30 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.func import grad, vmap
 
-from metapool_kernels import dispatch, fused_meta_pool, info, native
+from metapool_kernels import MetaPool2d, dispatch, fused_meta_pool, info, native
 from tests import setup_script
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(native.__file__).parent
 LIBRARY = PACKAGE / "_torch_ops_cuda.so"
-needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA kernels are not built")
-
-VARIABLES = tuple(f"METAPOOL_{name}" for name in ("BUILD_CUDA", "CUDA_ARCHS", "ISAS"))
-VARIABLES += ("CUDA_HOME", "CUDA_PATH")
+needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason=str(native.CUDA_OPS_PROBLEM))
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """setup.py as a module, in an environment that asks for nothing."""
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+def script() -> ModuleType:
+    """setup.py as a module."""
     return setup_script.load()
-
-
-def _fake_nvcc(
-    folder: Path, codes: str = "sm_75 sm_80 sm_90 sm_120", otherwise: str = "exit 0"
-) -> Path:
-    """A compiler that answers questions, and does something else with sources."""
-    folder.mkdir(parents=True, exist_ok=True)
-    nvcc = folder / "nvcc"
-    nvcc.write_text(
-        "#!/bin/sh\n"
-        f"case $1 in --version) echo 'release 12.4, V12.4.99';;"
-        f" --list-gpu-code) printf '%s\\n' {codes};; *) {otherwise};; esac\n"
-    )
-    nvcc.chmod(0o755)
-    return nvcc
-
-
-@pytest.mark.parametrize(
-    "text, codes",
-    [
-        ("80;90;90+PTX", ["sm_80", "sm_90", "compute_90"]),
-        ("8.0, 9.0+ptx", ["sm_80", "sm_90", "compute_90"]),
-        ("90", ["sm_90"]),
-        ("89 12.0 120+PTX;", ["sm_89", "sm_120", "compute_120"]),
-    ],
-)
-def test_architectures(script: ModuleType, text: str, codes: list[str]) -> None:
-    assert script.cuda_codes(text) == codes
-
-
-@pytest.mark.parametrize("text", ["8", "sm_80", "80+PTX+PTX", "80;;x", "Hopper", "8.0.0", "90a"])
-def test_a_wrong_architecture_is_named(script: ModuleType, text: str) -> None:
-    with pytest.raises(
-        script.SettingError, match="METAPOOL_CUDA_ARCHS should be entries"
-    ) as raised:
-        script.cuda_codes(text)
-    assert repr(text) in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -108,89 +70,6 @@ def test_a_wrong_instruction_set_is_named(
     with pytest.raises(script.SettingError, match="METAPOOL_ISAS should be some of") as raised:
         script.instruction_sets(text)
     assert repr(text.split(";")[-1]) in str(raised.value)
-
-
-def test_an_old_architecture_is_refused(script: ModuleType) -> None:
-    with pytest.raises(script.SettingError, match=r"need 80 or newer, got '7\.5'"):
-        script.cuda_codes("7.5;80")
-    oldest = dispatch._OLDEST_CAPABILITY
-    assert oldest == (script.OLDEST_CUDA_ARCH // 10, script.OLDEST_CUDA_ARCH % 10)
-
-
-def test_an_architecture_that_nvcc_does_not_know(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It ends the build where it was asked for; else only the CUDA kernels are left out."""
-    nvcc = str(_fake_nvcc(tmp_path, "sm_75 sm_80"))
-    script.check_codes(nvcc, ["sm_80", "compute_80"])
-    message = r"does not know sm_90, compute_90; .*`nvcc --list-gpu-code` shows: sm_75 sm_80"
-    with pytest.raises(script.CannotBuildError, match=message):
-        script.check_codes(nvcc, ["sm_80", "sm_90", "compute_90"])
-    monkeypatch.setenv("METAPOOL_CUDA_ARCHS", "90+PTX")
-    with pytest.raises(script.SettingError, match=message):
-        script.check_codes(nvcc, ["sm_90", "compute_90"])
-
-
-def test_where_nvcc_is_looked_for(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, third = (_fake_nvcc(tmp_path / name / "bin") for name in "abc")
-    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "c"))
-    monkeypatch.setenv("PATH", "")
-    assert script.find_nvcc() == str(third)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "b"))
-    assert script.find_nvcc() == str(second)
-    monkeypatch.setenv("PATH", str(first.parent))
-    assert script.find_nvcc() == str(first)
-    monkeypatch.setenv("METAPOOL_BUILD_CUDA", "0")
-    with pytest.raises(script.CannotBuildError, match="METAPOOL_BUILD_CUDA=0 switched the build"):
-        script.find_nvcc()
-
-
-def test_a_missing_nvcc_is_an_error_only_when_asked_for(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    graph = script.Graph("c++")
-    before = list(graph.lines)
-    skipped = script.add_cuda(graph, tmp_path / "library.so")["skipped"]
-    assert skipped == "nvcc was not found (looked on PATH and in /usr/local/cuda/bin)"
-    assert graph.lines == before
-    monkeypatch.setenv("METAPOOL_BUILD_CUDA", "1")
-    with pytest.raises(script.SettingError, match="METAPOOL_BUILD_CUDA=1, but nvcc was not found"):
-        script.add_cuda(graph, tmp_path / "library.so")
-
-
-def test_an_nvcc_that_cannot_compile(script: ModuleType, tmp_path: Path) -> None:
-    script.check_works(str(_fake_nvcc(tmp_path)))
-    nvcc = _fake_nvcc(tmp_path, otherwise="echo 'unsupported GNU version!' >&2; exit 1")
-    with pytest.raises(script.CannotBuildError, match="cannot compile: unsupported GNU version!"):
-        script.check_works(str(nvcc))
-
-
-def test_what_nvcc_is_told(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "csrc/cuda").mkdir(parents=True)
-    (tmp_path / "csrc/cuda/kernel.cu").touch()
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    monkeypatch.setenv("METAPOOL_CUDA_ARCHS", "80;90+PTX")
-    monkeypatch.setenv("METAPOOL_CXXFLAGS", "-fsanitize=address,undefined")
-    graph = script.Graph("c++")
-    objects, about = script.cuda_objects(graph, str(_fake_nvcc(tmp_path)))
-    architectures = ["sm_80", "sm_90", "compute_90"]
-    assert about | {"compiler": ""} == {
-        "nvcc": "12.4.99",
-        "compiler": "",
-        "architectures": architectures,
-    }
-    graph.link_cuda(objects, tmp_path / "library.so")
-    compiling, linking = (line for line in graph.lines if "nvcc " in line and "command" in line)
-    for code in architectures:
-        assert f"-gencode=arch={code.replace('sm', 'compute')},code={code}" in compiling
-    assert "sanitize" not in compiling
-    assert r"-fsanitize=address\,undefined" in linking
-    assert objects == ["csrc_cuda_kernel.cu.o"]
 
 
 def test_the_build_is_written_down() -> None:
@@ -399,3 +278,101 @@ def test_without_numpy(tmp_path: Path) -> None:
     assert "tensor(" in said
     if native.TORCH_OPS_PROBLEM is None:
         assert re.search("instruction set +(?!unknown)", said)
+
+
+CALLS = {
+    "called": "use(x)",
+    "compiled": "torch._dynamo.config.error_on_recompile = True; "
+    "torch.compile(use, fullgraph=True, backend='eager')(x)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_fallback_is_told_once(tmp_path: Path, call: str) -> None:
+    """In a process, with the reason, the way to mend it and the line; a graph stays whole."""
+    _copy(tmp_path, "*.so", "_build.json")
+    code = (
+        "import warnings, torch\n"
+        "from metapool_kernels import fused_meta_pool\n"
+        "def use(x, **forced): return fused_meta_pool(x, torch.zeros(7), **forced)\n"
+        "x = torch.ones(1, 1, 2, 2)\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    use(x, backend='reference')\n"
+        "    print(len(told), 'before')\n"
+        f"    for _ in range(2): {CALLS[call]}\n"
+        "    use(x)\n"
+        "for one in told: print(one.category.__name__, one.filename, one.message)\n"
+    )
+    before, *lines = _said(code, tmp_path).splitlines()
+    assert before == "0 before"
+    (line,) = lines
+    assert line.startswith("RuntimeWarning <string> fused_meta_pool runs in plain PyTorch on cpu")
+    assert "cpu: the compiled kernels are missing (never built); mend that" in line
+    assert "`python -m metapool_kernels.info`" in line
+
+
+def _told(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> list[str]:
+    """What a call warns of in a process that has not warned yet."""
+    monkeypatch.setattr(dispatch, "_has_warned", False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        call()
+    return [f"{Path(one.filename).name}: {one.message}" for one in told if "plain" in str(one)]
+
+
+def _pool(x: torch.Tensor) -> torch.Tensor:
+    return fused_meta_pool(x, torch.zeros(7, device=x.device))
+
+
+def _in_fake_mode() -> None:
+    with FakeTensorMode():
+        _pool(torch.empty(1, 1, 2, 2))
+
+
+SMALL = torch.ones(1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "call, tells",
+    [
+        pytest.param(lambda: torch.nn.Sequential(MetaPool2d())(SMALL), True, id="module"),
+        pytest.param(
+            lambda: vmap(grad(lambda x: _pool(x).sum()))(SMALL[None]), True, id="transforms"
+        ),
+        pytest.param(lambda: MetaPool2d(backend="reference")(SMALL), False, id="forced"),
+        pytest.param(lambda: torch.export.export(MetaPool2d(), (SMALL,)), False, id="exported"),
+        pytest.param(_in_fake_mode, False, id="fake"),
+        pytest.param(lambda: _pool(SMALL.to("meta")), False, id="meta"),
+    ],
+)
+def test_who_is_told_of_a_fallback(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[], object], tells: bool
+) -> None:
+    """The user's own line, where there are numbers and a choice."""
+    monkeypatch.setattr(native, "TORCH_OPS_PROBLEM", "they are gone")
+    told = _told(monkeypatch, call)
+    assert len(told) == tells
+    assert all(one.startswith("test_build.py: ") and "cpu: they are gone." in one for one in told)
+
+
+@pytest.mark.usefixtures("native")
+def test_kernels_are_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _told(monkeypatch, lambda: _pool(SMALL)) == []
+
+
+def test_a_fallback_on_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMD's have no kernels that could be missed, and other devices neither."""
+    gpu((9, 0), ["sm_80"])
+    monkeypatch.setattr(dispatch, "_triton_problem", lambda: "Triton is gone")
+
+    def choose(x: type) -> list[str]:
+        return _told(monkeypatch, lambda: dispatch.choose_backend(None, x))  # type: ignore[arg-type]
+
+    (told,) = choose(_OnGpu)
+    assert "on cuda, many" in told
+    assert "triton: Triton is gone. cuda: the CUDA kernels were compiled for sm_80" in told
+    assert choose(type("OnMps", (), {"device": torch.device("mps")})) == []
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    dispatch._find_gpu_problem.cache_clear()
+    assert choose(_OnGpu) == []
