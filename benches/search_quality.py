@@ -1,9 +1,10 @@
 """``python -m benches.search_quality``: does the search find what is there, and at what cost?
 
-Planted windows, recovered with the weights given and with the weights learned; accuracy on the
-digits beside controls; seconds of an epoch beside the eager mix. Every search is one run of the
-command line in a process of its own. Leaves ``search_quality.json`` and ``.md`` under
-``benches/results/``. Three quarters of an hour on two cores; ``--quick`` takes one seed each.
+Planted windows, recovered with the weights given and with the weights learned; accuracy on images
+of MNIST and on the digits beside controls, paired by seed; seconds of an epoch beside the eager
+mix. Every search is one run of the command line in a process of its own. Leaves
+``search_quality.json`` and ``.md`` under ``benches/results/``. An hour and a half on two cores;
+``--quick`` takes one seed each, ``--only mnist`` one part.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benches.conditions import conditions, slug
 from benches.report import QUICK_RESULTS, RESULTS
 from benches.search_epoch import ALL_OPEN, CONFIGS, EAGER, OURS, epoch_seconds, make_config, ratio
 from benches.tables import table
+from metapool_kernels.search.gains import paired_difference
 from metapool_kernels.search.planted import planted_windows
 
 GIVEN = {
@@ -36,7 +38,12 @@ GIVEN = {
 
 METAPOOL = (sys.executable, "-m", "metapool_kernels.search")
 
-NETWORKS = ("searched", "none", "random", "uniform")
+MNIST = {
+    "adapt.seeds": 1,
+    "adapt.controls": '["none", "skip", "random", "uniform", "fixed:avg_pool_7x7", '
+    '"fixed:max_pool_7x7"]',
+}
+"""One search and one training of each network for each seed, and the largest windows everywhere."""
 
 LARGE = {
     "data.image_size": 224,
@@ -55,6 +62,7 @@ TILTED = {"search.alpha.tilt": math.log(4), "search.alpha.tasks": 2}
 PLANTED: dict[str, dict[str, Any]] = {
     "given": GIVEN,
     "learned": {},
+    "learned, by perturbation": {"search.stop.rule": "perturbation", "search.stop.patience": 6},
     "learned, as pmpl": {**TILTED, "search.alpha.method": "fomaml"},
     "learned, as pmpl, second order": {**TILTED, "search.alpha.method": "second-order"},
 }
@@ -94,17 +102,17 @@ def planted(seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def digits(seed: int) -> dict[str, Any]:
+def compared(seed: int, config: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Search, adapt and evaluate with one seed: the accuracy of each network."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         for command in ("search", "adapt", "evaluate"):
-            metapool(command, "digits", run, seed, {})
+            metapool(command, config, run, seed, changes)
         networks = json.loads((run / "evaluation.json").read_text())["networks"]
         layers = json.loads((run / "architecture.json").read_text())["layers"]
     return {
         "seed": seed,
-        "accuracy": {name: networks[name]["mean"] for name in NETWORKS},
+        "accuracy": {name: network["mean"] for name, network in networks.items()},
         "choices": [" + ".join(layer["choice"]) for layer in layers],
     }
 
@@ -143,14 +151,22 @@ def measure_planted(arguments: argparse.Namespace) -> dict[str, list[dict[str, A
     }
 
 
+def measure_mnist(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What `make search` shows, with more seeds."""
+    work = partial(compared, config="mnist", changes=MNIST)
+    return several(work, arguments.seeds, arguments.jobs)
+
+
 def measure_digits(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Half as many seeds as on the planted problem: a search and four trainings each."""
-    return several(digits, max(1, arguments.seeds // 2), arguments.jobs)
+    """Half as many seeds: its networks are larger."""
+    work = partial(compared, config="digits", changes={})
+    return several(work, max(1, arguments.seeds // 2), arguments.jobs)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "epochs": measure_epochs,
     "planted": measure_planted,
+    "mnist": measure_mnist,
     "digits": measure_digits,
 }
 
@@ -166,9 +182,17 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
     yield from table(
         ("weights", "seeds", "recovered", "share", "random", "s per seed"), _shares(found)
     )
+    about = "one search and one training of each network for each seed. The last column is how much"
+    about += (
+        " more the searched network has: the mean of the differences by seed, its standard error."
+    )
+    head = ("network", "mean", "standard deviation", "each seed", "searched has more by")
+    yield "\n## MNIST\n"
+    yield f"Accuracy on 1,000 held-out images of MNIST (`configs/mnist.yaml`), {about}\n"
+    yield from table(head, _accuracies(found["mnist"]))
     yield "\n## Digits\n"
-    yield "Accuracy on the 360 held-out digits, one search and four trainings for each seed.\n"
-    yield from table(("network", "mean", "standard deviation", "each seed"), _accuracies(found))
+    yield f"Accuracy on the 360 held-out digits (`configs/digits.yaml`), {about}\n"
+    yield from table(head, _accuracies(found["digits"]))
     yield "\n## Seconds of a search epoch\n"
     yield "Medians; epochs of the variants in turn; ratios of epochs next to each other.\n"
     head = ("search", OURS, OURS + " in the last epoch", ALL_OPEN, EAGER, "eager / ours")
@@ -189,12 +213,19 @@ def _shares(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         )
 
 
-def _accuracies(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    for name in NETWORKS:
-        values = [row["accuracy"][name] for row in found["digits"]]
+def _accuracies(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    by_seed = {
+        name: {str(row["seed"]): row["accuracy"][name] for row in rows}
+        for name in rows[0]["accuracy"]
+    }
+    for name, accuracies in by_seed.items():
+        values = list(accuracies.values())
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
         each = ", ".join(f"{value:.2f}" for value in values)
-        yield name, f"{statistics.mean(values):.2f}%", spread, each
+        gain, error = paired_difference(by_seed["searched"], accuracies)
+        more = f"{gain:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+        mean = f"{statistics.mean(values):.2f}%"
+        yield name, mean, spread, each, "" if name == "searched" else more
 
 
 def _times(epochs: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[Sequence[str]]:

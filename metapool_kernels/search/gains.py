@@ -1,39 +1,48 @@
 """What a search has gained, over which control, and at what cost: in words."""
 
 import math
+from collections.abc import Mapping
 from statistics import fmean, stdev
 
 from metapool_kernels.search.controls import meaning
 from metapool_kernels.search.curves import in_order, network_name
-from metapool_kernels.search.results import Evaluation, NetworkResult, Results
+from metapool_kernels.search.results import Evaluation, Results
 from metapool_kernels.search.run_folder import SEARCHED
 
 CLEAR = 2.0
 """Standard errors from which on a difference is called one."""
 
 
-def paired_difference(one: NetworkResult, other: NetworkResult) -> tuple[float, float | None]:
-    """Mean over the common seeds of how much more accurate ``one`` is, and its standard error.
+def paired_difference(
+    one: Mapping[str, float], other: Mapping[str, float]
+) -> tuple[float, float | None]:
+    """Mean over the common seeds of how much larger ``one`` is, and its standard error.
 
-    In points of percent; None where there are fewer than two seeds.
+    None stands for the error of fewer than two seeds.
+
+    Raises:
+        ValueError: they have no seed in common.
     """
-    seeds = [seed for seed in one.seeds if seed in other.seeds]
-    differences = [one.seeds[seed].accuracy - other.seeds[seed].accuracy for seed in seeds]
-    if len(differences) < 2:
-        return fmean(differences) if differences else one.mean - other.mean, None
+    differences = [one[seed] - other[seed] for seed in one if seed in other]
+    if not differences:
+        raise ValueError(f"no seed is both in {list(one)} and in {list(other)}")
+    if len(differences) == 1:
+        return differences[0], None
     return fmean(differences), stdev(differences) / math.sqrt(len(differences))
 
 
 def gains(evaluation: Evaluation) -> list[str]:
     """A line for each control: how much better the searched network is, or worse."""
-    networks = evaluation.networks
-    if SEARCHED not in networks:
-        return []
+    accuracies = {
+        kind: {seed: one.accuracy for seed, one in result.seeds.items()}
+        for kind, result in evaluation.networks.items()
+    }
+    searched = accuracies.pop(SEARCHED, {})
     return [
-        f"{_points(*paired_difference(networks[SEARCHED], networks[kind]))} {network_name(kind)} "
+        f"{_points(*paired_difference(searched, accuracies[kind]))} {network_name(kind)} "
         f"({meaning(kind)})"
-        for kind in in_order(networks)
-        if kind != SEARCHED
+        for kind in in_order(accuracies)
+        if searched.keys() & accuracies[kind].keys()
     ]
 
 

@@ -147,7 +147,12 @@ SECTIONS = (
         "and after.",
         (
             _tests("which symbols the libraries ask for and show; where AVX is", "binaries"),
-            _tests("how it is built, what is said where it cannot be", "build", "compatibility"),
+            _tests(
+                "how it is built, what is said where it cannot be",
+                "build",
+                "build_cuda",
+                "compatibility",
+            ),
             _target(
                 "an older torch, no compiler",
                 "test-older",

@@ -14,23 +14,24 @@ from metapool_kernels.search.run_folder import RunFolder
 from tests.search.run_by_hand import evaluation, write_run
 
 
-def network(*accuracies: float, first: int = 0) -> NetworkResult:
-    seeds = {str(first + i): SeedResult(0, value, 0.0) for i, value in enumerate(accuracies)}
+def network(*accuracies: float) -> NetworkResult:
+    seeds = {str(i): SeedResult(0, value, 0.0) for i, value in enumerate(accuracies)}
     return NetworkResult("scratch", 8, 1000, seeds, sum(accuracies) / len(accuracies), 0.0)
 
 
 def test_differences_are_paired_by_seed() -> None:
     """Seeds differ by tens of points, and the difference is the same with each."""
-    mean, error = paired_difference(network(50, 70, 90), network(48, 68, 88))
+    mean, error = paired_difference({"0": 50, "1": 70, "2": 90}, {"0": 48, "1": 68, "2": 88})
     assert mean == pytest.approx(2) and error == pytest.approx(0)
-    mean, error = paired_difference(network(96, 97, 95), network(94, 96, 91))
+    mean, error = paired_difference({"0": 96, "1": 97, "2": 95}, {"2": 91, "1": 96, "0": 94})
     assert mean == pytest.approx(7 / 3)
     assert error == pytest.approx(math.sqrt(7 / 3) / math.sqrt(3))  # variance of 2, 1, 4
 
 
 def test_seeds_that_one_of_them_lacks_do_not_count() -> None:
-    mean, error = paired_difference(network(10, 20), network(15, 40, first=1))
-    assert mean == pytest.approx(5) and error is None
+    assert paired_difference({"0": 10, "1": 20}, {"1": 15, "2": 40}) == (5, None)
+    with pytest.raises(ValueError, match="no seed"):
+        paired_difference({"0": 10}, {"1": 15})
 
 
 @pytest.mark.parametrize(
@@ -59,15 +60,15 @@ def test_the_report_begins_with_gain_and_cost(tmp_path: Path) -> None:
     first = text[: text.index("Comparison with controls")]
     assert "names 96.88 ± 0.88 % of 400 held-out images correctly" in first
     assert "1.75 ± 0.25 points more than without enhancers" in first
-    assert "0.62 ± 0.38 points more than uniform mix" in first and "no clear difference" in first
+    assert "0.62 ± 0.37 points more than uniform mix" in first and "no clear difference" in first
     cost = costs(results)
-    assert "The search took 34 s in 4 epochs" in cost and "12,234 parameters more" in cost
+    assert "The search took 35 s in 4 epochs" in cost and "12,234 parameters more" in cost
     assert "1.0 times as long" in cost and cost in first
 
 
 def test_before_an_evaluation_it_tells_the_time_alone(tmp_path: Path) -> None:
     results = load_results(RunFolder(write_run(tmp_path / "run")))
-    assert costs(results) == "The search took 34 s in 4 epochs."
+    assert costs(results) == "The search took 35 s in 4 epochs."
     assert "points" not in report_page(results, {})
 
 
