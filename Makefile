@@ -7,7 +7,7 @@ CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python
 	python_bindings/*.cpp)
 TEST_SOURCES := $(wildcard tests/cuda_host/*.h tests/threads/*.cpp)
 SHARE = 0.04
-DIGITS := --config configs/digits.yaml
+SEARCH := --config configs/mnist.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
 KERNEL_PYTEST := -m pytest -k "not reference"
@@ -103,11 +103,11 @@ mutate: $(VENV)/.installed  ## faults planted one at a time: do the tests notice
 checked: $(VENV)/.installed  ## tests/README.md from the reports that these commands have left
 	$(RUN)/python -m tests.checked
 
-search: $(VENV)/.installed-search  ## search, adapt, evaluate and export on scikit-learn's digits
-	$(RUN)/metapool search $(DIGITS) --overwrite
-	$(RUN)/metapool adapt $(DIGITS)
-	$(RUN)/metapool evaluate $(DIGITS)
-	$(RUN)/metapool export $(DIGITS)
+search: $(VENV)/.installed-search  ## the first look: search, adapt, export and evaluate on images of MNIST
+	$(RUN)/metapool search $(SEARCH) --overwrite
+	$(RUN)/metapool adapt $(SEARCH) --jobs 2
+	$(RUN)/metapool export $(SEARCH)
+	$(RUN)/metapool evaluate $(SEARCH)
 
 bench: $(VENV)/.installed-bench  ## our op against its peers; QUICK=--quick for under a minute
 	$(RUN)/python -m pytest benches --benchmark-only $(QUICK)

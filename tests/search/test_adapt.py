@@ -42,7 +42,7 @@ def test_all_networks_are_trained_and_measured(
     assert main(["evaluate", *arguments]) == 0
     results = json.loads((searched / "evaluation.json").read_text())
     networks = results["networks"]
-    assert list(networks) == ["searched", "none", "random", "uniform"]
+    assert list(networks) == ["searched", "none", "skip", "random", "uniform"]
     assert results["images"] == 1708
     lines = capsys.readouterr().out.splitlines()
     for name, entry in networks.items():
@@ -58,7 +58,7 @@ def test_all_networks_are_trained_and_measured(
             assert [row["epoch"] for row in metrics(searched / "adapt" / name / seed)] == ["1"]
     # Fewer parameters than with enhancers, and as many whatever these do.
     sizes = [entry["parameters"] for entry in networks.values()]
-    assert sizes[1] < sizes[0] == sizes[2] == sizes[3]
+    assert sizes[1] < sizes[0] == sizes[2] == sizes[3] == sizes[4]
 
 
 def test_adapting_sees_every_training_image_and_no_other(
@@ -96,10 +96,10 @@ def test_controls_differ_in_their_poolings_alone(searched: Path) -> None:
     with torch.no_grad():
         outputs = [
             build_network(name, architecture, seed=0).eval()(images)
-            for name in ("searched", "none", "random", "uniform")
+            for name in ("searched", "none", "skip", "random", "uniform", "fixed:avg_pool_5x5")
         ]
-        assert torch.equal(build_network("random", architecture, 0).eval()(images), outputs[2])
-    for i in range(4):
+        assert torch.equal(build_network("random", architecture, 0).eval()(images), outputs[3])
+    for i in range(len(outputs)):
         assert not any(torch.allclose(outputs[i], other) for other in outputs[:i])
 
 

@@ -1,5 +1,6 @@
 """``architecture.json``: written and read again, and what is not taken."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from metapool_kernels.search.architecture import (
 from metapool_kernels.search.attention import CoordinateAttention
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.config import ModelConfig
-from metapool_kernels.search.derive import derive
+from metapool_kernels.search.derive import derive, to_plain
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.report import choice_warnings, layer_table
 from metapool_kernels.search.supernet import Supernet
@@ -128,12 +129,13 @@ def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
         load_architecture(tmp_path / "architecture.json")
 
 
-def test_one_choice_becomes_plain_pooling_and_two_stay_a_mixture(
-    architecture: Architecture,
-) -> None:
+def test_choices_run_by_the_fused_op_and_become_plain_poolings(architecture: Architecture) -> None:
     model = derive(architecture, seed=0)
-    single = model.get_submodule("blocks.1.0.bn2.enhancer")
-    assert isinstance(single[0], torch.nn.AvgPool2d)
+    single = model.get_submodule("blocks.1.0.bn2.enhancer").pool
+    assert isinstance(single, MetaPool2d)
+    assert single.candidates == ("avg_pool_3x3",) and single.weights().tolist() == [1]
+    plain = to_plain(copy.deepcopy(model)).get_submodule("blocks.1.0.bn2.enhancer")
+    assert isinstance(plain[0], torch.nn.AvgPool2d)
     mixture = model.get_submodule("blocks.1.1.bn2.enhancer").pool
     assert isinstance(mixture, MetaPool2d)
     assert mixture.candidates == ("max_pool_3x3", "skip_connect")

@@ -1,4 +1,4 @@
-"""Real images out of other packages: which, how divided, and what is said where they are missing."""
+"""Real images out of other packages: which, how divided, and what is said without them."""
 
 import importlib.util
 from pathlib import Path

@@ -76,7 +76,7 @@ def test_a_folder_of_the_wrong_shape(
         ({"kind": "cifar10"}, "data.kind is cifar10 and data.root is not set"),
         ({"kind": "torchvision"}, "data.kind is torchvision and data.name is not set"),
         ({"kind": "timm"}, "data.kind is timm and data.name is not set"),
-        ({"kind": "digits", "image_size": 10**6}, "enlarged to data.image_size 1000000"),
+        ({"kind": "digits", "image_size": 10**6}, "resized to data.image_size 1000000"),
         ({"kind": "timm", "name": "hfds/cifar10"}, "set data.download true to allow it"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What was gained over which control: paired by seed, in words, and never more than was measured."""
+"""What was gained over which control: paired by seed, in words, no more than was measured."""
 
 import json
 import math
