@@ -62,7 +62,11 @@ TILTED = {"search.alpha.tilt": math.log(4), "search.alpha.tasks": 2}
 PLANTED: dict[str, dict[str, Any]] = {
     "given": GIVEN,
     "learned": {},
-    "learned, by perturbation": {"search.stop.rule": "perturbation", "search.stop.patience": 6},
+    "learned, by perturbation": {
+        "search.stop.rule": "perturbation",
+        "search.stop.patience": 6,
+        "search.stop.batches": 8,
+    },
     "learned, as pmpl": {**TILTED, "search.alpha.method": "fomaml"},
     "learned, as pmpl, second order": {**TILTED, "search.alpha.method": "second-order"},
 }
@@ -148,6 +152,7 @@ def measure_planted(arguments: argparse.Namespace) -> dict[str, list[dict[str, A
     return {
         name: several(partial(planted, changes=changes), arguments.seeds, arguments.jobs)
         for name, changes in PLANTED.items()
+        if name in (arguments.variants or PLANTED)
     }
 
 
@@ -172,31 +177,49 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 
 def markdown(found: Mapping[str, Any]) -> Iterator[str]:
-    """The report."""
+    """The report, of the parts that have been measured."""
     yield "# Does the search find what is there?\n"
     yield "Made by `python -m benches.search_quality`.\n"
     for name, text in found["conditions"].items():
         yield f"- {name}: {text}"
+    for part, section in SECTIONS.items():
+        if part in found:
+            yield from section(found)
+
+
+def _planted_section(found: Mapping[str, Any]) -> Iterator[str]:
     yield "\n## Planted windows\n"
     yield "Layers whose window the search has named, over all seeds (`configs/planted.yaml`).\n"
     yield from table(
         ("weights", "seeds", "recovered", "share", "random", "s per seed"), _shares(found)
     )
-    about = "one search and one training of each network for each seed. The last column is how much"
-    about += (
-        " more the searched network has: the mean of the differences by seed, its standard error."
-    )
+
+
+def _accuracy_section(found: Mapping[str, Any], part: str, title: str) -> Iterator[str]:
+    yield f"\n## {title}\n"
+    yield f"Accuracy on the held-out images of `configs/{part}.yaml`: a search and one training of"
+    yield "each network for each seed. The last column is how much more the searched network has:"
+    yield "mean of the differences by seed, its standard error.\n"
     head = ("network", "mean", "standard deviation", "each seed", "searched has more by")
-    yield "\n## MNIST\n"
-    yield f"Accuracy on 1,000 held-out images of MNIST (`configs/mnist.yaml`), {about}\n"
-    yield from table(head, _accuracies(found["mnist"]))
-    yield "\n## Digits\n"
-    yield f"Accuracy on the 360 held-out digits (`configs/digits.yaml`), {about}\n"
-    yield from table(head, _accuracies(found["digits"]))
+    yield from table(head, _accuracies(found[part]))
+    yield (
+        "\nChoices, seed by seed: " + "; ".join(", ".join(r["choices"]) for r in found[part]) + "."
+    )
+
+
+def _epochs_section(found: Mapping[str, Any]) -> Iterator[str]:
     yield "\n## Seconds of a search epoch\n"
     yield "Medians; epochs of the variants in turn; ratios of epochs next to each other.\n"
     head = ("search", OURS, OURS + " in the last epoch", ALL_OPEN, EAGER, "eager / ours")
     yield from table(head, _times(found["epochs"]))
+
+
+SECTIONS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+    "mnist": partial(_accuracy_section, part="mnist", title="MNIST"),
+    "planted": _planted_section,
+    "digits": partial(_accuracy_section, part="digits", title="Digits"),
+    "epochs": _epochs_section,
+}
 
 
 def _shares(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -248,6 +271,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="searches at a time")
     parser.add_argument("--quick", action="store_true", help="one seed, kept under runs/")
     parser.add_argument("--only", choices=PARTS, help="this part, beside what was measured before")
+    parser.add_argument("--variants", nargs="+", choices=PLANTED, help="of the planted problem")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds = 1
@@ -257,12 +281,13 @@ def main() -> None:
     found = json.loads(file.read_text()) if arguments.only and file.exists() else {}
     found["conditions"] = conditions("as it is")
     for part in [arguments.only] if arguments.only else PARTS:
-        found[part] = PARTS[part](arguments)
+        new = PARTS[part](arguments)
+        kept = found.get(part, {}) if part == "planted" else {}
+        found[part] = {**kept, **new} if isinstance(new, dict) else new
         file.write_text(json.dumps(found, indent=1) + "\n")
-    if PARTS.keys() <= found.keys():
-        text = "\n".join(markdown(found)) + "\n"
-        (folder / "search_quality.md").write_text(text)
-        print(text)
+    text = "\n".join(markdown(found)) + "\n"
+    (folder / "search_quality.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":
