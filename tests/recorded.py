@@ -1,7 +1,8 @@
 """Figures that belong to one version of a program of somebody else.
 
-What a compiler makes of a kernel, or how many samples PyTorch tries its pooling on, is asserted under
-the versions for which somebody has looked, and skipped under others: nobody knows what is right there.
+What a compiler makes of a kernel, or how many samples PyTorch tries its pooling on, is asserted
+under the versions for which somebody has looked, and skipped under others: nobody knows what is
+right there.
 """
 
 import json

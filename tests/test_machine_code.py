@@ -15,16 +15,16 @@ from tests import cases
 from tests.backends import INTERPRETED
 from tests.recorded import Ratchet, assert_no_worse, minor
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 if INTERPRETED:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+import triton
 
 from benches.machine_code import Kernel, compile_call, lower_call
 from metapool_kernels._triton import launch
 
-RATCHET = Ratchet(
-    Path(__file__).parent / "machine_code.json", "Triton", minor(triton.__version__)
-)
+RATCHET = Ratchet(Path(__file__).parent / "machine_code.json", "Triton", minor(triton.__version__))
 """Registers and instructions of each kernel, and the bytes that it spills.
 
 ``METAPOOL_WRITE_RATCHET=1 pytest tests/test_machine_code.py`` writes them again.
@@ -136,10 +136,14 @@ ONLY_SM90 = {
 
 QUICK = {"forward, vectors of four", "backward, averages"}
 """Compiled for every architecture even where the slow tests do not run."""
+FIRST = {*QUICK, "forward, averages, bfloat16", "backward, maxima alone, x alone"}
+"""With these, one of each kind: by `make test` for sm_90. Others take up to half a minute."""
 
 
 def _marks(name: str, capability: int) -> tuple[pytest.MarkDecorator, ...]:
-    return () if capability == 90 or name in QUICK else (pytest.mark.slow,)
+    if capability != 90 and name not in QUICK:
+        return (pytest.mark.slow,)
+    return () if capability == 90 and name in FIRST else (pytest.mark.costly,)
 
 
 KERNELS = [
