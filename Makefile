@@ -11,8 +11,7 @@ DIGITS := --config configs/digits.yaml
 KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
 KERNEL_PYTEST := -m pytest -k "not reference"
 PYTEST = METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest
-# As many at a time as there are cores, up to eight.
-PROCESSES = logical --maxprocesses 8
+PROCESSES = logical
 # Every run leaves a report, which `make checked` takes in.
 REPORT = --junitxml=$(abspath build/checked/$(1).xml)
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
@@ -36,12 +35,14 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-sanitize=null,object-size,vptr,pointer-overflow \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
-.PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
-	test-sanitized test-older test-compatibility test-threads test-slow test-large fuzz mutate checked \
-	search bench bench-import bench-report bench-search gpu-check gpu-model lint format install clean
+.PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter \
+	test-cuda-host test-cuda-host-sanitized test-sanitized test-older test-compatibility \
+	test-threads test-slow test-large fuzz mutate checked search bench bench-import bench-report \
+	bench-search gpu-check gpu-model lint format install clean
 
 test: install  ## every behaviour once, some five minutes on two cores
-	$(PYTEST) tests --part quick --numprocesses $(PROCESSES) --dist worksteal $(call REPORT,$@)
+	$(PYTEST) tests --part quick --numprocesses $(PROCESSES) --maxprocesses 8 --dist worksteal \
+		$(call REPORT,$@)
 
 test-all: test test-rest  ## the whole test suite
 
