@@ -11,6 +11,8 @@ SEARCH := --config configs/mnist.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
 KERNEL_PYTEST := -m pytest -k "not reference"
+PYTEST = METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest
+PROCESSES = logical
 # Every run leaves a report, which `make checked` takes in.
 REPORT = --junitxml=$(abspath build/checked/$(1).xml)
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
@@ -34,17 +36,24 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-sanitize=null,object-size,vptr,pointer-overflow \
 	--param asan-instrumentation-with-call-threshold=0 -fno-omit-frame-pointer -g1 -O1
 
-.PHONY: test test-op test-search test-isas test-interpreter test-cuda-host test-cuda-host-sanitized \
-	test-sanitized test-older test-compatibility test-threads test-slow test-large fuzz mutate checked \
-	search bench bench-import bench-report bench-search gpu-check gpu-model lint format install clean
+.PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter \
+	test-cuda-host test-cuda-host-sanitized test-sanitized test-older test-compatibility \
+	test-threads test-slow test-large fuzz mutate checked search bench bench-import bench-report \
+	bench-search gpu-check gpu-model lint format install clean
 
-test: test-op test-search  ## the test suite; with --jobs=2 one half beside the other
+test: $(VENV)/.installed  ## every behaviour once, some five minutes on two cores
+	$(PYTEST) tests --part quick --numprocesses $(PROCESSES) --maxprocesses 8 --dist worksteal \
+		$(call REPORT,$@)
 
-test-op: $(VENV)/.installed  ## all but the search
-	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests --ignore=tests/search $(call REPORT,$@)
+test-all: test test-rest  ## the whole test suite
 
-test-search: $(VENV)/.installed  ## the search
-	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests/search $(call REPORT,$@)
+test-rest: test-rest-op test-rest-search  ## what test leaves out; with --jobs=2 beside each other
+
+test-rest-op: $(VENV)/.installed  ## of that, all but the search
+	$(PYTEST) tests --ignore=tests/search --part rest $(call REPORT,$@)
+
+test-rest-search: $(VENV)/.installed  ## of that, the search
+	$(PYTEST) tests/search --part rest $(call REPORT,$@)
 
 test-isas: $(VENV)/.installed  ## the kernels' tests under each instruction set but the widest, which test has
 	test -n "$(ISAS)"
@@ -89,10 +98,10 @@ test-threads: $(VENV)/.installed  ## the CPU kernels under ThreadSanitizer (GCC)
 	$(RUN)/python -m tests.threads
 
 test-slow: $(VENV)/.installed  ## what repeats the tests for other architectures and larger searches
-	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests -m slow $(call REPORT,$@)
+	$(PYTEST) tests -m slow $(call REPORT,$@)
 
 test-large: $(VENV)/.installed  ## maps beyond 2**31 elements; takes some 15 GiB
-	METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest tests -m large $(call REPORT,$@)
+	$(PYTEST) tests -m large $(call REPORT,$@)
 
 fuzz: $(VENV)/.installed  ## 20,000 fresh calls of each backend; hours: FUZZ="--backends cpu --examples 1000"
 	$(RUN)/python -m tests.fuzz $(FUZZ)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -213,17 +214,21 @@ def nvcc_version() -> str:
     return match[1] if match else "of an unknown version"
 
 
+def _changed(source: Path) -> float:
+    """When the compiler, or anything that may be in what it makes of a source, last changed."""
+    parts = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cuda").iterdir(), source]
+    parts += [setup_script.PATH, Path(find_nvcc() or source)]  # FLAGS
+    return max(path.stat().st_mtime for path in parts)
+
+
 def _nvcc(source: Path, target: Path, *flags: str) -> Path:
     """Compile, unless the target is newer than the compiler and all that may be in it."""
     nvcc = find_nvcc()
     if nvcc is None:
         raise RuntimeError("nvcc was not found on PATH or in /usr/local/cuda/bin")
-    parts = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cuda").iterdir(), source, Path(nvcc)]
-    parts += [setup_script.PATH]  # FLAGS
-    newest = max(path.stat().st_mtime for path in parts)
-    if not target.exists() or target.stat().st_mtime <= newest:
+    if not target.exists() or target.stat().st_mtime <= _changed(source):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"partial-{target.name}")
+        partial = target.with_name(f"partial-{os.getpid()}-{target.name}")
         command = [nvcc, *FLAGS, *flags, f"-I{ROOT / 'csrc/cuda'}", str(source), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
@@ -232,12 +237,25 @@ def _nvcc(source: Path, target: Path, *flags: str) -> Path:
     return target
 
 
-def _cubin(source: str, capability: int) -> Path:
-    return _nvcc(
-        ROOT / f"csrc/cuda/{source}.cu",
-        FOLDER / f"{source}.sm_{capability}.cubin",
-        *["-cubin", f"-arch=sm_{capability}"],
-    )
+def _cubin(name: str, capability: int) -> Path:
+    """Out of what setup.py has compiled, where it is up to date, or compiled here."""
+    source = ROOT / f"csrc/cuda/{name}.cu"
+    target = FOLDER / f"{name}.sm_{capability}.cubin"
+    for built in (ROOT / "build").glob(f"native-*/csrc_cuda_{name}.cu.o"):
+        if built.stat().st_mtime > _changed(source) and _extract(built, capability, target):
+            return target
+    return _nvcc(source, target, "-cubin", f"-arch=sm_{capability}")
+
+
+def _extract(built: Path, capability: int, target: Path) -> bool:
+    """Take the code for an architecture out of an object file; False if it has none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        run("cuobjdump", "-xelf", built, f"sm_{capability}", folder=Path(folder))
+        found = list(Path(folder).glob(f"*.sm_{capability}.cubin"))
+        if len(found) == 1:
+            found[0].replace(target)
+    return len(found) == 1
 
 
 @cache

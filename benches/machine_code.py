@@ -228,10 +228,18 @@ def read(cubin: Path) -> dict[str, Code]:
     }
 
 
-def run(tool: str, option: str, file: Path) -> str:
-    """What one of CUDA's tools, which come with Triton, says about a file."""
-    command = [str(_TOOLS / tool), option, str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def run(tool: str, option: str, file: Path, *values: str, folder: Path | None = None) -> str:
+    """What one of CUDA's tools, which come with Triton, says about a file.
+
+    Args:
+        tool: its name.
+        option: what it is asked for.
+        file: of machine code.
+        values: of the option.
+        folder: where it leaves files.
+    """
+    command = [str(_TOOLS / tool), option, *values, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
 
 
 def _disassemble(

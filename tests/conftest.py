@@ -2,14 +2,16 @@
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from _pytest.junitxml import xml_key
 from hypothesis import HealthCheck, settings
 
 from metapool_kernels.native import numpy_ops
+from tests import selection
 from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require, skip_or_fail
 from tests.checked import results
 
@@ -47,10 +49,24 @@ else:
     collect_ignore.append("test_interpreter.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which tests run, where not all do."""
+    parser.addoption("--part", choices=selection.PARTS, help=selection.__doc__)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A report says under what it was made, for tests/checked; one process writes it."""
+    report = session.config.stash.get(xml_key, None)
+    if report is not None:
+        for name, value in results.stamp().items():
+            report.add_global_property(name, value)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What lies in this folder itself needs the op alone; folders below need more.
 
-    Tests marked large or slow run where ``-m`` names them, and nowhere else.
+    Tests marked large or slow run where ``-m`` names them, and nowhere else; of the others, those
+    of ``--part``.
 
     The interpreter takes a second for a small map, a GPU for every kernel that it has to compile,
     and CUDA's threads on the CPU take turns: of the tests of one of BACKENDS, those run whose names
@@ -62,6 +78,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for marker in ("large", "slow"):
         if marker not in config.option.markexpr:
             _keep(config, items, [item for item in items if not item.get_closest_marker(marker)])
+    config.stash[selection.COLLECTED] = list(items)
+    if part := config.getoption("part"):
+        _keep(config, items, selection.part(items, part))
     if SAMPLED:
         share = float(os.environ.get("METAPOOL_TEST_SHARE", "1"))
         chosen = [item for item in items if _is_for_backend(item) and _is_in(share, item)]
@@ -91,16 +110,6 @@ def _is_in(share: float, item: pytest.Item) -> bool:
         return False
     number = zlib.crc32(item.nodeid.encode()) / 2**32
     return number < share or _is_always_run(item)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _stamped(
-    request: pytest.FixtureRequest, record_testsuite_property: Callable[[str, object], None]
-) -> None:
-    """A report says under what it was made, for tests/checked."""
-    if request.config.getoption("xmlpath"):
-        for name, value in results.stamp().items():
-            record_testsuite_property(name, value)
 
 
 @pytest.fixture(params=BACKENDS)

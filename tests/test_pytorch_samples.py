@@ -2,7 +2,8 @@
 
 Each sample input of ``avg_pool2d`` and ``max_pool2d`` that one candidate can express is given to
 the op and to PyTorch; values, strides and gradients have to be the same. What differs on purpose
-stands in two tables, with the number of samples that each row takes.
+stands in two tables, with the number of samples that each row takes under the versions of PyTorch
+for which they were counted. Under others, what is in no row is passed over.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapool_kernels import fused_meta_pool
-from tests import cases, pytorch_internal
+from tests import cases, pytorch_internal, recorded
 from tests.backends import BACKENDS, require
 
 invocations = pytorch_internal.load("common_methods_invocations")
@@ -127,6 +128,7 @@ NUMBER = {
 
 @pytest.mark.parametrize("kind", OPS)
 def test_every_sample_is_driven_or_left_out_on_purpose(kind: str) -> None:
+    recorded.require_counted_torch()
     found = Counter(map(how, samples(kind, torch.float32, VIEWS[0])))
     assert found == NUMBER[kind]
 
@@ -151,7 +153,9 @@ def test_as_pytorch(name: str, kind: str, dtype: torch.dtype, view: str) -> None
         cotangent = torch.randn_like(expected)
         (grad,) = torch.autograd.grad(got, sample.x, cotangent)
         torch.testing.assert_close(grad, _their_gradient(sample, cotangent))
-    assert driven == NUMBER[kind]["as it is"] + NUMBER[kind]["cut out"]
+    if recorded.torch_is_counted():
+        assert driven == NUMBER[kind]["as it is"] + NUMBER[kind]["cut out"]
+    assert driven > 0
 
 
 def _their_gradient(sample: Sample, cotangent: Tensor) -> Tensor:
@@ -188,8 +192,9 @@ PyTorch's or why not, ours, its message, and how many there are."""
 def _error_inputs(kind: str) -> Iterator[tuple[tuple[str, str], Any]]:
     (info,) = (info for info in invocations.op_db if info.name == OPS[kind])
     for error in info.error_inputs("cpu"):
-        (row,) = (key for key in ERRORS if key[0] == kind and error.error_regex.startswith(key[1]))
-        yield row, error
+        rows = [key for key in ERRORS if key[0] == kind and error.error_regex.startswith(key[1])]
+        assert rows or not recorded.torch_is_counted(), f"no row is for {error.error_regex!r}"
+        yield from ((row, error) for row in rows)
 
 
 @pytest.mark.parametrize("kind", OPS)
@@ -210,7 +215,9 @@ def test_what_pytorch_refuses(name: str, kind: str) -> None:
         with pytest.raises(ours, match=message) as raised:
             fused_meta_pool(sample.x, torch.ones(1), [window], stride=stride, backend=name)
         assert type(raised.value) is ours
-    assert found == {row: ERRORS[row][3] for row in ERRORS if row[0] == kind}
+    if recorded.torch_is_counted():
+        assert found == {row: ERRORS[row][3] for row in ERRORS if row[0] == kind}
+    assert found
 
 
 @pytest.mark.parametrize("kind", OPS)
@@ -220,7 +227,7 @@ def test_dtypes_of_pytorch(name: str, kind: str) -> None:
     require(name)
     (info,) = (info for info in invocations.op_db if info.name == OPS[kind])
     floating = {dtype for dtype in info.dtypes if dtype.is_floating_point}
-    assert floating == set(cases.DTYPES)
+    assert floating == set(cases.DTYPES) or not recorded.torch_is_counted()
     for dtype in info.dtypes - floating:
         x = torch.ones(1, 1, 4, 4, dtype=dtype)
         with pytest.raises(NotImplementedError, match='"fused_meta_pool" not implemented for'):

@@ -11,7 +11,7 @@ class Check:
 
     what: str
     files: tuple[str, ...] = ()
-    """Files of tests that `make test` runs; their counts are taken from its reports."""
+    """Files of tests that `make test-all` runs; their counts are taken from its reports."""
     target: str = ""
     """Another target of the Makefile, and the results that it leaves under build/checked."""
     results: tuple[str, ...] = ()
@@ -24,9 +24,10 @@ class Check:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the results that the row shows."""
+        """Names of the results that the row shows; of files of tests, their sum."""
         if self.files:
-            return ("test-search" if self.files[0].startswith("tests/search") else "test-op",)
+            search = self.files[0].startswith("tests/search")
+            return ("test", "test-rest-search" if search else "test-rest-op")
         return self.results
 
 
@@ -216,6 +217,12 @@ SECTIONS = (
                 "benches",
                 "configs",
                 "architecture",
+            ),
+            _tests(
+                "which tests `make test` runs, and figures that belong to one version of a "
+                "compiler or of PyTorch",
+                "selection",
+                "recorded",
             ),
             Check("this page", ("tests/checked",)),
         ),

@@ -1,6 +1,7 @@
 """tests/README.md, made of the list of checks and of results."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 from tests.checked.checks import SECTIONS, Check
 from tests.checked.results import ROOT, Result
@@ -11,9 +12,10 @@ _HEAD = """\
 # What is checked
 
 This page is written by `make checked`, from the reports of the runs that it names; nobody types the
-figures. Commands that begin with `pytest` are parts of `make test`, and their counts are taken from
-its reports. All that is marked CI runs there before a change lands; the rest takes longer, and is
-run by hand.
+figures. Commands that begin with `pytest` are parts of `make test-all`, and their counts are those
+of its two parts together: `make test` runs every behaviour once, in minutes, and `make test-rest`
+what that leaves out. All that is marked CI runs there before a change lands; the rest takes longer,
+and is run by hand.
 """
 
 
@@ -30,20 +32,36 @@ def render(results: dict[str, Result]) -> str:
 
 
 def _row(check: Check, results: dict[str, Result]) -> str:
-    shown = [_shown(check, results[name]) for name in check.sources if name in results]
+    found = [results[name] for name in check.sources if name in results]
+    shown = [_counts(check, found)] if check.files and found else [_shown(r) for r in found]
     last = "<br>".join(shown) or "not run yet"
     return f"| {check.what} | `{check.command}` | {'yes' if check.in_ci else ''} | {last} |"
 
 
-def _shown(check: Check, result: Result) -> str:
+def _shown(result: Result) -> str:
     if "summary" in result:
         text: str = result["summary"]
         return text
-    counts: Counter[str] = Counter()
-    for name, found in result["files"].items():
-        if not check.files or any(name == f or name.startswith(f"{f}/") for f in check.files):
-            counts.update(found)
-    parts = [f"{counts[kind]:,} {kind}" for kind in ("failed", "passed", "skipped") if counts[kind]]
+    return _text(*result["files"].values())
+
+
+def _counts(check: Check, results: list[Result]) -> str:
+    """Of the files of a row, in all of these reports."""
+    return _text(
+        *(
+            counts
+            for result in results
+            for name, counts in result["files"].items()
+            if any(name == file or name.startswith(f"{file}/") for file in check.files)
+        )
+    )
+
+
+def _text(*counts: Mapping[str, int]) -> str:
+    total: Counter[str] = Counter()
+    for found in counts:
+        total.update(found)
+    parts = [f"{total[kind]:,} {kind}" for kind in ("failed", "passed", "skipped") if total[kind]]
     return ", ".join(parts) or "no test ran"
 
 

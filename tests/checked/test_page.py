@@ -66,11 +66,13 @@ def test_counts_of_a_report(tmp_path: Path) -> None:
         "tests/search/test_b.py": {"skipped": 1},
     }
     assert found["minutes"] == 1.5 and found["stamp"] == {"commit": "abc", "torch": "2.13"}
-    halves = {"test-op": found, "test-search": found}
-    row = page._row(Check("all", ("tests/test_a.py",)), halves)
-    assert row.endswith("| 1 failed, 2 passed |")
-    assert page._row(Check("search", ("tests/search",)), halves).endswith("| 1 skipped |")
-    assert page._row(Check("none", ("tests/test_c.py",)), halves).endswith("no test ran |")
+    parts = {"test": found, "test-rest-op": found, "isas": found}
+    row = page._row(Check("all", ("tests/test_a.py",)), parts)
+    assert row.endswith("| 2 failed, 4 passed |"), "both parts together"
+    assert page._row(Check("search", ("tests/search",)), parts).endswith("| 1 skipped |")
+    assert page._row(Check("none", ("tests/test_c.py",)), parts).endswith("no test ran |")
+    row = page._row(Check("other", target="isas", results=("isas",)), parts)
+    assert row.endswith("| 1 failed, 2 passed, 1 skipped |")
 
 
 def test_results_made_under_the_same_share_a_line() -> None:

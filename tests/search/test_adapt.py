@@ -34,6 +34,7 @@ def searched(finished: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.costly
 def test_all_networks_are_trained_and_measured(
     searched: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_averaged_weights_are_those_that_count(searched: Path) -> None:
     ]
 
 
+@pytest.mark.costly
 def test_trained_networks_are_not_replaced_unless_asked_for(
     searched: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +154,9 @@ def test_measuring_before_training_is_refused(
     assert not (searched / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize("finished_epochs", [2, 5], ids=["searched", "none"])
+@pytest.mark.parametrize(
+    "finished_epochs", [2, pytest.param(5, marks=pytest.mark.costly)], ids=["searched", "none"]
+)
 def test_an_interrupted_training_goes_on_with_the_same_numbers(
     searched: Path,
     finished_epochs: int,
@@ -206,6 +210,7 @@ def test_searched_weights_begin_with_recalibrated_batch_norm(searched: Path) -> 
     assert (adapted[f"{name}.running_mean"] - expected).norm() < 0.2 * (stale - expected).norm()
 
 
+@pytest.mark.costly
 def test_adapting_again_takes_away_what_showed_the_networks_before(searched: Path) -> None:
     arguments = options(searched, adapt__controls=BOTH)
     for command in ("adapt", "evaluate", "export"):

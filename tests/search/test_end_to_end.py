@@ -24,6 +24,7 @@ LITTLE: dict[str, Any] = {
 CONFIGS = {"cifar10": {}, "imagenet": {"data.image_size": 64, "data.accumulate": 2}}
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name == "imagenet" else ()) for name in CONFIGS],

@@ -36,6 +36,7 @@ def told(done: "subprocess.CompletedProcess[str]") -> str:
     return line
 
 
+@pytest.mark.costly
 def test_a_full_disk_ends_a_search_that_goes_on_later(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # Room for everything but the network's weights.
@@ -47,6 +48,7 @@ def test_a_full_disk_ends_a_search_that_goes_on_later(finished: Path, tmp_path: 
     assert_same_search(finished, folder)
 
 
+@pytest.mark.costly
 def test_a_full_disk_loses_no_finished_epoch(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +103,9 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", ["gone", "new", "renamed"])
+@pytest.mark.parametrize(
+    "change", ["gone", *(pytest.param(c, marks=pytest.mark.costly) for c in ("new", "renamed"))]
+)
 def test_images_that_have_changed_since_are_noticed(
     change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +140,7 @@ def test_a_checkpoint_of_another_version_is_refused(
     assert "does not fit this network or this version" in capsys.readouterr().err
 
 
+@pytest.mark.costly
 def test_another_teacher_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         f"--config={REPOSITORY / 'configs' / 'planted.yaml'}",

@@ -206,6 +206,7 @@ GIVEN = (
 )
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("arguments", "least"),
     [(GIVEN, 5), ((*GIVEN, "--seed=1", "--config=pmpl"), 5), (("--seed=9",), 4)],

@@ -93,6 +93,7 @@ def test_more_processes_than_images(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.costly
 def test_an_unreadable_image_is_named_by_the_process_that_meets_it(tmp_path: Path) -> None:
     make_image_folder(tmp_path / "images", classes=2, train=8, val=1)
     for image in (tmp_path / "images" / "train").rglob("00[1-7].*"):

@@ -101,11 +101,13 @@ def test_each_level_sees_its_own_half_and_all_of_it(
     assert seen["weight"] == seen["train"] == half(split.weight)
 
 
+@pytest.mark.costly
 def test_the_same_seed_gives_the_same_search(finished: Path, tmp_path: Path) -> None:
     assert main(["search", *options(tmp_path / "again")]) == 0
     assert_same_search(finished, tmp_path / "again")
 
 
+@pytest.mark.costly
 def test_another_seed_gives_another_search(finished: Path, tmp_path: Path) -> None:
     assert main(["search", *options(tmp_path / "other", seed=1)]) == 0
     assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
@@ -119,7 +121,9 @@ def wait_for_a_stopped_layer(process: "subprocess.Popen[str]", folder: Path) -> 
     pytest.fail(f"the search ended first: {process.communicate()}")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sent", [pytest.param(signal.SIGKILL, marks=pytest.mark.costly), signal.SIGINT]
+)
 def test_a_killed_search_goes_on_with_the_same_numbers(
     finished: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
@@ -142,6 +146,7 @@ def test_a_killed_search_goes_on_with_the_same_numbers(
     assert_same_search(finished, folder)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("moment", "finished_epochs", "stopped"),
     [
