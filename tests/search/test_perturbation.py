@@ -130,7 +130,9 @@ def test_a_search_by_perturbation(tmp_path: Path) -> None:
     layers = json.loads((tmp_path / "run" / "architecture.json").read_text())["layers"]
     assert "perturbation" in {layer["reason"] for layer in layers}
     for layer in layers:
-        rises = dict(zip(["skip_connect", "max_pool_3x3", "avg_pool_3x3"], layer["importances"]))
+        rises = dict(
+            zip(["skip_connect", "max_pool_3x3", "avg_pool_3x3"], layer["importances"], strict=True)
+        )
         assert layer["choice"][0] in rises and len(rises) == 3
     report = (tmp_path / "run" / "report.html").read_text()
     assert "perturbation, loss on 32 batches" in report
