@@ -19,8 +19,8 @@ STOPPING = (
     ),
     _stopping(
         "the last of equals is the best",
-        "key=lambda k: -probabilities[k]",
-        "key=lambda k: (-probabilities[k], -k)",
+        "key=lambda k: -scores[k]",
+        "key=lambda k: (-scores[k], -k)",
     ),
     _stopping(
         "checks need not be in a row",
@@ -56,6 +56,11 @@ STOPPING = (
         "a stopped layer stops again",
         "if layer not in self.stops]",
         "if layer in self.found]",
+    ),
+    _stopping(
+        "alpha decides where the loss should",
+        "scores = importances or average",
+        "scores = average",
     ),
     _stopping(
         "a warm-up up to the deadline passes",
@@ -95,6 +100,16 @@ BILEVEL = (
         "both ends of the difference draw other numbers",
         "with torch.random.fork_rng({part.device for part in v if part.is_cuda}):",
         "with torch.random.fork_rng([], enabled=False):",
+    ),
+    _bilevel(
+        "what is not needed counts as important",
+        "rises[k] = loss([*alphas[:i], without, *alphas[i + 1 :]]) - whole",
+        "rises[k] = whole - loss([*alphas[:i], without, *alphas[i + 1 :]])",
+    ),
+    _bilevel(
+        "each candidate that is left out draws other dropout",
+        "with torch.no_grad(), torch.random.fork_rng(devices):",
+        "with torch.no_grad():",
     ),
     _bilevel(
         "gradients of tasks are added and not averaged",
