@@ -27,8 +27,8 @@ _MEANINGS = {
 
 
 def meaning(name: str) -> str:
-    """What the searched network shows beside this one."""
-    return _MEANINGS[FIXED if name.startswith(FIXED) else name]
+    """What the searched network shows beside this one; "" for one that is not known."""
+    return _MEANINGS.get(FIXED if name.startswith(FIXED) else name, "")
 
 
 def build_network(

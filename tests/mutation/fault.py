@@ -92,8 +92,8 @@ AREAS: dict[str, Area] = {
     "checks": Area((*_files("candidates", "bad_input"), *NOT_THE_DEFINITION)),
     "definition": Area(_files("forward", "layout", "modules")),
     "modules": Area(_files("modules")),
-    "stopping rule": Area(_files("stopping", folder="tests/search")),
-    "bilevel step": Area(_files("bilevel", "steps", folder="tests/search")),
+    "stopping rule": Area(_files("stopping", "perturbation", folder="tests/search")),
+    "bilevel step": Area(_files("bilevel", "steps", "perturbation", folder="tests/search")),
 }
 """By name, in the order in which they are run: what takes longest comes first."""
 

@@ -198,7 +198,8 @@ def test_coordinate_attention_alone_and_in_a_mixture_goes_through_the_file(
 
     supernet.model.train()(torch.randn(4, 1, 16, 16))
     derived = derive(read, 0, supernet.model.state_dict())
-    assert isinstance(derived.get_submodule(f"{first}.enhancer")[0], CoordinateAttention)
+    (alone,) = derived.get_submodule(f"{first}.enhancer").pool.extras.values()
+    assert isinstance(alone, CoordinateAttention)
     x = torch.randn(4, 1, 16, 16)
     torch.testing.assert_close(derived.eval()(x), supernet.model.eval()(x))
     scratch = derive(read, 0)
