@@ -200,9 +200,9 @@ def _planted_section(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _accuracy_section(found: Mapping[str, Any], part: str, title: str) -> Iterator[str]:
     yield f"\n## {title}\n"
-    yield f"Accuracy on the held-out images of `configs/{part}.yaml`: for each seed a search, and the"
-    yield "mean over trainings of each network. The last column is how much more the searched network"
-    yield "has: mean of the differences by seed, its standard error.\n"
+    yield f"Accuracy on the held-out images of `configs/{part}.yaml`: for each seed a search, and"
+    yield "the mean over trainings of each network. The last column is how much more the searched"
+    yield "network has: mean of the differences by seed, its standard error.\n"
     head = ("network", "mean", "standard deviation", "each seed", "searched has more by")
     yield from table(head, _accuracies(found[part]))
     yield (
