@@ -44,7 +44,8 @@ def require_counted_torch() -> None:
 
 @dataclass(frozen=True)
 class Ratchet:
-    """Figures as they were when they were last improved, under each version of a compiler.
+    """Figures as they were when they were last improved, under each version of a compiler and for
+    each architecture.
 
     ``METAPOOL_WRITE_RATCHET=1`` writes those of the running version anew.
     """
@@ -53,32 +54,39 @@ class Ratchet:
     compiler: str
     version: str
     """The running one, major and minor."""
+    capability: int
+    """Such as 90, for sm_90."""
 
     @property
     def writes(self) -> bool:
         """Whether figures are recorded and not compared."""
         return os.environ.get("METAPOOL_WRITE_RATCHET") == "1"
 
+    @property
+    def under(self) -> str:
+        """The name of the table."""
+        return f"{self.version} for sm_{self.capability}"
+
     def tables(self) -> dict[str, dict[str, Figures]]:
-        """Of each version, the figures of each kernel."""
+        """Of each version and architecture, the figures of each kernel."""
         found: dict[str, dict[str, Figures]] = json.loads(self.path.read_text())
         return found
 
     def table(self) -> dict[str, Figures]:
         """That of the running version, or the test ends here."""
         tables = self.tables()
-        if self.version not in tables:
+        if self.under not in tables:
             pytest.skip(
-                f"no figures were recorded under {self.compiler} {self.version}, but under "
-                f"{' and '.join(tables)}; METAPOOL_WRITE_RATCHET=1 records them"
+                f"no figures were recorded under {self.compiler} {self.under}, but under "
+                f"{', '.join(tables)}; METAPOOL_WRITE_RATCHET=1 records them"
             )
-        return tables[self.version]
+        return tables[self.under]
 
     def kept(self, kernel: str) -> Figures:
         """The figures of a kernel under the running version, or the test ends here."""
         table = self.table()
         assert kernel in table, (
-            f"{self.path.name} has no {kernel!r} under {self.compiler} {self.version}; "
+            f"{self.path.name} has no {kernel!r} under {self.compiler} {self.under}; "
             "METAPOOL_WRITE_RATCHET=1 records it"
         )
         return table[kernel]
@@ -86,14 +94,14 @@ class Ratchet:
     def record(self, kernel: str, found: Mapping[str, float]) -> None:
         """Replace the figures of a kernel under the running version."""
         tables = self.tables()
-        tables.setdefault(self.version, {})[kernel] = dict(found)
+        tables.setdefault(self.under, {})[kernel] = dict(found)
         self.path.write_text(as_text(tables))
 
 
 def as_text(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """JSON with a line for each kernel, so that a change shows what it changes."""
     parts = []
-    for version, table in sorted(tables.items(), key=lambda pair: _number(pair[0])):
+    for version, table in sorted(tables.items(), key=lambda pair: _numbers(pair[0])):
         lines = [
             f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(figures)}"
             for name, figures in table.items()
@@ -102,8 +110,8 @@ def as_text(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
+def _numbers(under: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", under)))
 
 
 def assert_no_worse(found: Mapping[str, float], kept: Mapping[str, float], *names: str) -> None:

@@ -1,9 +1,9 @@
 """What `make test` runs of all tests, and what it leaves to `make test-rest`.
 
-Of each test function so many cases run that every value of every parameter occurs, with every
-backend; of a parameter that is a :class:`tests.cases.Case`, or another dataclass, every value of
-every field. What is left out repeats these values in other combinations. Tests marked ``costly``
-are left out as a whole.
+Of each test function so many cases run that every value of every parameter occurs, and with every
+compiled backend; of a parameter that is a :class:`tests.cases.Case`, or another dataclass, every
+value of every field. What is left out repeats these values in other combinations. Tests marked
+``costly`` are left out as a whole.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -18,7 +18,8 @@ PARTS = ("quick", "rest")
 COSTLY = "costly"
 """The marker of tests that the quick part does not have; a cheaper one shows much of the same."""
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+COMPILED = ("cpu", "triton", "cuda")
+"""The backends with kernels; the reference is the definition, in plain PyTorch."""
 
 Feature = Hashable
 
@@ -55,12 +56,12 @@ def _cover(cases: list[Any]) -> Iterator[Any]:
 
 
 def features_of(item: Any) -> frozenset[Feature]:
-    """The values of a test's parameters, and the pairs of its backend with each."""
+    """The values of a test's parameters, and the pairs of a compiled backend with each."""
     call = getattr(item, "callspec", None)
     if call is None:
         return frozenset()
     values = {feature for name, value in call.params.items() for feature in _values(name, value)}
-    backends = [v for v in call.params.values() if isinstance(v, str) and v in BACKENDS]
+    backends = [v for v in call.params.values() if isinstance(v, str) and v in COMPILED]
     return frozenset(values | {(backend, value) for backend in backends for value in values})
 
 

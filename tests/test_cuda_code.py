@@ -47,12 +47,8 @@ every_capability = pytest.mark.parametrize(
 )
 
 
-def _key(name: str, capability: int) -> str:
-    return f"{name}, sm_{capability}"
-
-
-def _ratchet() -> Ratchet:
-    return Ratchet(FIGURES, "nvcc", minor(cuda_code.nvcc_version()))
+def _ratchet(capability: int) -> Ratchet:
+    return Ratchet(FIGURES, "nvcc", minor(cuda_code.nvcc_version()), capability)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,10 +64,7 @@ def _compiled(request: pytest.FixtureRequest) -> None:
 def test_names(capability: int) -> None:
     """No kernel is left out below, and none is kept that is gone."""
     assert sorted(cuda_code.kernels(capability)) == sorted(NAMES)
-    for table in _ratchet().tables().values():
-        assert {key for key in table if key.endswith(f"_{capability}")} == {
-            _key(name, capability) for name in NAMES
-        }
+    assert _ratchet(capability).table().keys() == set(NAMES)
 
 
 def _wide(kernel: CudaKernel, access: str) -> str:
@@ -100,7 +93,7 @@ def test_machine_code(name: str, capability: int) -> None:
 @pytest.mark.parametrize("name", [name for name in STREAMED if "strided" not in name])
 def test_loads_are_ahead(name: str, capability: int) -> None:
     """Memory takes hundreds of cycles: half of the loads stand at least a row before their use."""
-    _ratchet().table()  # of versions that are in none nobody knows it
+    _ratchet(capability).table()  # of versions that are in none nobody knows it
     distances = cuda_code.kernels(capability)[name].load_distances()
     assert median(distances) >= 120
 
@@ -117,11 +110,11 @@ def test_ratchet(name: str, capability: int) -> None:
         "threads": kernel.blocks * kernel.threads,
         "spilled": kernel.code.stack,
     }
-    ratchet, key = _ratchet(), _key(name, capability)
+    ratchet = _ratchet(capability)
     if ratchet.writes:
-        ratchet.record(key, found)
+        ratchet.record(name, found)
         return
-    kept = ratchet.kept(key)
+    kept = ratchet.kept(name)
     assert_no_worse(found, kept, "registers", "shared", "spilled")
     assert kept["spilled"] or kernel.code.count("LDL", "STL") == 0, "registers are spilled"
     for figure in ("blocks", "threads"):
@@ -134,7 +127,7 @@ def test_ratchet(name: str, capability: int) -> None:
 @pytest.mark.parametrize("name", [name for name in STREAMED if "vectors" in name])
 def test_all_columns_at_a_time(name: str, capability: int) -> None:
     """nvcc takes a vector apart of which only some columns are read, but never one for stores."""
-    _ratchet().table()
+    _ratchet(capability).table()
     kernel = cuda_code.kernels(capability)[name]
     found = set(kernel.code.instructions)
     assert {_wide(kernel, "LDG"), _wide(kernel, "STG")} <= found

@@ -152,7 +152,10 @@ def default_digests() -> tuple[str, dict[str, str]]:
     return _digests_under(None)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    "isa",
+    ["baseline", *(pytest.param(isa, marks=pytest.mark.costly) for isa in ("avx2", "avx512"))],
+)
 def test_every_instruction_set_gives_the_same_bits(
     native: str, isa: str, default_digests: tuple[str, dict[str, str]]
 ) -> None:

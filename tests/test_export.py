@@ -117,6 +117,7 @@ def test_an_exported_network_runs_in_another_process(saved: Path, native: str) -
     assert without.returncode == 1 and "torch.ops.metapool_kernels" in without.stderr
 
 
+@pytest.mark.costly
 @needs_compiler
 def test_a_compiled_package_runs_here_and_in_another_process(saved: Path, native: str) -> None:
     """AOTInductor's C++ calls the op through the dispatcher, so the op has to be registered."""

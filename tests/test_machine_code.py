@@ -24,7 +24,7 @@ import triton
 from benches.machine_code import Kernel, compile_call, lower_call
 from metapool_kernels._triton import launch
 
-RATCHET = Ratchet(Path(__file__).parent / "machine_code.json", "Triton", minor(triton.__version__))
+FIGURES = Path(__file__).parent / "machine_code.json"
 """Registers and instructions of each kernel, and the bytes that it spills.
 
 ``METAPOOL_WRITE_RATCHET=1 pytest tests/test_machine_code.py`` writes them again.
@@ -189,11 +189,11 @@ def test_ratchet(name: str, capability: int) -> None:
         "instructions": round(span * kernel.lanes / elements, 1),
         "spilled": kernel.stack,
     }
-    key = f"{name}, sm_{capability}"
-    if RATCHET.writes:
-        RATCHET.record(key, found)
+    ratchet = Ratchet(FIGURES, "Triton", minor(triton.__version__), capability)
+    if ratchet.writes:
+        ratchet.record(name, found)
         return
-    kept = RATCHET.kept(key)
+    kept = ratchet.kept(name)
     assert_no_worse(found, kept, *found)
     assert kept["spilled"] or kernel.count("LDL", "STL") == 0, "registers are spilled to memory"
     if "four" in name or ("averages" in name and "backward" not in name):

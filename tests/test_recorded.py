@@ -9,7 +9,11 @@ import torch
 from tests import pytorch_internal, recorded
 from tests.recorded import Ratchet, assert_no_worse, minor
 
-TABLES = {"3.8": {"a": {"registers": 20, "spilled": 8}}, "3.10": {"a": {"registers": 10}}}
+TABLES = {
+    "3.8 for sm_90": {"a": {"registers": 20, "spilled": 8}},
+    "3.10 for sm_80": {"a": {"registers": 12}},
+    "3.10 for sm_90": {"a": {"registers": 10}},
+}
 
 
 @pytest.fixture
@@ -24,21 +28,26 @@ def test_a_version_is_known_by_its_first_two_numbers(version: str) -> None:
     assert minor(version) == "3.8"
 
 
-def test_each_version_has_figures_of_its_own(path: Path) -> None:
-    kept = [Ratchet(path, "Triton", version).kept("a") for version in ("3.8", "3.10")]
-    assert kept == [{"registers": 20, "spilled": 8}, {"registers": 10}]
+def _ratchet(path: Path, version: str, capability: int = 90) -> Ratchet:
+    return Ratchet(path, "Triton", version, capability)
+
+
+def test_each_version_and_architecture_has_figures_of_its_own(path: Path) -> None:
+    assert _ratchet(path, "3.8").kept("a") == {"registers": 20, "spilled": 8}
+    assert _ratchet(path, "3.10").kept("a") == {"registers": 10}
+    assert _ratchet(path, "3.10", 80).kept("a") == {"registers": 12}
 
 
 @pytest.mark.parametrize("version", ["3.1", "3.9", "4.0"])
 def test_another_version_is_skipped_and_says_why(path: Path, version: str) -> None:
-    message = rf"no figures were recorded under Triton {version}, but under 3\.8 and 3\.10"
+    message = rf"no figures were recorded under Triton {version} for sm_90, but under 3\.8 for sm"
     with pytest.raises(pytest.skip.Exception, match=message):
-        Ratchet(path, "Triton", version).kept("a")
+        _ratchet(path, version).kept("a")
 
 
 def test_a_kernel_without_figures_under_a_known_version_fails(path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"has no 'b' under Triton 3\.8"):
-        Ratchet(path, "Triton", "3.8").kept("b")
+    with pytest.raises(AssertionError, match=r"has no 'b' under Triton 3\.8 for sm_90"):
+        _ratchet(path, "3.8").kept("b")
 
 
 def test_what_is_worse_by_more_than_the_slack_fails() -> None:
@@ -50,15 +59,12 @@ def test_what_is_worse_by_more_than_the_slack_fails() -> None:
 
 
 def test_recording_leaves_other_versions_alone(path: Path) -> None:
-    Ratchet(path, "Triton", "3.9").record("a", {"registers": 15})
-    Ratchet(path, "Triton", "3.8").record("a", {"registers": 19})
+    _ratchet(path, "3.9").record("a", {"registers": 15})
+    _ratchet(path, "3.8").record("a", {"registers": 19})
     found = json.loads(path.read_text())
-    assert list(found) == ["3.8", "3.9", "3.10"]
-    assert found == {
-        "3.8": {"a": {"registers": 19}},
-        "3.9": {"a": {"registers": 15}},
-        "3.10": TABLES["3.10"],
-    }
+    names = [f"{version} for sm_{c}" for version, c in (("3.8", 90), ("3.9", 90), ("3.10", 80))]
+    assert list(found) == [*names, "3.10 for sm_90"]
+    assert [found[name]["a"]["registers"] for name in found] == [19, 15, 12, 10]
 
 
 def test_samples_of_a_torch_that_nobody_has_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,9 +154,8 @@ def test_measuring_before_training_is_refused(
     assert not (searched / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize(
-    "finished_epochs", [2, pytest.param(5, marks=pytest.mark.costly)], ids=["searched", "none"]
-)
+@pytest.mark.costly
+@pytest.mark.parametrize("finished_epochs", [2, 5], ids=["searched", "none"])
 def test_an_interrupted_training_goes_on_with_the_same_numbers(
     searched: Path,
     finished_epochs: int,
@@ -242,7 +241,7 @@ def test_every_network_begins_with_the_weights_that_are_given(
         assert not torch.equal(drawn["conv_stem.weight"], stem)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export"])
+@pytest.mark.parametrize("command", ["evaluate", pytest.param("export", marks=pytest.mark.costly)])
 def test_weights_of_another_network_are_refused(
     searched: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,7 +104,14 @@ FREE = ("backbone/arguments", "versions", "extra_candidates", "insert_after_type
 FIELDS = [path for path in _places(CONTENT) if not path.startswith(FREE)]
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, [[]], None, "blue", -1, 1e999], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": 1},
+        *(pytest.param(v, marks=pytest.mark.costly) for v in ([[]], None, "blue", -1, 1e999)),
+    ],
+    ids=repr,
+)
 def test_a_field_of_another_type_is_refused(value: object) -> None:
     """Or it is taken for what it says, and then fits all the rest."""
     for path in FIELDS:
@@ -334,6 +341,7 @@ def _raising(kind: type[Exception]) -> Callable[..., object]:
 RESULTS = ("config.yaml", "metrics.csv", "probabilities.json", "evaluation.json", NAME)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", RESULTS)
 def test_other_files_of_a_run_are_refused_or_read(tmp_path: Path, name: str) -> None:
     """Whatever a damage makes of them, the answer is results, or a line that explains."""

@@ -70,7 +70,7 @@ def test_exporting_leaves_two_files_and_the_network_as_it_was(
     assert isinstance(model[3], MetaPool2d)
 
 
-@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.costly), 7])
 def test_the_program_runs_where_the_package_is_not(
     exported: tuple[Path, nn.Module, dict[str, float]], tmp_path: Path, batch: int
 ) -> None:

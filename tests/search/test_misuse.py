@@ -69,7 +69,7 @@ def test_a_full_disk_loses_no_finished_epoch(
     assert_same_search(finished, folder)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.costly), 1])
 def test_an_unreadable_image_is_named(
     workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

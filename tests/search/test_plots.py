@@ -189,7 +189,7 @@ def test_colours_of_lines_differ(results: Results) -> None:
         assert len(set(colors)) == len(colors)
 
 
-@pytest.mark.parametrize("evaluated", [True, False])
+@pytest.mark.parametrize("evaluated", [True, pytest.param(False, marks=pytest.mark.costly)])
 def test_the_command_writes_every_picture_and_the_report(
     tmp_path: Path, evaluated: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

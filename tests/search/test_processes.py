@@ -36,6 +36,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     # Coordinate attention has weights that vanish when a layer stops without it.
     arguments = options(
         folder / "run",
+        search__epochs=6,
         model__extra_candidates=["coordinate_attention"],
         search__alpha__method="fomaml",
         search__alpha__tilt=1.4,
@@ -75,6 +76,7 @@ def test_one_process_cannot_go_on_for_two(
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.costly
 def test_a_mistake_is_told_once_and_ends_both(tmp_path: Path) -> None:
     done = launch("metapool_kernels.search", "search", *options(tmp_path, model__name="nonet"))
     assert done.returncode != 0
@@ -82,6 +84,7 @@ def test_a_mistake_is_told_once_and_ends_both(tmp_path: Path) -> None:
     assert "nonet" in done.stderr
 
 
+@pytest.mark.costly
 def test_more_processes_than_images(tmp_path: Path) -> None:
     make_image_folder(tmp_path / "images", classes=2, train=1, val=1)
     changes = {"data__kind": "folder", "data__root": tmp_path / "images", "data__rgb": True}
