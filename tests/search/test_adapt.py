@@ -81,6 +81,40 @@ def test_adapting_sees_every_training_image_and_no_other(
     assert seen == set(both)
 
 
+@pytest.mark.costly
+def test_side_by_side_the_networks_are_the_same(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(searched, adapt__controls=[*BOTH, "fixed:max_pool_5x5"])
+    assert main(["adapt", *arguments]) == 0
+    one_by_one = {path: path.read_bytes() for path in searched.glob("adapt/*/0/*.safetensors")}
+    assert {path.parts[-3] for path in one_by_one} == {
+        *("searched", "none", "random", "fixed-max_pool_5x5")
+    }
+    assert main(["adapt", *arguments, "--overwrite", "--jobs=2"]) == 0
+    assert {path: path.read_bytes() for path in one_by_one} == one_by_one
+    assert main(["evaluate", *arguments]) == 0
+    assert "max_pool_5x5 everywhere" in capsys.readouterr().out
+    assert main(["adapt", *arguments, "--overwrite", "--jobs=0"]) == 2
+
+
+@pytest.mark.parametrize(
+    "controls, said",
+    [
+        (["none", "random", "fixed:max_pool_4x4"], "max_pool_4x4"),
+        (["none", "random", "fixed:"], "adapt.controls"),
+        (["none", "random", "mean"], "adapt.controls"),
+        (["none", "skip"], "lacks random"),
+    ],
+)
+def test_unfit_controls_are_refused_and_nothing_is_lost(
+    searched: Path, controls: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["adapt", *options(searched, adapt__controls=controls)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (searched / "adapt").exists()
+
+
 def test_controls_differ_in_their_poolings_alone(searched: Path) -> None:
     architecture = load_architecture(searched / "architecture.json")
     assert random_choices(architecture, 0) == random_choices(architecture, 0)
