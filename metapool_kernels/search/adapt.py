@@ -66,6 +66,9 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -
             trainer.train(*network)
     else:
         side_by_side(partial(_train_quietly, config), waiting, jobs)
+    left = [f"{name}, seed {seed}" for name, seed in waiting if not trainer.is_trained(name, seed)]
+    if left:
+        raise UserError(f"not trained to the end: {'; '.join(left)}; go on with --resume")
     on_main(accelerator, lambda: draw(searched))
 
 

@@ -7,9 +7,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import torch
-from jsonargparse.typing import PositiveInt
+
+try:
+    import jsonargparse
+    from jsonargparse.typing import PositiveInt
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"metapool: {error}; get what the search needs with "
+        "`pip install 'metapool_kernels[search]'`"
+    ) from error
 
 from metapool_kernels.search.config import Config, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, UserError

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
+
+from scipy.special import stdtrit
 
 from metapool_kernels.search.controls import meaning
 from metapool_kernels.search.curves import in_order, network_name
 from metapool_kernels.search.results import Evaluation, Results
 from metapool_kernels.search.run_folder import SEARCHED
 
-CLEAR = 2.0
-"""Standard errors from which on a difference is called one."""
+CHANCE = 0.05
+"""How often a difference may be taken for one where there is none."""
 
 
 def paired_difference(
@@ -39,26 +41,40 @@ def gains(evaluation: Evaluation) -> list[str]:
     }
     searched = accuracies.pop(SEARCHED, {})
     return [
-        f"{_points(*paired_difference(searched, accuracies[kind]))} {network_name(kind)} "
-        f"({meaning(kind)})"
+        f"{_difference(kind, searched, accuracies[kind])} ({meaning(kind)})"
         for kind in in_order(accuracies)
         if searched.keys() & accuracies[kind].keys()
     ]
 
 
-def _points(difference: float, error: float | None) -> str:
+def _difference(kind: str, searched: Mapping[str, float], other: Mapping[str, float]) -> str:
+    difference, error = paired_difference(searched, other)
     spread = "" if error is None else f" ± {error:.2f}"
-    text = f"{abs(difference):.2f}{spread} points {'more' if difference >= 0 else 'less'} than"
-    clear = error is None or abs(difference) > CLEAR * error
-    return text if clear else f"no clear difference, {text}"
+    direction = "more" if difference >= 0 else "less"
+    text = f"{abs(difference):.2f}{spread} points {direction} than {network_name(kind)}"
+    return (
+        text
+        if is_clear(difference, error, len(searched.keys() & other.keys()))
+        else (f"{text}, which may be chance")
+    )
+
+
+def is_clear(difference: float, error: float | None, seeds: int) -> bool:
+    """Whether Student's t tells a mean difference from none, at the level :data:`CHANCE`."""
+    if error is None:
+        return False
+    return abs(difference) > float(stdtrit(seeds - 1, 1 - CHANCE / 2)) * error
 
 
 def spread_note(evaluation: Evaluation) -> str:
-    """What stands behind ± in :func:`gains`."""
+    """What stands behind ± and "may be chance" in :func:`gains`."""
     seeds = max((len(result.seeds) for result in evaluation.networks.values()), default=0)
     if seeds < 2:
-        return "One seed tells no spread; adapt.seeds 3 and more do."
-    return f"±: standard error of the mean difference over {seeds} seeds, paired by seed."
+        return "One seed does not tell a difference from chance; adapt.seeds 3 and more may."
+    return (
+        f"±: standard error of the mean difference over {seeds} seeds of training what one search "
+        f"has found, paired by seed, on the same {evaluation.images:,} held-out images."
+    )
 
 
 def costs(results: Results) -> str:
@@ -66,7 +82,7 @@ def costs(results: Results) -> str:
     seconds = sum(row.seconds for row in results.search)
     text = f"The search took {seconds:.0f} s in {len(results.search)} epochs"
     epochs = {
-        kind: fmean(row.seconds for rows in of_kind for row in rows)
+        kind: median(row.seconds for rows in of_kind for row in rows)
         for kind, of_kind in results.training.items()
     }
     networks = results.evaluation.networks if results.evaluation else {}
@@ -74,9 +90,10 @@ def costs(results: Results) -> str:
         return f"{text}."
     more = networks[SEARCHED].parameters - networks["none"].parameters
     training = epochs[SEARCHED] * networks[SEARCHED].epochs
-    return (
-        f"{text}, a training of what it found {training:.0f} s. That network has {more:,} "
-        f"parameters more than the one without enhancers, which has "
-        f"{networks['none'].parameters:,}, and an epoch of its training takes "
-        f"{epochs[SEARCHED] / epochs['none']:.1f} times as long."
+    text += (
+        f", a training of what it found {training:.0f} s. That network has {more:,} parameters "
+        f"more than the one without enhancers, which has {networks['none'].parameters:,}"
     )
+    if epochs["none"] == 0:
+        return f"{text}."
+    return f"{text}, and its epochs took {epochs[SEARCHED] / epochs['none']:.1f} times as long."

@@ -116,9 +116,11 @@ class Search:
 
     def run_epoch(self, bar: "tqdm[Any]") -> dict[str, Any]:
         """Train for one epoch, fix the layers that are decided then, and return its numbers."""
+        started = time.perf_counter()
         row = self._train_epoch(bar)
         self.trajectory.append(self.supernet.probabilities(self.stopping.open_layers))
         self._stop_layers()
+        row["seconds"] = round(time.perf_counter() - started, 2)  # what a rule measures counts
         row["stopped"] = len(self.stopping.stops)
         self.history.append(row)
         return row

@@ -70,10 +70,9 @@ _CONTENTS = (
     TRAINING,
     CONTROLS,
     REPORT,
-    SEARCHED,
-    *("none", "skip", "random", "uniform", "fixed-*"),
 )
-"""All that a run writes, as patterns; what else lies in its folder stays."""
+_NETWORKS = (SEARCHED, "none", "skip", "random", "uniform", "fixed-*")
+"""Folders of the networks in ``adapt/``, as patterns."""
 
 
 def network_folder(name: str) -> str:
@@ -122,8 +121,8 @@ class RunFolder:
             self.check_settings(config, sections)
             return
         try:
-            found = (self.path.glob(pattern) for pattern in _CONTENTS)
-            present = [path.name for paths in found for path in paths]
+            patterns = (*_CONTENTS, *(_NETWORKS if self.path.name == ADAPT else ()))
+            present = [path.name for pattern in patterns for path in self.path.glob(pattern)]
             if present and not overwrite:
                 raise UserError(
                     f"{str(self.path)!r} holds a run already ({', '.join(present)}); "

@@ -14,9 +14,9 @@ T = TypeVar("T")
 def side_by_side(prepare: Callable[[], Callable[[T], None]], items: Sequence[T], jobs: int) -> None:
     """Call what ``prepare`` returns with each item, ``jobs`` items at a time.
 
-    Each process prepares for itself; items are begun in order. When one fails, those that others
-    have begun are finished, and no more are begun. The processes end with this one, however it
-    ends.
+    Each process prepares for itself; items are begun in order. After a :class:`UserError` those
+    that others have begun are finished, and no more are begun; anything else ends all processes at
+    once. They end with this one, however it ends.
 
     Args:
         prepare: picklable.
@@ -24,7 +24,7 @@ def side_by_side(prepare: Callable[[], Callable[[T], None]], items: Sequence[T],
         jobs: number of processes, more than there are items being of no use.
 
     Raises:
-        UserError: an item has raised it, or a process was killed.
+        UserError: an item has raised it, or a process has ended before its time.
     """
     context = get_context("spawn")
     begun, errors = context.Value("i", 0), context.SimpleQueue()
@@ -39,7 +39,7 @@ def side_by_side(prepare: Callable[[], Callable[[T], None]], items: Sequence[T],
         while not processes.join():
             pass
     except ProcessExitedException as error:
-        raise UserError(f"a process beside this one was killed: {error}") from error
+        raise UserError(f"a process beside this one has ended: {error}") from error
     finally:
         for process in processes.processes:
             process.terminate()

@@ -55,7 +55,7 @@ def test_an_error_is_told_and_nothing_is_begun_after_it(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_told() -> None:
-    with pytest.raises(UserError, match=r"was killed.*SIGKILL"):
+    with pytest.raises(UserError, match=r"has ended.*SIGKILL"):
         side_by_side(_dying, range(4), 2)
 
 
