@@ -41,7 +41,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	test-threads test-slow test-large fuzz mutate checked search bench bench-import bench-report \
 	bench-search gpu-check gpu-model lint format install clean
 
-test: $(VENV)/.installed  ## every behaviour once, some five minutes on two cores
+test: $(VENV)/.installed  ## a case of each kind, some minutes on two cores
 	$(PYTEST) tests --part quick --numprocesses $(PROCESSES) --maxprocesses 8 --dist worksteal \
 		$(call REPORT,$@)
 

@@ -13,7 +13,7 @@ _HEAD = """\
 
 This page is written by `make checked`, from the reports of the runs that it names; nobody types the
 figures. Commands that begin with `pytest` are parts of `make test-all`, and their counts are those
-of its two parts together: `make test` runs every behaviour once, in minutes, and `make test-rest`
+of its two parts together: `make test` runs a case of each kind, in minutes, and `make test-rest`
 what that leaves out. All that is marked CI runs there before a change lands; the rest takes longer,
 and is run by hand.
 """
