@@ -16,6 +16,8 @@ from benches import cuda_code
 from benches.cuda_code import CudaKernel
 from tests.recorded import SLACK, Ratchet, assert_no_worse, minor
 
+pytestmark = pytest.mark.costly  # nvcc takes minutes where setup.py has not compiled them already
+
 FIGURES = Path(__file__).parent / "cuda_code.json"
 """What each kernel needs, as it was when it was last improved.
 

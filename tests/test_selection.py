@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +114,6 @@ def _features(items: list[Any]) -> dict[str, set[tuple[str, str]]]:
             call = getattr(item, "callspec", None)
             seen = found.setdefault(item.nodeid.partition("[")[0], set())
             for name, value in (call.params if call else {}).items():
-                parts = vars(value) if isinstance(value, Case) else {"": value}
+                parts = vars(value) if is_dataclass(value) else {"": value}
                 seen |= {(f"{name}.{part}", repr(x)) for part, x in parts.items()}
     return found
