@@ -138,6 +138,7 @@ def test_controls_differ_in_their_poolings_alone(searched: Path) -> None:
         assert not any(torch.allclose(outputs[i], other) for other in outputs[:i])
 
 
+@pytest.mark.costly
 def test_averaged_weights_are_those_that_count(searched: Path) -> None:
     assert main(["adapt", *options(searched, adapt__ema=0.5, adapt__controls=BOTH)]) == 0
     folder = searched / "adapt" / "searched" / "0"

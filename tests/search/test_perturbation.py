@@ -123,7 +123,8 @@ def test_nothing_is_measured_that_nobody_looks_at(progressive: bool) -> None:
 
 @pytest.mark.usefixtures("quick_pictures")
 def test_a_search_by_perturbation(tmp_path: Path) -> None:
-    arguments = options(tmp_path / "run", search__stop__rule="perturbation")
+    changes = {"search__stop__rule": "perturbation", "search__stop__batches": 2}
+    arguments = options(tmp_path / "run", search__epochs=6, **changes)
     assert main(["search", *arguments]) == 0
     layers = json.loads((tmp_path / "run" / "architecture.json").read_text())["layers"]
     assert "perturbation" in {layer["reason"] for layer in layers}
@@ -131,7 +132,8 @@ def test_a_search_by_perturbation(tmp_path: Path) -> None:
         rises = dict(
             zip(["skip_connect", "max_pool_3x3", "avg_pool_3x3"], layer["importances"], strict=True)
         )
-        assert layer["choice"][0] == max(rises, key=lambda name: rises[name])
+        best = sorted(rises, key=lambda name: -rises[name])
+        assert set(layer["choice"]) == set(best[: len(layer["choice"])])
         assert any(rises.values())
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "perturbation, loss on 32 batches" in report
+    assert "perturbation, loss on 2 batches" in report
