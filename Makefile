@@ -39,7 +39,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 .PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter \
 	test-cuda-host test-cuda-host-sanitized test-sanitized test-older test-compatibility \
 	test-threads test-slow test-large fuzz mutate checked search bench bench-import bench-report \
-	bench-search gpu-check gpu-model lint format install clean
+	bench-search gpu-check gpu-pack gpu-model lint format install clean
 
 test: $(VENV)/.installed  ## a case of each kind, some minutes on two cores
 	$(PYTEST) tests --part quick --numprocesses $(PROCESSES) --maxprocesses 8 --dist worksteal \
@@ -131,8 +131,11 @@ bench-search: $(VENV)/.installed-bench  ## does the search find what is there; Q
 	$(RUN)/python -m benches.search_quality $(QUICK)
 
 # It takes the environment that is there; only its own one has to be complete.
-gpu-check: $(if $(filter $(abspath $(RUN)/python),$(abspath $(PYTHON))),$(VENV)/.installed)  ## everything that only a GPU can tell, into benches/results; DRY=--dry-run without one
-	$(PYTHON) -m benches.gpu_check $(DRY)
+gpu-check: $(if $(filter $(abspath $(RUN)/python),$(abspath $(PYTHON))),$(VENV)/.installed)  ## everything that only a GPU can tell, within ten minutes, into benches/results; DRY=--dry-run without one
+	$(PYTHON) -m benches.gpu_check $(DRY) $(GPU_CHECK)
+
+gpu-pack: install  ## what gpu-check would have to build, for sm_90 into build/gpu-pack; PACK="--archs 80" for another
+	$(RUN)/python -m benches.gpu_check.pack $(PACK)
 
 gpu-model: install  ## what the machine code of both sets of GPU kernels should reach
 	$(RUN)/python -m benches.gpu_model

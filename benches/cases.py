@@ -75,6 +75,7 @@ QUICK_BATCH = 4
 
 OUR_NETWORK, NO_CANDIDATES, EAGER_NETWORK = "ours", "skip_connect alone", "eager mix"
 """What the enhancers of the measured networks hold."""
+PLAIN_NETWORK = "no enhancers"
 
 
 def _full() -> Iterator[Case]:

@@ -7,11 +7,13 @@ GPU.
 """
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -40,6 +42,9 @@ class Gpu:
         """Instructions of one lane that can be issued while ``size`` bytes are copied."""
         return 4 * 32 * self.processors * self.clock * size / self.copy
 
+
+PREDICTED = Path(__file__).parent / "results" / "gpu-model.json"
+"""What this program has predicted, for ``make gpu-check`` to set its measurements beside."""
 
 CAPABILITY = 90
 GPUS = (Gpu("H100", 132, 1.58e9, 3.0e12), Gpu("H200", 132, 1.58e9, 4.3e12))
@@ -173,6 +178,24 @@ Row = tuple[Case, dict[str, Prediction]]
 """A case, and what is predicted for it, by backend."""
 
 
+def as_json(rows: list[Row]) -> list[dict[str, Any]]:
+    """The lines of the tables: shares of copy speed by backend, as it is called, and GPU."""
+    return [
+        {
+            "map": f"{case.channels} x {case.side}²",
+            "dtype": case.dtype_name,
+            "layout": "channels_last" if case.channels_last else "NCHW",
+            "candidates": case.candidates,
+            "what": "backward" if case.backward else "forward",
+            "shares": {
+                backend.lower(): {gpu.name: round(found.share(gpu)[0], 3) for gpu in GPUS}
+                for backend, found in predictions.items()
+            },
+        }
+        for case, predictions in rows
+    ]
+
+
 def _lines(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
@@ -269,7 +292,7 @@ def _budgets() -> str:
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("benches/results/gpu-model.md"))
+    parser.add_argument("--out", type=Path, default=PREDICTED.with_suffix(".md"))
     path = parser.parse_args().out
     every = list(cases())
     by_backend = {}
@@ -292,6 +315,7 @@ def main() -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
+    path.with_suffix(".json").write_text(json.dumps(as_json(rows), indent=1) + "\n")
     print(page)
 
 

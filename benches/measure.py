@@ -25,7 +25,7 @@ from metapool_kernels.candidates import Kind, parse_candidates
 from tests.cases import DATA
 
 ROOT = Path(__file__).parents[1]
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Largest relative error in norm: a wrong border or tie is far above it, rounding far below."""
 
 
@@ -38,13 +38,15 @@ class Result:
     withheld: dict[str, str]
 
 
-def inputs(case: Case, layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
-    """``x``, the weights (K,) in float32, and a gradient of the output."""
+def inputs(
+    case: Case, layout: torch.memory_format, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x``, the weights (K,) in float32, and a gradient of the output, the same on any device."""
     rng = torch.Generator().manual_seed(0)
     size = (case.batch, *case.size)
-    x = DATA[case.data](size, rng).to(case.dtype, memory_format=layout)
-    grad_out = torch.randn(size, generator=rng).to(case.dtype, memory_format=layout)
-    return x, torch.randn(len(case.names), generator=rng).softmax(0), grad_out
+    x = DATA[case.data](size, rng).to(device, case.dtype, memory_format=layout)
+    grad_out = torch.randn(size, generator=rng).to(device, case.dtype, memory_format=layout)
+    return x, torch.randn(len(case.names), generator=rng).softmax(0).to(device), grad_out
 
 
 def make_step(
@@ -83,13 +85,13 @@ def _parts(names: tuple[str, ...]) -> Run:
     )
 
 
-def problem(case: Case, peer: Peer) -> str | None:
+def problem(case: Case, peer: Peer, device: str = "cpu") -> str | None:
     """Why the figures of a peer are withheld: what it gets wrong on the first image, or None."""
     if peer.product is Product.COPY:
         return None
     if not peer.routes_ties and case.mode is not Mode.FORWARD:
         case = replace(case, data="distinct")
-    x, weights, grad_out = inputs(replace(case, batch=1), peer.layout)
+    x, weights, grad_out = inputs(replace(case, batch=1), peer.layout, device)
     definition = eager if peer.product is Product.MIX else _parts
     truth = make_step(
         definition(case.names), case.mode, *(t.double() for t in (x, weights, grad_out))

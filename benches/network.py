@@ -1,12 +1,13 @@
 """A whole training step: MobileNetV2 with an enhancer after each depthwise convolution."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benches.cases import EAGER_NETWORK, NO_CANDIDATES, OUR_NETWORK
+from benches.cases import EAGER_NETWORK, NO_CANDIDATES, OUR_NETWORK, PLAIN_NETWORK
 from benches.peers import COUNT_INCLUDE_PAD, STRIDE
 from benches.timing import Effort, Times, interleave
 from metapool_kernels import DEFAULT_CANDIDATES, SpatialEnhancer, reference
@@ -27,21 +28,23 @@ class _EagerMix(nn.Module):
         self.candidates = parse_candidates(DEFAULT_CANDIDATES)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.alpha.softmax(-1)
+        weights = self.alpha.softmax(-1).to(x.dtype)
         return reference.mix(x, weights, self.candidates, STRIDE, COUNT_INCLUDE_PAD)
 
 
-def _build(kind: str, image: tuple[int, int, int]) -> nn.Module:
-    """The network, with the same weights for every kind."""
-    backbone = Backbone("mobilenetv2_100", {}, True, image)
-    model = backbone.build(seed=0)
+def build_network(kind: str, image: tuple[int, int, int], backend: str | None = None) -> nn.Module:
+    """The network, with the same weights for every kind, and our op by a backend."""
+    model = Backbone("mobilenetv2_100", {}, True, image).build(seed=0)
+    if kind == PLAIN_NETWORK:
+        return model.train()
     sites = find_sites(model, AFTER, torch.zeros(1, *image))
     assert len(sites) == ENHANCERS
     names = ("skip_connect",) if kind == NO_CANDIDATES else DEFAULT_CANDIDATES
-    enhancers = insert_enhancers(model, sites, names)
-    if kind == EAGER_NETWORK:
-        for enhancer in enhancers.values():
+    for enhancer in insert_enhancers(model, sites, names).values():
+        if kind == EAGER_NETWORK:
             _make_eager(enhancer)
+        else:
+            enhancer.pool.backend = backend
     return model.train()
 
 
@@ -51,13 +54,19 @@ def _make_eager(enhancer: SpatialEnhancer) -> None:
     enhancer.pool = _EagerMix(alpha)
 
 
-def _step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+def training_step(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Callable[[], Tensor]:
     """Forward, cross entropy, backward and an update of all weights and alphas."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def run() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), labels)
+        with autocast():
+            loss = F.cross_entropy(model(x), labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -74,9 +83,10 @@ def measure_network(quick: bool) -> dict[str, Times]:
     x = torch.randn(batch, 3, side, side, generator=rng).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), generator=rng)
     kinds = (OUR_NETWORK, NO_CANDIDATES, EAGER_NETWORK)
-    models = {kind: _build(kind, (3, side, side)) for kind in kinds}
+    models = {kind: build_network(kind, (3, side, side)) for kind in kinds}
     _check(models[OUR_NETWORK], models[EAGER_NETWORK], x)
-    return interleave({kind: _step(model, x, labels) for kind, model in models.items()}, effort)
+    steps = {kind: training_step(model, x, labels) for kind, model in models.items()}
+    return interleave(steps, effort)
 
 
 def _check(ours: nn.Module, eager: nn.Module, x: Tensor) -> None:

@@ -3,16 +3,18 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from metapool_kernels.search.architecture import Architecture
 from metapool_kernels.search.errors import UserError
+
+if TYPE_CHECKING:  # it is a second to import, and who takes only a step writes no curves
+    from torch.utils.tensorboard import SummaryWriter
 
 COLLAPSE = 0.6
 """Share of the layers without pooling from which on the user is warned."""
@@ -118,7 +120,7 @@ def epoch_line(row: Mapping[str, Any], note: str = "") -> str:
     ).rstrip()
 
 
-def log_scalars(writer: SummaryWriter | None, row: Mapping[str, Any]) -> None:
+def log_scalars(writer: "SummaryWriter | None", row: Mapping[str, Any]) -> None:
     """Log the numbers of one epoch to TensorBoard, in the process that has one."""
     if writer is None:
         return

@@ -1,0 +1,66 @@
+"""A step of the search on a whole MobileNetV2."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from metapool_kernels.search.backbone import make_backbone
+from metapool_kernels.search.bilevel import Hypergradient, hypergradient
+from metapool_kernels.search.config import AlphaConfig, ModelConfig, WeightConfig
+from metapool_kernels.search.optimizers import make_alpha_optimizer, make_weight_optimizer
+from metapool_kernels.search.steps import alpha_step, network_objective, weight_step
+from metapool_kernels.search.supernet import Supernet
+
+CLASSES = 1000
+
+
+class SearchStep:
+    """One step of both levels, first-order, on a batch that stays on the device.
+
+    In bfloat16 on a GPU, in float32 elsewhere; ``backend`` None is the automatic choice.
+    """
+
+    def __init__(self, device: str, backend: str | None, batch: int, side: int) -> None:
+        on_gpu = device == "cuda"
+        self.accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
+        self.device = self.accelerator.device
+        config = ModelConfig()
+        self.supernet = Supernet(make_backbone(config, (3, side, side), CLASSES), config, seed=0)
+        self.model = self.supernet.model.to(self.device, memory_format=torch.channels_last).train()
+        self.layers = [site.name for site in self.supernet.sites]
+        for layer in self.layers:
+            self.model.get_submodule(layer).enhancer.pool.backend = backend
+        self.weights = self.supernet.weights()
+        self.alphas = self.supernet.alphas(self.layers)
+        self.settings = WeightConfig()
+        weights = list(self.weights.values())
+        self.weight_optimizer, _ = make_weight_optimizer(weights, self.settings, 100)
+        self.alpha_optimizer = make_alpha_optimizer(self.alphas, AlphaConfig())
+        images = torch.randn(batch, 3, side, side, device=self.device)
+        targets = torch.randint(CLASSES, (batch,), device=self.device)
+        self.batch = (images.to(memory_format=torch.channels_last), targets)
+        self.objective = network_objective(
+            self.model,
+            list(self.weights),
+            [self.supernet.alpha_name(layer) for layer in self.layers],
+            self.settings.label_smoothing,
+            self.accelerator.autocast,
+        )
+
+    def _gradients(self) -> Hypergradient:
+        weights = list(self.weights.values())
+        return hypergradient(self.objective, weights, self.alphas, self.batch, self.batch)
+
+    def rehearse(self) -> None:
+        """Call all kernels of a step, and leave everything as it was."""
+        self._gradients()
+        leaves = [weight.detach().requires_grad_() for weight in self.weights.values()]
+        loss, _ = self.objective(leaves, self.alphas, self.batch)
+        torch.autograd.grad(loss, leaves)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy before the step of the weights."""
+        alpha_step(self.accelerator, self.alphas, self.alpha_optimizer, [self._gradients()])
+        return weight_step(
+            self.accelerator, self.model, [self.batch], self.weight_optimizer, self.settings
+        )
