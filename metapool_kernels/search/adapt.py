@@ -135,5 +135,6 @@ class _Trainer:
         )
         # Its BatchNorm statistics are those of the supernet, in which some layers still mixed.
         count = ceil(len(self.images) / config.data.batch_size)
-        update_bn(to_device(islice(batches, count), self.accelerator.device), network)
+        with self.accelerator.autocast():
+            update_bn(to_device(islice(batches, count), self.accelerator.device), network)
         return network

@@ -1,7 +1,7 @@
 """The search: warm up the weights, learn alpha, fix the layers one after the other."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.bilevel import (
     Hypergradient,
+    Objective,
     draw_tasks,
     hypergradient,
     importances,
@@ -133,7 +134,7 @@ class Search:
         batches = self._batches(self.split.weight, self.epoch, epoch_seed)
         alpha_batches = self._batches(self.split.alpha, self.epoch - self.warmup, epoch_seed + 1)
         alphas = self.supernet.alphas(self.stopping.open_layers)
-        gradient = self._objective()
+        gradient = self._hypergradient()
         meter, alpha_meter = StepMeter(self.accelerator), StepMeter(self.accelerator)
         self.model.train()
         for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
@@ -182,16 +183,24 @@ class Search:
         )
         return to_device(batches, self.accelerator.device)
 
-    def _objective(self) -> Callable[[Batch, Batch, int], Hypergradient]:
-        """The hypergradient in the alphas of the open layers, by batches and step."""
-        settings, layers = self.settings.alpha, self.stopping.open_layers
-        weights = self.supernet.weights()
-        objective = network_objective(
+    def objective(self, weights: Iterable[str], layers: Iterable[str]) -> Objective:
+        """The loss as a function of some weights and of the alphas of some layers, by their names.
+
+        In the precision of the run, and in the present mode of the network.
+        """
+        return network_objective(
             self.supernet.model,
             list(weights),
             [self.supernet.alpha_name(layer) for layer in layers],
             self.settings.weights.label_smoothing,
+            self.accelerator.autocast,
         )
+
+    def _hypergradient(self) -> Callable[[Batch, Batch, int], Hypergradient]:
+        """That in the alphas of the open layers, by batches and step."""
+        settings, layers = self.settings.alpha, self.stopping.open_layers
+        weights = self.supernet.weights()
+        objective = self.objective(weights, layers)
         candidates = len(self.supernet.candidate_names)
 
         def gradient(train: Batch, validation: Batch, step: int) -> Hypergradient:
@@ -221,7 +230,7 @@ class Search:
         for stop in stops:
             self._discretise(stop)
         if stops:
-            self.model = prepare_model(self.accelerator, self.model)
+            self.model = prepare_model(self.accelerator, self.supernet.model)
 
     def _importances(self) -> dict[str, list[float]]:
         """Of the open layers' candidates, for the loss on the alpha half, over all processes."""
@@ -233,13 +242,8 @@ class Search:
         )
         # The same images at each check.
         batches = list(islice(self._batches(self.split.alpha, 0, self.config.seed), count))
-        objective = network_objective(
-            self.supernet.model.train(),
-            [],
-            [self.supernet.alpha_name(layer) for layer in layers],
-            self.settings.weights.label_smoothing,
-        )
-        found = importances(objective, [], self.supernet.alphas(layers), batches)
+        self.supernet.model.train()
+        found = importances(self.objective([], layers), [], self.supernet.alphas(layers), batches)
         means = mean_over_processes(self.accelerator, found)
         return {layer: mean.tolist() for layer, mean in zip(layers, means, strict=True)}
 
@@ -278,7 +282,7 @@ class Search:
         for stop in self.stopping.stops.values():
             self._discretise(stop)
         self.supernet.model.load_state_dict(checkpoint.weights)
-        self.model = prepare_model(self.accelerator, self.model)
+        self.model = prepare_model(self.accelerator, self.supernet.model)
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.epoch = state["epoch"]

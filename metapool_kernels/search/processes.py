@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
 from numpy.random import SeedSequence
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.errors import UserError
@@ -78,13 +79,12 @@ def mean_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> 
 def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """``model`` on its device, for training in all processes; again after it has lost modules.
 
-    DistributedDataParallel would wait for the gradients of parameters that are gone.
+    DistributedDataParallel would wait for the gradients of parameters that are gone. Accelerate's
+    ``prepare_model`` is not asked: it puts the precision into the network itself, and from 1.14 on
+    hands back untouched what it has seen before. Here the precision is that of each step.
     """
-    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    # What was prepared before would be kept alive.
-    accelerator._models.clear()
-    prepared: nn.Module = accelerator.prepare_model(bare)
-    return prepared
+    model.to(accelerator.device)
+    return model if accelerator.num_processes == 1 else DistributedDataParallel(model)
 
 
 def seed_epoch(accelerator: Accelerator, seed: int, epoch: int) -> int:

@@ -21,7 +21,6 @@ from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
 from metapool_kernels.search.report import choice_warnings, layer_table, warn
 from metapool_kernels.search.run_folder import RunFolder
-from metapool_kernels.search.steps import network_objective
 from metapool_kernels.search.supernet import find_backbone_sites
 from metapool_kernels.search.surgery import site_table
 
@@ -89,7 +88,8 @@ def check_first_step(search: Search, image_shape: tuple[int, int, int]) -> None:
     device = search.accelerator.device
     images = torch.zeros(config.data.batch_size, *image_shape, device=device)
     targets = torch.zeros(len(images), dtype=torch.long, device=device)
-    objective = network_objective(search.supernet.model.train(), [], [])
+    search.supernet.model.train()
+    objective = search.objective([], [])
     try:
         with torch.no_grad():
             objective([], [], (images, targets))

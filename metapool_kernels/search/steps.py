@@ -4,10 +4,12 @@ Each step moves one group of parameters and leaves the other, bit for bit, as it
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
@@ -23,8 +25,11 @@ def network_objective(
     weight_names: Sequence[str],
     alpha_names: Sequence[str],
     label_smoothing: float = 0.0,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Objective:
     """Loss of a network, in its present mode, as a function of its weights and alphas.
+
+    ``autocast`` makes what it is computed in, as :meth:`accelerate.Accelerator.autocast` does.
 
     Normalisation layers in training mode use the statistics of the batch; these, as every other
     change of a buffer, go into copies and are forgotten.
@@ -44,7 +49,7 @@ def network_objective(
             logits: Tensor = functional_call(model, tensors, images, tie_weights=False)
             return logits
 
-        return _loss(forward, batch, label_smoothing)
+        return _loss(forward, batch, label_smoothing, autocast)
 
     return objective
 
@@ -111,7 +116,7 @@ def weight_step(
     seen = []
     for batch in batches:
         with accelerator.accumulate(model):
-            loss, accuracy = _loss(model, batch, config.label_smoothing)
+            loss, accuracy = _loss(model, batch, config.label_smoothing, accelerator.autocast)
             accelerator.backward(loss)
             seen.append(torch.stack([loss.detach(), accuracy]))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -123,10 +128,16 @@ def weight_step(
 
 
 def _loss(
-    forward: Callable[[Tensor], Tensor], batch: Batch, label_smoothing: float
+    forward: Callable[[Tensor], Tensor],
+    batch: Batch,
+    label_smoothing: float,
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> tuple[Tensor, Tensor]:
     images, targets = batch
-    logits = forward(images)
+    # Here and not in the network, which is taken apart and put together while it is searched.
+    with autocast():
+        logits: Tensor = forward(images)
+    logits = convert_to_fp32(logits)
     correct = (logits.detach().argmax(1) == targets).float()
     loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     return loss, 100 * correct.mean()
