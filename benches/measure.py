@@ -97,7 +97,9 @@ def problem(case: Case, peer: Peer, device: str = "cpu") -> str | None:
         definition(case.names), case.mode, *(t.double() for t in (x, weights, grad_out))
     )()
     try:
-        got = make_step(peer.make(case.names), case.mode, x, weights, grad_out)()
+        with torch.device(device):
+            run = peer.make(case.names)
+        got = make_step(run, case.mode, x, weights, grad_out)()
     except RuntimeError as error:  # such as torch.compile without a C++ compiler
         return f"fails: {str(error).splitlines()[0]}"
     if len(got) != len(truth):

@@ -109,7 +109,7 @@ def _in_layouts(case: Case, who: str) -> Iterator[Measured]:
     return (Measured(case, last, who) for last in (False, True))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _batch(case: Case, layout: torch.memory_format, device: str) -> tuple[Tensor, Tensor, Tensor]:
     drawn = min(_DRAWN, case.batch)
     x, weights, grad_out = inputs(replace(case, batch=drawn), layout, device)
@@ -123,7 +123,8 @@ def step_of(row: Measured, device: str, mode: Mode | None = None) -> Callable[[]
     """What is timed: a call without arguments."""
     plain = replace(row.case, mode=Mode.FORWARD, candidates=row.case.candidates)
     tensors = (tensor.detach() for tensor in _batch(plain, row.layout, device))
-    run = row.peer.make(row.case.names)
+    with torch.device(device):
+        run = row.peer.make(row.case.names)
     return make_step(run, mode or row.case.mode, *tensors)
 
 
@@ -164,10 +165,21 @@ def measure(row: Measured, device: str) -> dict[str, Any]:
         return found | {name: one.median for name, one in times.items()}
     found |= {"launched": _launched(step), "copy launched": _launched(copies)}
     found["peak bytes"] = _peak(step)
-    if row.who != _SLOW:  # it has graphs of its own
-        found |= {"replayed": _replayed(step), "copy replayed": _replayed(copies)}
-        if row.case.mode in (Mode.BOTH, Mode.X_ONLY):
-            found["forward replayed"] = _replayed(step_of(row, device, Mode.FORWARD))
+    try:
+        found |= _as_graphs(row, step, copies, device)
+    except RuntimeError as error:  # some peer, or a case of ours, waits for the device
+        found["no graph"] = str(error)[:300]
+    return found
+
+
+def _as_graphs(
+    row: Measured, step: Callable[[], object], copies: Callable[[], object], device: str
+) -> dict[str, float]:
+    if row.who == _SLOW:  # it has graphs of its own
+        return {}
+    found = {"replayed": _replayed(step), "copy replayed": _replayed(copies)}
+    if row.case.mode in (Mode.BOTH, Mode.X_ONLY):
+        found["forward replayed"] = _replayed(step_of(row, device, Mode.FORWARD))
     return found
 
 

@@ -54,6 +54,20 @@ class Journal:
             if (event["step"], event["program"]) == (self.step, self.program)
         ]
 
+    def tail(self) -> Iterator[bool]:
+        """Whether this program has written anything since the last time, again and again."""
+        place = self.path.stat().st_size if self.path.exists() else 0
+        mine = json.dumps({"step": self.step, "program": self.program})[:-1].encode()
+        while True:
+            found = False
+            if self.path.exists():
+                with open(self.path, "rb") as file:
+                    file.seek(place)
+                    new = file.read()
+                place += len(new)
+                found = mine in new
+            yield found
+
     def ended(self) -> set[str]:
         """Its rows that are over."""
         return {event["row"] for event in self.events() if event["state"] in (DONE, FAILED, CUT)}

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from benches.cases import EAGER_NETWORK, NO_CANDIDATES, OUR_NETWORK, PLAIN_NETWORK
 from benches.gpu_check.figures import GPU_BACKENDS
@@ -62,7 +63,13 @@ def training(kind: str, backend: str | None, device: str) -> dict[str, Any]:
     autocast = partial(torch.autocast, "cuda", torch.bfloat16) if device == "cuda" else nullcontext
     step = training_step(model, x, labels, autocast)
     if backend == "triton":
-        compile_ahead(step, torch.device(device), show=False)
+
+        def gradients() -> None:  # without an update by what has not been computed
+            with autocast():
+                loss = F.cross_entropy(model(x), labels)
+            loss.backward()
+
+        compile_ahead(gradients, torch.device(device), show=False)
     return _time(step, device)
 
 

@@ -17,6 +17,9 @@ from benches.gpu_check.worker import leave_if_lost
 FAILED_BEFORE = "METAPOOL_FAILED_BEFORE"
 """Environment: the names of such tests, one a line."""
 
+_failed: set[str] = set()
+"""Tests of this process."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Which part of the tests."""
@@ -49,7 +52,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     if journal is not None:
         journal.write(item.nodeid, BEGUN)
     result = yield
-    if journal is not None and item.nodeid not in journal.ended():
+    if journal is not None and item.nodeid not in _failed:
         journal.write(item.nodeid, DONE)
     leave_if_lost()
     return result
@@ -59,6 +62,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Write down what failed."""
     journal = Journal.of_environment()
     if journal is not None and report.failed:
+        _failed.add(report.nodeid)
         why = report.longreprtext.strip().splitlines() or ["failed"]
         journal.write(report.nodeid, FAILED, why=why[-1][:500], output=report.longreprtext[-1500:])
 

@@ -5,6 +5,7 @@ that it died in, and when the time of a step is over all of its programs are.
 """
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -37,12 +38,14 @@ class Program:
         command: with its arguments.
         environment: what is added to that of this process.
         patience: seconds in which it has to say something.
+        alarm: regular expression of what it only prints if something is wrong.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     patience: float = 30
+    alarm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,17 @@ def _run(program: Program, journal: Journal, end: float) -> None:
     while True:
         with tempfile.TemporaryFile() as output:
             why = _run_once(program, journal, end, output)
-            if why is None:
-                return
             row = journal.in_flight()
+            if found := _alarm(program, output):
+                journal.write(_ITSELF, FAILED, why=found, output=_tail(output))
+            if why is None and row is None:
+                return
             if time.monotonic() >= end:
                 journal.write(row or _ITSELF, CUT)
                 return
             if row is None and why == _lost(DEVICE_LOST):  # the row says why
                 continue
+            why = why or "ended with exit code 0, in the middle of a row"
             journal.write(row or _ITSELF, FAILED, why=why, output=_tail(output))
         if row is None:
             return
@@ -117,12 +123,11 @@ def _run_once(program: Program, journal: Journal, end: float, output: IO[bytes])
 def _watch(
     process: "subprocess.Popen[bytes]", program: Program, journal: Journal, end: float
 ) -> str | None:
-    said, heard = 0, time.monotonic()
+    heard, tail = time.monotonic(), journal.tail()
     while process.poll() is None:
         now = time.monotonic()
-        events = len(journal.events())
-        if events != said:
-            said, heard = events, now
+        if next(tail):
+            heard = now
         if now >= end:
             return "cut off"
         if now - heard > program.patience:
@@ -142,6 +147,15 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _alarm(program: Program, output: IO[bytes]) -> str | None:
+    """The first line of what was printed that should not be there."""
+    if program.alarm is None:
+        return None
+    output.seek(0)
+    text = output.read().decode(errors="replace")
+    return next((line for line in text.splitlines() if re.search(program.alarm, line)), None)
 
 
 def _tail(output: IO[bytes]) -> str:

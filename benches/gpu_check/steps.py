@@ -12,6 +12,7 @@ from benches.gpu_check.runner import Program, Step
 
 _SUITE = tuple(f"tests/test_{name}.py" for name in ("forward", "backward", "double_backward"))
 _HOST_LIBRARY = pack.ROOT / "build/cuda_host/_torch_ops_cuda_host.so"
+_SANITIZER_ALARM = r"^========= +(Invalid|Error:|Warning:|Uninit|ERROR SUMMARY: [1-9])"
 _BUILDING = 300
 """Seconds for libraries that have to be built, which is no part of the time that is promised."""
 
@@ -123,10 +124,9 @@ class _Plan:
                 tests = self._pytest(f"{tool}, {backend}", backend, "-k", backend, *_SUITE[:2])
                 command = tests.command
                 if self.capability:
-                    # It ends so as soon as it has found something, in the test that runs.
-                    options = ("--tool", tool, "--error-exitcode", "1", "--kill", "yes")
-                    command = (sanitizer, *options, *command)
-                found.append(Program(tests.name, command, tests.environment, patience=60))
+                    command = (sanitizer, "--tool", tool, *command)
+                environment = tests.environment
+                found.append(Program(tests.name, command, environment, 60, _SANITIZER_ALARM))
         return found
 
 
