@@ -129,7 +129,7 @@ def compile_starts(
         done += 1
         tell(done, len(different))
 
-    pool = _Pool(cores or len(os.sched_getaffinity(0)), count)
+    pool = _Pool(cores or os.cpu_count() or 1, count)
     with pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for start in different.values():
             kernel = getattr(launch, start.kernel)

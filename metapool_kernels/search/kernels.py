@@ -8,6 +8,10 @@ from tqdm import tqdm
 from metapool_kernels.dispatch import BACKENDS
 
 
+def _takes_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and BACKENDS["triton"](torch.empty(0, device=device)) is None
+
+
 def compile_ahead(step: Callable[[], object], device: torch.device, *, show: bool = True) -> int:
     """Compile what ``step`` will call, with all cores; a bar says so.
 
@@ -20,7 +24,7 @@ def compile_ahead(step: Callable[[], object], device: torch.device, *, show: boo
     Returns:
         How many kernels that were. Those that Triton has on disk take no time.
     """
-    if device.type != "cuda" or BACKENDS["triton"](torch.empty(0, device=device)) is not None:
+    if not _takes_triton(device):
         return 0
     from metapool_kernels._triton.ahead import compile_starts, recorded  # which imports Triton
 

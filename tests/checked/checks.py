@@ -205,6 +205,8 @@ SECTIONS = (
                 in_ci=False,
             ),
             _tests("what a GPU shows, where there is one", "on_gpu"),
+            _tests("ten minutes on a GPU, on a machine that lies", "gpu_check"),
+            _tests("Triton's kernels compiled before they are needed", "ahead"),
         ),
     ),
     Section(
