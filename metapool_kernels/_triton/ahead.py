@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -122,12 +123,13 @@ def compile_starts(
         How many different kernels there were.
     """
     different = {start.key: start for start in starts}
-    done = 0
+    done, lock = 0, Lock()
 
-    def count(future: "Future[Any]") -> None:
+    def count(future: "Future[Any]") -> None:  # in the thread that has compiled
         nonlocal done
-        done += 1
-        tell(done, len(different))
+        with lock:
+            done += 1
+            tell(done, len(different))
 
     pool = _Pool(cores or os.cpu_count() or 1, count)
     with pool, triton.AsyncCompileMode(pool, ignore_errors=True):
