@@ -124,7 +124,8 @@ class Report:
             cells = [_both(by_name[n], "") if n in by_name else "" for n in names]
             copy = _both(next(iter(by_name.values())), "copy ")
             lines.append([*case, *cells, copy, _peaks(by_name)])
-        text = "Milliseconds by call from Python, second-level cache cold / by replay of a graph."
+        text = "Milliseconds by call from Python, second-level cache cold / by replay of a graph. "
+        text += f"A copy of the largest map moved {_copy_speed(rows) / 1e12:.2f} TB/s."
         return ["## Times", "", text, "", *table(head, lines)] if lines else []
 
     def _network(self) -> list[str]:
@@ -193,6 +194,12 @@ def _both(event: Event, prefix: str) -> str:
     return " / ".join(f"{event[name] * 1e3:.3f}" for name in names if name in event)
 
 
+def _copy_speed(rows: Sequence[Event]) -> float:
+    """Bytes a second, read and written together."""
+    largest = max(rows, key=lambda event: event["map bytes"], default=None)
+    return 2 * largest["map bytes"] / largest["copy launched"] if largest else 0.0
+
+
 def _peaks(by_name: Mapping[str, Event]) -> str:
     found = []
     for name, event in by_name.items():
@@ -230,21 +237,24 @@ def _plot(report: Report, path: Path) -> None:
     if not rows:
         return
     panels = list(dict.fromkeys((event["mode"], event["dtype"]) for event in rows))
-    figure = Figure(figsize=(6 * len(panels), 5), layout="constrained")
+    names = list(dict.fromkeys((event["who"], event["layout"]) for event in rows))
+    figure = Figure(figsize=(5 * len(panels), 5), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         of_panel = [event for event in rows if (event["mode"], event["dtype"]) == panel]
         maps = list(dict.fromkeys(event["map"] for event in of_panel))
-        for name in dict.fromkeys((event["who"], event["layout"]) for event in of_panel):
+        for i, name in enumerate(names):
             mine = [event for event in of_panel if (event["who"], event["layout"]) == name]
             axes.plot(
                 [maps.index(event["map"]) for event in mine],
                 [event["launched"] / event["copy launched"] for event in mine],
-                marker="o",
+                marker="os"[i % 2],
+                color=f"C{i}",
                 label=", ".join(name),
             )
         axes.set_xticks(range(len(maps)), maps)
         axes.set(yscale="log", title=", ".join(panel), ylabel="time, in copies of the map")
-    figure.axes[0].legend()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names))
     figure.savefig(path, dpi=100)
 
 
