@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from metapool_kernels.search.bilevel import Hypergradient, Objective
 from metapool_kernels.search.config import WeightConfig
 from metapool_kernels.search.data import Batch
 from metapool_kernels.search.processes import mean_over_processes
+from metapool_kernels.search.stateless import Stateless
 
 
 def network_objective(
@@ -34,37 +34,19 @@ def network_objective(
     Normalisation layers in training mode use the statistics of the batch; these, as every other
     change of a buffer, go into copies and are forgotten.
     """
-    buffers = dict(model.named_buffers())
-    places = _places(model)
+    parameters = dict(model.named_parameters())
+    moved = [parameters[name] for name in (*weight_names, *alpha_names)]
+    buffers = list(model.buffers())
+    stateless = Stateless(model)
 
     def objective(
         weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        tensors = {name: buffer.clone() for name, buffer in buffers.items()}
-        names, put = [*weight_names, *alpha_names], [*weights, *alphas]
-        for name, tensor in zip(names, put, strict=True):
-            tensors |= dict.fromkeys(places[name], tensor)
-
-        def forward(images: Tensor) -> Tensor:
-            logits: Tensor = functional_call(model, tensors, images, tie_weights=False)
-            return logits
-
-        return _loss(forward, batch, label_smoothing, autocast)
+        put = {id(buffer): buffer.clone() for buffer in buffers}
+        put |= {id(own): tensor for own, tensor in zip(moved, (*weights, *alphas), strict=True)}
+        return _loss(stateless.with_tensors(put), batch, label_smoothing, autocast)
 
     return objective
-
-
-def _places(model: nn.Module) -> dict[str, list[str]]:
-    """By the name of each parameter, all places where it stands.
-
-    A module with two names is one place: functional_call's own search for ties would put the
-    tensor there twice, and afterwards leave it there.
-    """
-    by_parameter: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            by_parameter.setdefault(id(parameter), []).append(name)
-    return {names[0]: names for names in by_parameter.values()}
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
