@@ -44,7 +44,7 @@ def network_objective(
     ) -> tuple[Tensor, Tensor]:
         put = {id(buffer): buffer.clone() for buffer in buffers}
         put |= {id(own): tensor for own, tensor in zip(moved, (*weights, *alphas), strict=True)}
-        return _loss(stateless.with_tensors(put), batch, label_smoothing, autocast)
+        return batch_loss(stateless.with_tensors(put), batch, label_smoothing, autocast)
 
     return objective
 
@@ -98,7 +98,7 @@ def weight_step(
     seen = []
     for batch in batches:
         with accelerator.accumulate(model):
-            loss, accuracy = _loss(model, batch, config.label_smoothing, accelerator.autocast)
+            loss, accuracy = batch_loss(model, batch, config.label_smoothing, accelerator.autocast)
             accelerator.backward(loss)
             seen.append(torch.stack([loss.detach(), accuracy]))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -109,16 +109,24 @@ def weight_step(
     return loss, accuracy
 
 
-def _loss(
+def batch_loss(
     forward: Callable[[Tensor], Tensor],
     batch: Batch,
     label_smoothing: float,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> tuple[Tensor, Tensor]:
+    """Cross entropy, and accuracy in percent.
+
+    Raises:
+        ValueError: what comes out is not one row of numbers for each image.
+    """
     images, targets = batch
     # Here and not in the network, which is taken apart and put together while it is searched.
     with autocast():
         logits: Tensor = forward(images)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
+        raise ValueError(f"it should give ({len(images)}, classes) numbers, got {given}")
     logits = convert_to_fp32(logits)
     correct = (logits.detach().argmax(1) == targets).float()
     loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
