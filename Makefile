@@ -91,7 +91,7 @@ test-older: $(VENV)/.installed  ## the wheel under torch 2.13.0 (CPU build), the
 	$(RUN)/python -m tests.compatibility --quick --torch 2.13.0 \
 		--packages sdist-no-compiler --record $@
 
-test-compatibility: $(VENV)/.installed  ## torch 2.10 to the newest, Python 3.10 to 3.13, wheel and sdist; an hour or two
+test-compatibility: $(VENV)/.installed  ## torch 2.10 to the newest, Python 3.10 to 3.13, the lowest version of every package, wheel and sdist; an hour or two
 	$(RUN)/python -m tests.compatibility $(COMPATIBILITY)
 
 test-threads: $(VENV)/.installed  ## the CPU kernels under ThreadSanitizer (GCC)

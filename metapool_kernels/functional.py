@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from metapool_kernels import autograd, checks, reference
 from metapool_kernels.candidates import (
@@ -102,6 +103,20 @@ def fused_meta_pool(
     maxima. The mixture follows Dong et al., "Progressive Meta-Pooling Learning for Lightweight
     Image Classification Model", ICASSP 2023.
     """
+    # As for PyTorch's own functions: torch.fx traces with stand-ins, which make it one node.
+    if has_torch_function((x, alpha)):
+        out: Tensor = handle_torch_function(
+            fused_meta_pool,
+            (x, alpha),
+            x,
+            alpha,
+            candidates,
+            normalize=normalize,
+            stride=stride,
+            count_include_pad=count_include_pad,
+            backend=backend,
+        )
+        return out
     names, steps = candidate_names(candidates), checks.check_stride(stride)
     checks.check_normalize(normalize)
     checks.check_flag("count_include_pad", count_include_pad)
@@ -110,12 +125,7 @@ def fused_meta_pool(
     checks.check_tensors(x, alpha, len(settings.candidates))
     chosen = choose_backend(backend, x)
 
-    accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
-    if normalize == "softmax":
-        weights = torch.softmax(alpha, -1, dtype=accumulate)
-    else:
-        weights = alpha.to(accumulate)
-
+    weights = mixture_weights(alpha, x, normalize)
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     channels_last = is_channels_last(batch)
     if chosen == "reference":
@@ -130,3 +140,14 @@ def fused_meta_pool(
     else:
         out = autograd.pool(batch, weights, None, settings.specs[chosen][int(channels_last)])
     return out if x.dim() == 4 else out.squeeze(0)
+
+
+def mixture_weights(alpha: Tensor, x: Tensor, normalize: str | None) -> Tensor:
+    """The weight of each candidate, in the dtype in which sums over ``x`` run."""
+    if has_torch_function((alpha, x)):
+        out: Tensor = handle_torch_function(mixture_weights, (alpha, x), alpha, x, normalize)
+        return out
+    accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
+    if normalize == "softmax":
+        return torch.softmax(alpha, -1, dtype=accumulate)
+    return alpha.to(accumulate)

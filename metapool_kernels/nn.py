@@ -1,10 +1,13 @@
 """Modules around :func:`metapool_kernels.fused_meta_pool`."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from operator import index
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.overrides import handle_torch_function, has_torch_function
 
 from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
@@ -23,12 +26,9 @@ from metapool_kernels.checks import (
     check_stride,
 )
 from metapool_kernels.dispatch import check_backend
-from metapool_kernels.functional import fused_meta_pool
+from metapool_kernels.functional import fused_meta_pool, mixture_weights
 
 INITIAL_ALPHA_STD = 1e-3
-
-# torch.fx traces with stand-ins for tensors, which the checks would refuse: the call is one node.
-torch.fx.wrap("fused_meta_pool")
 
 
 class MetaPool2d(nn.Module):
@@ -109,9 +109,13 @@ class MetaPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.extras is None:
             return self._pool(x, self.alpha, self.normalize)
-        if x.dim() == 3:
-            return self._mix(x.unsqueeze(0), self.extras).squeeze(0)
-        return self._mix(x, self.extras)
+        # No question is asked of x here, which is a stand-in while torch.fx traces.
+        batch = x[None].flatten(0, -4)  # (C, H, W) gets an N of 1
+        weights = mixture_weights(self.alpha, x, self.normalize)
+        pools = len(self.candidates)
+        outs = [self._pool(batch, weights[..., :pools], None)] if pools else []
+        outs += [extra(batch) for extra in self.extras.values()]
+        return _mixed(batch, weights[..., pools:], outs, tuple(self.extras)).reshape(x.shape)
 
     def _pool(self, x: Tensor, alpha: Tensor, normalize: str | None) -> Tensor:
         return fused_meta_pool(
@@ -124,27 +128,6 @@ class MetaPool2d(nn.Module):
             backend=self.backend,
         )
 
-    def _mix(self, x: Tensor, extras: nn.ModuleDict) -> Tensor:
-        accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
-        if self.normalize == "softmax":
-            weights = torch.softmax(self.alpha, -1, dtype=accumulate)
-        else:
-            weights = self.alpha.to(accumulate)
-        pools = len(self.candidates)
-        terms = [self._pool(x, weights[..., :pools], None).to(accumulate)] if pools else []
-        for k, (name, extra) in enumerate(extras.items(), pools):
-            out = extra(x)
-            if out.shape != x.shape:
-                raise RuntimeError(
-                    f"extra candidate {name!r} should give the shape that it gets, "
-                    f"{tuple(x.shape)}, got {tuple(out.shape)}"
-                )
-            terms.append(weights[..., k, None, None] * out.to(accumulate))
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total.to(x.dtype)
-
     def weights(self) -> Tensor:
         """The weight of each candidate, in the shape and dtype of ``alpha``."""
         return torch.softmax(self.alpha, -1) if self.normalize == "softmax" else self.alpha
@@ -152,6 +135,7 @@ class MetaPool2d(nn.Module):
     def reduce(self, keep: Sequence[int]) -> "MetaPool2d":
         """A new module with the candidates at the positions ``keep`` alone, in that order.
 
+        It is of the same class and has the same hooks and, of a subclass, the same attributes.
         Positions count through :attr:`candidate_names`; of those kept the poolings come first
         here too, then the extra candidates, which are shared with this module and not copied.
         It starts from their present ``alpha``; under softmax their weights sum to one again.
@@ -172,38 +156,33 @@ class MetaPool2d(nn.Module):
             )
         keep.sort(key=lambda k: k >= pools)
         extras = {} if self.extras is None else dict(self.extras.items())
-        reduced = MetaPool2d(
-            [names[k] for k in keep if k < pools],
-            self.channels,
-            normalize=self.normalize,
-            stride=self.stride,
-            count_include_pad=self.count_include_pad,
-            backend=self.backend,
-            extra_candidates={names[k]: extras[names[k]] for k in keep if k >= pools},
-            device=self.alpha.device,
-            dtype=self.alpha.dtype,
-        )
-        with torch.no_grad():
-            reduced.alpha.copy_(self.alpha[..., keep])
-        reduced.alpha.requires_grad_(self.alpha.requires_grad)
-        return reduced.train(self.training)
+        extras = {names[k]: extras[names[k]] for k in keep if k >= pools}
+        reduced = _without_parametrizations(self)
+        reduced.candidates = tuple(names[k] for k in keep if k < pools)
+        reduced.extras = nn.ModuleDict(extras) if extras else None
+        reduced.alpha = nn.Parameter(self.alpha.detach()[..., keep], self.alpha.requires_grad)
+        return reduced
 
     def to_torch(self) -> nn.Module:
         """A module made of ``torch.nn`` poolings that gives the same output, weights frozen.
 
         One candidate of weight 1 becomes that pooling itself (``nn.Identity`` for
         ``skip_connect``), anything else a :class:`WeightedSum` of them. Extra candidates are
-        shared with this module and not copied.
+        shared with this module and not copied. Hooks go over to what comes back.
+
+        Raises:
+            NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
+        _check_plain_form(self)
         pools = [
             _torch_pool(parse_candidate(name), self.stride, self.count_include_pad)
             for name in self.candidates
         ]
         pools += (self.extras or {}).values()
         weights = self.weights().detach()
-        if len(pools) == 1 and bool((weights == 1).all()):
-            return pools[0]
-        return WeightedSum(pools, weights)
+        one = len(pools) == 1 and bool((weights == 1).all())
+        plain = pools[0] if one else WeightedSum(pools, weights)
+        return _with_hooks_of(self, plain) if _has_hooks(self) else plain
 
     def extra_repr(self) -> str:
         """The arguments that make this module."""
@@ -267,8 +246,13 @@ class SpatialEnhancer(nn.Module):
         self.pool = self._meta_pool().reduce(keep)
 
     def to_torch(self) -> nn.Sequential:
-        """Plain ``torch.nn`` modules with the same output; norm and activation are shared."""
-        return nn.Sequential(self._meta_pool().to_torch(), self.norm, self.act)
+        """Plain ``torch.nn`` modules with the same output; norm and activation are shared.
+
+        Raises:
+            NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
+        """
+        _check_plain_form(self)
+        return _with_hooks_of(self, self._meta_pool().to_torch(), self.norm, self.act)
 
     def _meta_pool(self) -> MetaPool2d:
         assert isinstance(self.pool, MetaPool2d)
@@ -292,6 +276,81 @@ class WeightedSum(nn.Module):
             for weight, pool in zip(per_module, self.pools, strict=True)
         ]
         return torch.stack(terms).sum(0)
+
+
+def has_plain_form(module: nn.Module) -> bool:
+    """Whether ``module`` has a ``to_torch`` that knows what it computes.
+
+    A subclass with a forward of its own needs one to go with it.
+    """
+    for kind in type(module).__mro__:
+        if {"forward", "to_torch"} & vars(kind).keys():
+            known = "to_torch" in vars(kind) and "forward" not in vars(module)
+            inner = module.pool if isinstance(module, SpatialEnhancer) else None
+            return known and (inner is None or has_plain_form(inner))
+    return False
+
+
+# As nn.Module has them. What a hook changes is a part of what a module computes.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_HOOK_OPTIONS = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_is_full_backward_hook",
+)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, name) for name in _HOOKS)
+
+
+def _with_hooks_of(module: nn.Module, *plain: nn.Module) -> nn.Sequential:
+    """Plain modules one after the other, with the hooks of what they stand for."""
+    sequence = nn.Sequential(*plain)
+    for name in (*_HOOKS, *_HOOK_OPTIONS):
+        setattr(sequence, name, copy(getattr(module, name)))
+    return sequence
+
+
+def _check_plain_form(module: nn.Module) -> None:
+    if not has_plain_form(module):
+        raise NotImplementedError(
+            f"{type(module).__name__} has a forward of its own, or a pooling that has one; give "
+            "its class a to_torch that goes with it"
+        )
+
+
+def _mixed(x: Tensor, weights: Tensor, outs: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    """Sum of the output of all poolings, if there is one, and the weighted ones of the extras."""
+    if has_torch_function((x, weights, *outs)):
+        given: Tensor = handle_torch_function(_mixed, (x, weights, *outs), x, weights, outs, names)
+        return given
+    pooled = outs[: len(outs) - len(names)]
+    terms = [out.to(weights.dtype) for out in pooled]
+    for k, (name, out) in enumerate(zip(names, outs[len(pooled) :], strict=True)):
+        if out.shape != x.shape:
+            raise RuntimeError(
+                f"extra candidate {name!r} should give the shape that it gets, "
+                f"{tuple(x.shape)}, got {tuple(out.shape)}"
+            )
+        terms.append(weights[..., k, None, None] * out.to(weights.dtype))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total.to(x.dtype)
+
+
+def _without_parametrizations(module: MetaPool2d) -> MetaPool2d:
+    """Another module of the same class, with the same parts and all that a subclass has added."""
+    kind: type[MetaPool2d] = type_before_parametrizations(module)
+    other = kind.__new__(kind)
+    for name, value in vars(module).items():
+        # Containers are torch's own, of parts and hooks.
+        own = name.startswith("_") and isinstance(value, (dict, set))
+        vars(other)[name] = copy(value) if own else value
+    other._modules.pop("parametrizations", None)
+    return other
 
 
 class _Zeros(nn.Module):

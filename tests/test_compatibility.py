@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import tarfile
 import zipfile
@@ -48,6 +49,30 @@ def test_an_unknown_environment_is_refused(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         parse(["--packages", "wheel"])
     assert "got ['wheel']" in capsys.readouterr().err
+
+
+def test_the_lowest_versions_of_every_extra(tmp_path: Path) -> None:
+    """What is declared in pyproject.toml, which the wheel repeats."""
+    (plan,) = [plan for plan in plans.PACKAGES if plan.lowest]
+    text = (artifacts.ROOT / "pyproject.toml").read_text()
+    declared = {extra: _requirements(text, extra) for extra in (*plan.extras, "bench")}
+    assert all(declared.values())
+    file = tmp_path / "package.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        lines = ["Name: metapool_kernels", "Requires-Dist: torch>=2.10"]
+        for extra, requirements in declared.items():
+            lines += [f"Requires-Dist: {r}; extra == '{extra}'" for r in requirements]
+        archive.writestr("metapool_kernels-1.dist-info/METADATA", "\n".join(lines))
+    found = artifacts.lowest(artifacts.Artifacts(file, file, tmp_path).requirements)
+    assert {"timm==1.0.20", "jsonargparse==4.49", "accelerate==1.6", "pytest==8"} <= set(found)
+    assert len(found) == len({r for requirements in declared.values() for r in requirements})
+    assert not [line for line in found if line.startswith("torch==")]
+
+
+def _requirements(text: str, extra: str) -> list[str]:
+    """Of one extra in pyproject.toml, which Python 3.10 has no reader for."""
+    (block,) = re.findall(rf"^{extra} = \[(.*?)\](?: #.*)?$", text, re.DOTALL | re.MULTILINE)
+    return re.findall(r'"([^"]+)"', block)
 
 
 def test_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import DEFAULT_CANDIDATES, MetaPool2d, SpatialEnhancer, fused_meta_pool
-from metapool_kernels.nn import INITIAL_ALPHA_STD, WeightedSum
+from metapool_kernels.nn import INITIAL_ALPHA_STD, WeightedSum, has_plain_form
 from tests import cases, judge
 from tests.cases import CANDIDATES
 
@@ -151,6 +151,65 @@ def test_reduce(backend: str, name: str) -> None:
 def test_reduce_to_everything_changes_nothing(backend: str) -> None:
     module = _module("default", backend=backend)
     assert torch.equal(module.reduce(range(7))(X), module(X))
+
+
+class Halved(MetaPool2d):
+    """A forward of its own, and something beside it."""
+
+    share = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.share * super().forward(x)
+
+
+class HalvedBothWays(Halved):
+    def to_torch(self) -> nn.Module:
+        weights = self.share * self.weights().detach()
+        return WeightedSum(list(MetaPool2d(self.candidates).to_torch().pools), weights)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Halved, HalvedBothWays])
+def test_a_subclass_stays_one_when_it_is_reduced(backend: str, kind: type[Halved]) -> None:
+    module = kind(backend=backend)
+    module.share = 0.25
+    module.register_forward_hook(lambda module, args, out: out + 1)
+    reduced = module.reduce([5, 0, 2])
+    assert type(reduced) is kind and len(module.candidates) == 7
+    assert module.alpha.shape == (7,) and reduced.alpha.shape == (3,)
+    whole = MetaPool2d(backend=backend)
+    whole.load_state_dict(module.state_dict())
+    torch.testing.assert_close(reduced(X), 0.25 * whole.reduce([5, 0, 2])(X) + 1)
+
+
+def test_a_forward_of_its_own_is_never_forgotten() -> None:
+    class Residual(SpatialEnhancer):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + super().forward(x)
+
+    inside = SpatialEnhancer(6)
+    inside.pool = Halved()
+    patched = MetaPool2d()
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    for module in (Halved(), Residual(6), inside, patched):
+        assert not has_plain_form(module)
+        with pytest.raises(NotImplementedError, match="give its class a to_torch"):
+            module.to_torch()
+    both = HalvedBothWays()
+    assert has_plain_form(both) and not has_plain_form(nn.Conv2d(1, 1, 1))
+    torch.testing.assert_close(both.to_torch()(X), both(X), rtol=1e-6, atol=1e-6)
+
+
+def test_a_parametrized_alpha_is_a_plain_one_when_reduced() -> None:
+    class Doubled(nn.Module):
+        def forward(self, alpha: Tensor) -> Tensor:
+            return 2 * alpha
+
+    module = _module("default")
+    nn.utils.parametrize.register_parametrization(module, "alpha", Doubled())
+    reduced = module.reduce([5, 0])
+    assert type(reduced) is MetaPool2d and [n for n, _ in reduced.named_parameters()] == ["alpha"]
+    assert torch.equal(reduced.alpha, module.alpha[[5, 0]])
+    assert nn.utils.parametrize.is_parametrized(module, "alpha")
 
 
 def _through_pickle(module: nn.Module) -> nn.Module:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
-from metapool_kernels import MetaPool2d, fused_meta_pool
+from metapool_kernels import MetaPool2d, SpatialEnhancer, fused_meta_pool
 from tests import cases, judge
 from tests.cases import Case
 
@@ -165,6 +166,58 @@ def test_fx_makes_one_node_of_a_call(backend: str) -> None:
     (alpha,) = (p for n, p in traced.named_parameters() if n.endswith("alpha"))
     traced(x).square().sum().backward()
     assert alpha.grad is not None and alpha.grad.any()
+
+
+class Own(torch.nn.Module):
+    """As the README shows it."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.alpha = torch.nn.Parameter(1e-3 * torch.randn(3))
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused_meta_pool(x, self.alpha, NAMES, backend=self.backend)
+
+
+TRACED: dict[str, Callable[[str], torch.nn.Module]] = {
+    "own module": Own,
+    "enhancer": lambda backend: SpatialEnhancer(5, NAMES, backend=backend),
+    "extras": lambda backend: MetaPool2d(
+        NAMES, 5, extra_candidates={"conv": torch.nn.Conv2d(5, 5, 1)}, backend=backend
+    ),
+    "extras alone": lambda backend: MetaPool2d(
+        (), extra_candidates={"conv": torch.nn.Conv2d(5, 5, 1)}, backend=backend
+    ),
+    "plain": lambda backend: MetaPool2d(NAMES, stride=1, backend=backend).to_torch(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("how", TRACED)
+def test_fx_takes_calls_from_anywhere(backend: str, how: str, dtype: torch.dtype) -> None:
+    """The op makes itself a node, and not the module of ours in which it is called."""
+    module = TRACED[how](backend).to(dtype)
+    traced = torch.fx.symbolic_trace(module)
+    x = CASE.tensors()[0].to(dtype)
+    for maps in (x, x[0]) if how.startswith("extras") else (x,):
+        assert torch.equal(traced(maps), module(maps))
+
+
+def test_what_watches_functions_sees_one_call(backend: str) -> None:
+    seen: list[object] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    x, alpha, _ = CASE.tensors()
+    expected = fused_meta_pool(x, alpha, NAMES, normalize=None, backend=backend)
+    with Watch():
+        got = fused_meta_pool(x, alpha, NAMES, normalize=None, backend=backend)
+    assert seen == [fused_meta_pool]
+    assert torch.equal(got, expected)
 
 
 def test_make_fx_traces_through_a_call_and_its_gradient(backend: str) -> None:

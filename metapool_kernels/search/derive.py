@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
+from metapool_kernels.nn import has_plain_form
 from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.backbone import Backbone
@@ -106,6 +107,8 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
     Returns:
         A network of plain torch modules: a single candidate is a ``torch.nn`` pooling or the
         extra candidate itself, several are a :class:`metapool_kernels.nn.WeightedSum` of such.
+        What a subclass computes by a forward of its own it goes on to compute: see
+        :func:`to_plain`.
 
     Raises:
         ValueError: ``keep`` is less than one, or ``model`` has no enhancer.
@@ -113,7 +116,11 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
     if keep < 1:
         raise ValueError(f"keep should be at least 1, got {keep}")
     derived = copy.deepcopy(model)
-    enhancers = [m for m in derived.modules() if isinstance(m, SpatialEnhancer)]
+    enhancers = [
+        module
+        for module in derived.modules()
+        if isinstance(module, SpatialEnhancer) and isinstance(module.pool, MetaPool2d)
+    ]
     if not enhancers:
         raise ValueError("the network has no enhancer; add_enhancers puts some in")
     for enhancer in enhancers:
@@ -126,12 +133,15 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
 def to_plain(model: nn.Module) -> nn.Module:
     """Turn every enhancer and mixture in ``model`` into plain torch modules, in place.
 
+    One of a subclass with a forward of its own stays what it is, an enhancer with a plain pooling
+    inside, unless its class has a ``to_torch`` too.
+
     Returns:
         ``model``, or what it has become if it is an enhancer or a mixture itself.
     """
     for kind in (SpatialEnhancer, MetaPool2d):
         for name, module in list(model.named_modules(remove_duplicate=False)):
-            if not isinstance(module, kind):
+            if not isinstance(module, kind) or not has_plain_form(module):
                 continue
             plain = module.to_torch()
             plain.training = module.training

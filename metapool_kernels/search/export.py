@@ -112,7 +112,10 @@ def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
         if node.op == "call_function" and str(node.target).startswith("metapool_kernels")
     ]
     if ours:
-        raise UserError(f"the network calls {ours[0]!r} outside of its enhancers; use MetaPool2d")
+        raise UserError(
+            f"the network calls {ours[0]!r} outside of its enhancers; use MetaPool2d, and give a "
+            "subclass with a forward of its own a to_torch"
+        )
     return program
 
 

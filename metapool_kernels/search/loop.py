@@ -38,6 +38,7 @@ from metapool_kernels.search.report import StepMeter, epoch_line, log_scalars
 from metapool_kernels.search.run_folder import Checkpoint, RunFolder
 from metapool_kernels.search.steps import (
     alpha_step,
+    batch_loss,
     network_objective,
     to_device,
     weight_step,
@@ -80,17 +81,22 @@ class Search:
             deadline=deadline,
             progressive=settings.progressive,
         )
-        self.model = prepare_model(accelerator, self.supernet.model)
+        self.begin_training()
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.trajectory = [self.supernet.probabilities(self.layers)]
+        self.stopped_alphas: dict[str, list[float]] = {}
+
+    def begin_training(self) -> None:
+        """Everything that notes what it was trained with is made anew."""
+        settings = self.settings
+        self.model = prepare_model(self.accelerator, self.supernet.model)
         self.weight_optimizer, self.schedule = make_weight_optimizer(
             list(self.supernet.weights().values()), settings.weights, settings.epochs * self.steps
         )
         self.alpha_optimizer = make_alpha_optimizer(
             self.supernet.alphas(self.layers), settings.alpha
         )
-        self.epoch = 0
-        self.history: list[dict[str, Any]] = []
-        self.trajectory = [self.supernet.probabilities(self.layers)]
-        self.stopped_alphas: dict[str, list[float]] = {}
 
     def train(self, run: RunFolder) -> None:
         """Search until every layer has stopped, saving after each epoch.
@@ -129,30 +135,21 @@ class Search:
     def _train_epoch(self, bar: "tqdm[Any]") -> dict[str, Any]:
         started = time.perf_counter()
         learns_alpha = self.epoch >= self.warmup
-        accumulate = self.config.data.accumulate
         epoch_seed = seed_epoch(self.accelerator, self.config.seed, self.epoch)
         batches = self._batches(self.split.weight, self.epoch, epoch_seed)
         alpha_batches = self._batches(self.split.alpha, self.epoch - self.warmup, epoch_seed + 1)
-        alphas = self.supernet.alphas(self.stopping.open_layers)
         gradient = self._hypergradient()
         meter, alpha_meter = StepMeter(self.accelerator), StepMeter(self.accelerator)
         self.model.train()
         for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
             self.schedule.step_update(step)
-            train = list(islice(batches, accumulate))
+            train = self._together(batches)
             if learns_alpha:
                 found = [gradient(t, v, step) for t, v in zip(train, alpha_batches, strict=False)]
-                alpha_meter.update(
-                    *alpha_step(self.accelerator, alphas, self.alpha_optimizer, found)
-                )
+                alpha_meter.update(*self._alpha_step(found))
                 self.stopping.update(self.supernet.probabilities(self.stopping.open_layers))
             if self.settings.train_weights:
-                weights = self.settings.weights
-                meter.update(
-                    *weight_step(
-                        self.accelerator, self.model, train, self.weight_optimizer, weights
-                    )
-                )
+                meter.update(*self._weight_step(train))
             if bar.update():  # it is being drawn, which is not at every step
                 bar.set_postfix(**meter.postfix(), stopped=self._count_stopped(), refresh=False)
         self.epoch += 1
@@ -167,6 +164,39 @@ class Search:
             "seconds": round(seconds, 2),
             "step_ms": round(1000 * seconds / self.steps, 3),
         }
+
+    def first_batches(self) -> tuple[list[Batch], list[Batch]]:
+        """What a first step of each level takes from its own half."""
+        epoch_seed = seed_epoch(self.accelerator, self.config.seed, 0)
+        halves = self.split.weight, self.split.alpha
+        weight, alpha = (self._together(self._batches(half, 0, epoch_seed)) for half in halves)
+        return weight, alpha
+
+    def take_first_step(self, train: Sequence[Batch], validation: Sequence[Batch]) -> list[Tensor]:
+        """A step of each level, as in an epoch; their losses."""
+        gradient = self._hypergradient()
+        self.model.train()
+        self.schedule.step_update(0)
+        found = [gradient(t, v, 0) for t, v in zip(train, validation, strict=True)]
+        return [self._alpha_step(found)[0], self._weight_step(train)[0]]
+
+    def _together(self, batches: Iterator[Batch]) -> list[Batch]:
+        """As many batches as one step takes."""
+        return list(islice(batches, self.config.data.accumulate))
+
+    def _alpha_step(self, found: Sequence[Hypergradient]) -> tuple[Tensor, Tensor]:
+        alphas = self.supernet.alphas(self.stopping.open_layers)
+        return alpha_step(self.accelerator, alphas, self.alpha_optimizer, found)
+
+    def _weight_step(self, train: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        weights = self.settings.weights
+        return weight_step(self.accelerator, self.model, train, self.weight_optimizer, weights)
+
+    def own_loss(self, batch: Batch) -> Tensor:
+        """Of the network with its own tensors, in the precision of the run."""
+        smoothing = self.settings.weights.label_smoothing
+        loss, _ = batch_loss(self.supernet.model, batch, smoothing, self.accelerator.autocast)
+        return loss
 
     def _batches(self, images: Sequence[int], epoch: int, epoch_seed: int) -> Iterator[Batch]:
         """Endless; ``epoch`` counts from the first in which these images are used."""

@@ -19,7 +19,7 @@ def make_weight_optimizer(
     The schedule has no state: ``step_update(step)`` sets the learning rate of any step.
 
     Raises:
-        UserError: timm has no such optimizer.
+        UserError: timm has no such optimizer, or it needs more than gradients.
     """
     try:
         optimizer = create_optimizer_v2(
@@ -31,6 +31,11 @@ def make_weight_optimizer(
         )
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(f"timm cannot make optimizer {config.optimizer!r}: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(
+            f"optimizer {config.optimizer!r} needs second derivatives of the weights, which are "
+            "not computed; take one that does without, such as adamw"
+        )
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=steps,
@@ -51,5 +56,6 @@ def forget(optimizer: Optimizer, parameter: Tensor) -> None:
     """Take a parameter and its state out of an optimizer."""
     for group in optimizer.param_groups:
         group["params"] = [other for other in group["params"] if other is not parameter]
-    optimizer.state.pop(parameter, None)
+    # timm's Lookahead leaves the state to the optimizer inside it.
+    getattr(optimizer, "_base_optimizer", optimizer).state.pop(parameter, None)
     parameter.grad = None

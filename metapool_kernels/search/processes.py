@@ -21,17 +21,33 @@ def make_accelerator(config: Config) -> Accelerator:
     """Devices, processes, mixed precision and accumulation.
 
     Raises:
-        UserError: the hardware lacks what the configuration asks for.
+        UserError: the hardware lacks what the configuration asks for, or what has started this
+            process asks for something else than DistributedDataParallel.
     """
     # Kept from an earlier run in the same process, which may have had another precision.
     AcceleratorState._reset_state()
     accumulation = GradientAccumulationPlugin(config.data.accumulate, sync_with_dataloader=False)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=config.precision, gradient_accumulation_plugin=accumulation
         )
     except ValueError as error:
         raise UserError(f"precision {config.precision} does not work here: {error}") from error
+    _check_launched(accelerator)
+    return accelerator
+
+
+def _check_launched(accelerator: Accelerator) -> None:
+    """Refuse what ``accelerate launch`` can ask for and :func:`prepare_model` would pass over."""
+    kind = accelerator.distributed_type.value
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise UserError(f"several processes train by DistributedDataParallel, not {kind}; unset it")
+    backend = accelerator.state.dynamo_plugin.backend.value
+    if backend != "NO":
+        raise UserError(
+            f"ACCELERATE_DYNAMO_BACKEND is {backend}, and a network that loses candidates while it "
+            "is searched is not compiled; unset it"
+        )
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

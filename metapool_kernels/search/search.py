@@ -16,6 +16,7 @@ from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import split_data, split_warnings
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.first_step import check_first_step
 from metapool_kernels.search.loop import Search
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
@@ -47,7 +48,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
         split.check(data)
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))
     search = Search(config, backbone, data, split, accelerator, initial_tensors(config))
-    check_first_step(search, data.image_shape)
+    check_first_step(search)
 
     def begin() -> None:
         run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)
@@ -71,32 +72,6 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
         print(f"report: {run / run_folder.REPORT}")
 
     on_main(accelerator, finish)
-
-
-def check_first_step(search: Search, image_shape: tuple[int, int, int]) -> None:
-    """Find out what will not work before anything is written.
-
-    Raises:
-        UserError: the network does not train on such batches, or the precision is too low.
-    """
-    config = search.config
-    if config.search.alpha.method == "finite-difference" and config.precision == "bf16":
-        raise UserError(
-            "search.alpha.method finite-difference needs more digits than precision bf16 has; "
-            "take second-order, or precision no"
-        )
-    device = search.accelerator.device
-    images = torch.zeros(config.data.batch_size, *image_shape, device=device)
-    targets = torch.zeros(len(images), dtype=torch.long, device=device)
-    search.supernet.model.train()
-    objective = search.objective([], [])
-    try:
-        with torch.no_grad():
-            objective([], [], (images, targets))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the network cannot train on batches of {tuple(images.shape)}: {error}"
-        ) from error
 
 
 def run_dry(config: Config) -> None:

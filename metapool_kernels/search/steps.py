@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from metapool_kernels.search.bilevel import Hypergradient, Objective
 from metapool_kernels.search.config import WeightConfig
 from metapool_kernels.search.data import Batch
 from metapool_kernels.search.processes import mean_over_processes
+from metapool_kernels.search.stateless import Stateless
 
 
 def network_objective(
@@ -34,37 +34,19 @@ def network_objective(
     Normalisation layers in training mode use the statistics of the batch; these, as every other
     change of a buffer, go into copies and are forgotten.
     """
-    buffers = dict(model.named_buffers())
-    places = _places(model)
+    parameters = dict(model.named_parameters())
+    moved = [parameters[name] for name in (*weight_names, *alpha_names)]
+    buffers = list(model.buffers())
+    stateless = Stateless(model)
 
     def objective(
         weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        tensors = {name: buffer.clone() for name, buffer in buffers.items()}
-        names, put = [*weight_names, *alpha_names], [*weights, *alphas]
-        for name, tensor in zip(names, put, strict=True):
-            tensors |= dict.fromkeys(places[name], tensor)
-
-        def forward(images: Tensor) -> Tensor:
-            logits: Tensor = functional_call(model, tensors, images, tie_weights=False)
-            return logits
-
-        return _loss(forward, batch, label_smoothing, autocast)
+        put = {id(buffer): buffer.clone() for buffer in buffers}
+        put |= {id(own): tensor for own, tensor in zip(moved, (*weights, *alphas), strict=True)}
+        return batch_loss(stateless.with_tensors(put), batch, label_smoothing, autocast)
 
     return objective
-
-
-def _places(model: nn.Module) -> dict[str, list[str]]:
-    """By the name of each parameter, all places where it stands.
-
-    A module with two names is one place: functional_call's own search for ties would put the
-    tensor there twice, and afterwards leave it there.
-    """
-    by_parameter: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            by_parameter.setdefault(id(parameter), []).append(name)
-    return {names[0]: names for names in by_parameter.values()}
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -116,7 +98,7 @@ def weight_step(
     seen = []
     for batch in batches:
         with accelerator.accumulate(model):
-            loss, accuracy = _loss(model, batch, config.label_smoothing, accelerator.autocast)
+            loss, accuracy = batch_loss(model, batch, config.label_smoothing, accelerator.autocast)
             accelerator.backward(loss)
             seen.append(torch.stack([loss.detach(), accuracy]))
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -127,16 +109,24 @@ def weight_step(
     return loss, accuracy
 
 
-def _loss(
+def batch_loss(
     forward: Callable[[Tensor], Tensor],
     batch: Batch,
     label_smoothing: float,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> tuple[Tensor, Tensor]:
+    """Cross entropy, and accuracy in percent.
+
+    Raises:
+        ValueError: what comes out is not one row of numbers for each image.
+    """
     images, targets = batch
     # Here and not in the network, which is taken apart and put together while it is searched.
     with autocast():
         logits: Tensor = forward(images)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
+        raise ValueError(f"it should give ({len(images)}, classes) numbers, got {given}")
     logits = convert_to_fp32(logits)
     correct = (logits.detach().argmax(1) == targets).float()
     loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)

@@ -20,7 +20,7 @@ class Supernet:
     """A backbone with an enhancer in every layer, and which of its parameters are which.
 
     The alphas never require gradients: the search puts tensors that do in their place
-    (:func:`torch.func.functional_call`), so whatever trains the network leaves them alone.
+    (:mod:`metapool_kernels.search.stateless`), so whatever trains the network leaves them alone.
 
     Attributes:
         model: the network itself.

@@ -162,7 +162,8 @@ SECTIONS = (
             ),
             _target(
                 "torch 2.10 to the newest, Python 3.10 to 3.13, wheel and source distribution, "
-                "without compiler, Triton or NumPy",
+                "without compiler, Triton or NumPy; the lowest version that is allowed of every "
+                "package, the search's too",
                 "test-compatibility",
                 *(f"compatibility-{plan.name}" for plan in plans.everything(())),
                 in_ci=False,

@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from email import message_from_bytes
 from pathlib import Path, PurePosixPath
 
 from metapool_kernels.version import __version__
@@ -44,6 +47,25 @@ class Artifacts:
                 PurePosixPath(name).name: hashlib.sha256(wheel.read(name)).hexdigest()
                 for name in names
             }
+
+    @property
+    def requirements(self) -> list[str]:
+        """What the wheel asks for, each with the extra it belongs to."""
+        with zipfile.ZipFile(self.wheel) as wheel:
+            (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
+            metadata = message_from_bytes(wheel.read(name))
+        return [str(value) for value in metadata.get_all("Requires-Dist", [])]
+
+
+def lowest(requirements: Iterable[str]) -> list[str]:
+    """Constraints for pip that hold each package at the lowest version that is allowed.
+
+    Torch is left out, whose version the plan says, and so is what is pinned already.
+    """
+    pattern = re.compile(r"(?P<name>[\w.-]+)(\[[\w,]+\])?\s*>=\s*(?P<version>[\d.]+)")
+    found = [match for match in map(pattern.match, requirements) if match]
+    held = {f"{match['name']}=={match['version']}" for match in found if match["name"] != "torch"}
+    return sorted(held)
 
 
 def build(folder: Path, log: Path, *, in_place: bool = False) -> Artifacts:

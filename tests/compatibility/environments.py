@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from tests.compatibility.artifacts import PACKAGE, Artifacts
+from tests.compatibility.artifacts import PACKAGE, Artifacts, lowest
 from tests.compatibility.interpreters import find
 from tests.compatibility.plans import Plan, Tests
 
@@ -114,7 +114,8 @@ class Environment:
     def _install(self) -> None:
         torch = "torch" if self.plan.torch == "newest" else f"torch=={self.plan.torch}"
         constraints = self.folder / "constraints"  # also for the environment that pip builds in
-        constraints.write_text(f"{torch}\n")
+        held = lowest(self.artifacts.requirements) if self.plan.lowest else []
+        constraints.write_text("\n".join([torch, *held]) + "\n")
         isolated = self.plan.install == "sdist, isolated"
         if not isolated:
             self._pip(torch, "numpy", *(BUILD_TOOLS if self.plan.install == "sdist" else ()))
@@ -128,7 +129,8 @@ class Environment:
             # Python makes no difference to the CUDA kernels, which the wheel has.
             "METAPOOL_BUILD_CUDA": "0",
         }
-        self._pip(*options, f"{PACKAGE}[test] @ {ours.as_uri()}", variables=variables)
+        extras = ",".join(self.plan.extras)
+        self._pip(*options, f"{PACKAGE}[{extras}] @ {ours.as_uri()}", variables=variables)
         if self.plan.after:
             self._pip(*self.plan.after)
         gone = [name for name in ("triton", "numpy") if name in self.plan.without]

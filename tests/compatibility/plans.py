@@ -56,6 +56,9 @@ class Plan:
     install: str = "wheel"
     """``wheel``; ``sdist``, built beside what is installed; or ``sdist, isolated``, built in an
     environment that pip makes, as by default."""
+    extras: tuple[str, ...] = ("test",)
+    lowest: bool = False
+    """Of everything that we ask for, the lowest version that we allow, also in the extras."""
     after: tuple[str, ...] = ()
     """Packages for pip, after ours."""
     without: tuple[str, ...] = ()
@@ -124,6 +127,16 @@ PACKAGES = (
             ),
         ),
         says=(_NATIVE, r"triton +3\.6\.0"),
+    ),
+    Plan(
+        "lowest",
+        torch=TORCHES[0],
+        python=PYTHONS[0],
+        install="sdist",
+        extras=("search", "export", "test"),
+        lowest=True,
+        tests=(Tests((*SELECTION, "tests/search", "--part", "quick")),),
+        says=(_NATIVE, r"numpy +1\.26"),
     ),
 )
 

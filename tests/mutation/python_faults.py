@@ -255,18 +255,33 @@ MODULES = (
     ),
     _in(
         "modules", "nn.py", "a frozen alpha learns again when reduced",
-        "        reduced.alpha.requires_grad_(self.alpha.requires_grad)\n",
-        "",
+        "nn.Parameter(self.alpha.detach()[..., keep], self.alpha.requires_grad)",
+        "nn.Parameter(self.alpha.detach()[..., keep])",
     ),
     _in(
-        "modules", "nn.py", "a module in evaluation trains when reduced",
-        "return reduced.train(self.training)",
-        "return reduced",
+        "modules", "nn.py", "a subclass becomes its base when reduced",
+        "kind: type[MetaPool2d] = type_before_parametrizations(module)",
+        "kind = MetaPool2d",
+    ),
+    _in(
+        "modules", "nn.py", "what is reduced shares its parts with the whole",
+        "copy(value) if own else value",
+        "value",
+    ),
+    _in(
+        "modules", "nn.py", "a forward of its own is forgotten",
+        'known = "to_torch" in vars(kind) and "forward" not in vars(module)',
+        'known = "forward" not in vars(module)',
+    ),
+    _in(
+        "modules", "nn.py", "a forward of one object is forgotten",
+        'known = "to_torch" in vars(kind) and "forward" not in vars(module)',
+        'known = "to_torch" in vars(kind)',
     ),
     _in(
         "modules", "nn.py", "one candidate of any weight becomes that pooling",
-        "if len(pools) == 1 and bool((weights == 1).all()):",
-        "if len(pools) == 1:",
+        "one = len(pools) == 1 and bool((weights == 1).all())",
+        "one = len(pools) == 1",
     ),
     _in(
         "modules", "nn.py", "exported averages count their padding",
@@ -274,14 +289,14 @@ MODULES = (
         "return nn.AvgPool2d(window, stride, padding)",
     ),
     _in(
-        "modules", "nn.py", "weights beside extra candidates sum to one over channels",
-        "weights = torch.softmax(self.alpha, -1, dtype=accumulate)",
-        "weights = torch.softmax(self.alpha, 0, dtype=accumulate)",
+        "modules", "functional.py", "weights sum to one over channels",
+        "return torch.softmax(alpha, -1, dtype=accumulate)",
+        "return torch.softmax(alpha, 0, dtype=accumulate)",
     ),
     _in(
         "modules", "nn.py", "extra candidates are added in the dtype of x",
-        "terms.append(weights[..., k, None, None] * out.to(accumulate))",
-        "terms.append((weights[..., k, None, None] * out).to(x.dtype).to(accumulate))",
+        "terms.append(weights[..., k, None, None] * out.to(weights.dtype))",
+        "terms.append((weights[..., k, None, None] * out).to(x.dtype).to(weights.dtype))",
     ),
 )  # fmt: skip
 

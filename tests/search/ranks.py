@@ -10,12 +10,22 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
 from metapool_kernels.search.cli import main
 from metapool_kernels.search.loop import Search
 from metapool_kernels.search.run_folder import RunFolder
 from metapool_kernels.search.stopping import ProgressiveStopping, Stop
 
 train = Search.train
+dtypes: set[str] = set()
+
+
+def note_dtype(module: nn.Module, inputs: object, output: object) -> None:
+    """Of what is trained, not of what is only tried."""
+    if isinstance(module, nn.Conv2d) and module.training and isinstance(output, Tensor):
+        dtypes.add(str(output.dtype))
 
 
 def telling_train(self: Search, run: RunFolder) -> None:
@@ -32,6 +42,7 @@ def telling_train(self: Search, run: RunFolder) -> None:
         },
         "losses": [row["loss"] for row in self.history],
         "steps": self.steps,
+        "dtypes": sorted(dtypes),
     }
     Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(told))
 
@@ -44,5 +55,6 @@ if __name__ == "__main__":
     folder, *arguments = sys.argv[1:]
     if os.environ["RANK"] != "0":
         ProgressiveStopping.check = never  # type: ignore[method-assign]
+    register_module_forward_hook(note_dtype)
     Search.train = telling_train  # type: ignore[method-assign]
     sys.exit(main(arguments))

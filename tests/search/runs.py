@@ -26,6 +26,18 @@ SMALL = {
 }
 """Overrides of ``configs/digits.yaml``: 89 images, 3 steps an epoch, 8 epochs to the deadline."""
 
+SHALLOW = {
+    "model__name": "metapool_kernels.search.shallow:shallow_net",
+    "model__arguments": {"width": 8},
+    "model__insert_after": r"blocks\.\d+\.depthwise",
+    "search__epochs": 8,
+    "search__stop__delta": 0.02,
+    "search__stop__ema": 0,
+    "adapt__epochs": 3,
+    "adapt__controls": ["none", "random"],
+}
+"""Two layers, of which at least one stops before the last epoch but one."""
+
 
 def options(output: Path, **changes: Any) -> list[str]:
     """Command line options of a small run; ``changes`` replace dots by two underscores."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator, DistributedType
 
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
 from tests.search.folders import make_image_folder
-from tests.search.runs import REPOSITORY, options
+from tests.search.runs import REPOSITORY, SHALLOW, metrics, options
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 
@@ -30,6 +31,13 @@ def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def tell(folder: Path, arguments: list[str]) -> list[dict[str, Any]]:
+    """Search in both processes, and return what each has come to."""
+    done = launch("tests.search.ranks", str(folder), "search", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("both")
@@ -42,10 +50,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
         search__alpha__tilt=1.4,
         search__alpha__tasks=2,
     )
-    done = launch("tests.search.ranks", str(folder), "search", *arguments)
-    assert done.returncode == 0, done.stderr
-    told = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    return folder / "run", told
+    return folder / "run", tell(folder, arguments)
 
 
 def test_both_come_to_the_same_network(both: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -74,6 +79,19 @@ def test_one_process_cannot_go_on_for_two(
     assert main(["search", "--config", str(folder / "config.yaml"), "--resume"]) == 2
     assert "started in 2 processes and cannot go on in 1" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.costly
+def test_both_keep_the_precision_and_go_on_with_the_same_numbers(tmp_path: Path) -> None:
+    """Each stop, and going on, wraps the network anew."""
+    changes = SHALLOW | {"precision": "bf16", "data__batch_size": 8}
+    told = tell(tmp_path, options(tmp_path / "whole", **changes))
+    assert [one["dtypes"] for one in told] == [["torch.bfloat16"]] * 2
+    broken = options(tmp_path / "broken", **changes)
+    assert launch("tests.search.killed", "checkpoint:3", "search", *broken).returncode != 0
+    assert len(metrics(tmp_path / "broken")) == 2
+    assert tell(tmp_path, [*broken, "--resume"]) == told
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
 @pytest.mark.costly
@@ -106,3 +124,18 @@ def test_an_unreadable_image_is_named_by_the_process_that_meets_it(tmp_path: Pat
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("metapool: image")]
     assert lines and all("cannot be read" in line for line in lines)
+
+
+def test_what_accelerate_launch_can_ask_for_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as launched:
+        launched.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+        assert main(["search", *options(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ACCELERATE_DYNAMO_BACKEND is EAGER" in line
+    with monkeypatch.context() as launched:
+        launched.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+        assert main(["search", *options(tmp_path / "run")]) == 2
+    assert "by DistributedDataParallel, not FSDP" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -242,6 +242,11 @@ def test_an_optimizer_that_there_is_not() -> None:
         make_weight_optimizer([torch.zeros(1)], WeightConfig(optimizer="nonesuch"), steps=1)
 
 
+def test_an_optimizer_that_needs_more_than_gradients() -> None:
+    with pytest.raises(UserError, match="second derivatives"):
+        make_weight_optimizer([torch.zeros(1)], WeightConfig(optimizer="adahessian"), steps=1)
+
+
 def test_each_epoch_draws_other_numbers_and_the_same_ones_again() -> None:
     def draw(seed: int, epoch: int) -> tuple[int, float, float, float]:
         number = seed_epoch(Accelerator(), seed, epoch)

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple
 
 import pytest
 import timm
@@ -280,6 +281,65 @@ def test_deriving_ranks_by_size_and_by_the_mean_over_channels() -> None:
     whole = derive_network(own.eval(), keep=7)
     x = torch.randn(2, 2, 5, 5)
     torch.testing.assert_close(whole(x), own(x))
+
+
+class Residual(SpatialEnhancer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Doubled(MetaPool2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked(make: Callable[[nn.Module, Any], object]) -> SpatialEnhancer:
+    """An enhancer with a hook that changes what comes out of it, and one on its pooling."""
+    enhancer = SpatialEnhancer(4, FEW)
+    for module in (enhancer, enhancer.pool):
+        make(module, lambda module, args, *out: out[0] - 1 if out else args[0] * args[0])
+    return enhancer
+
+
+def with_a_pooling_of_its_own() -> SpatialEnhancer:
+    enhancer = SpatialEnhancer(4, FEW)
+    enhancer.pool = Doubled(FEW)
+    return enhancer
+
+
+def patched() -> SpatialEnhancer:
+    enhancer = SpatialEnhancer(4, FEW)
+    enhancer.forward = MethodType(  # type: ignore[method-assign]
+        lambda self, x: x + SpatialEnhancer.forward(self, x), enhancer
+    )
+    return enhancer
+
+
+OWN: dict[str, Callable[[], nn.Module]] = {
+    "enhancer": lambda: Residual(4, FEW),
+    "pooling": with_a_pooling_of_its_own,
+    "pooling alone": lambda: nn.Sequential(SpatialEnhancer(4, FEW), Doubled(FEW)),
+    "forward of one object": patched,
+    "hooks": lambda: hooked(nn.Module.register_forward_hook),
+    "hooks before": lambda: hooked(nn.Module.register_forward_pre_hook),
+}
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["inside", "the network itself"])
+@pytest.mark.parametrize("how", OWN)
+def test_what_a_network_computes_by_itself_stays(how: str, whole: bool) -> None:
+    torch.manual_seed(0)
+    own = OWN[how]()
+    network = own if whole else nn.Sequential(nn.Conv2d(3, 4, 1), own)
+    randomise(network)
+    network.eval()
+    x = torch.randn(2, 4 if whole else 3, 6, 6)
+    derived = derive_network(network, keep=len(FEW))
+    torch.testing.assert_close(derived(x), network(x), rtol=1e-5, atol=1e-5)
+    pools = [m.pool for m in derived.modules() if isinstance(m, SpatialEnhancer)]
+    assert how != "enhancer" or [type(pool).__name__ for pool in pools] == ["WeightedSum"]
+    with pytest.raises(ValueError, match="has no enhancer"):
+        derive_network(derive_network(OWN["enhancer"]()))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""What will not work is found out before anything is written: a first step, which is taken back."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from metapool_kernels.search.data import Batch
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.loop import Search
+from metapool_kernels.search.processes import seed_epoch
+
+LARGEST_ERROR = 0.01
+"""Of a gradient, as a share of its length; rounding alone makes far less."""
+
+_IMAGES = 8
+"""How many the gradients are compared on."""
+
+# What libraries raise for shapes, labels, numbers and settings that do not fit.
+_REFUSALS = (RuntimeError, ValueError, LookupError, ArithmeticError)
+
+
+def check_first_step(search: Search) -> None:
+    """Take a step of each level as the search does, on its images and labels, and take it back.
+
+    Raises:
+        UserError: the network does not train on such batches or with these optimizers, the
+            precision is too low, or the network holds on to its own tensors.
+    """
+    config = search.config
+    if config.search.alpha.method == "finite-difference" and config.precision == "bf16":
+        raise UserError(
+            "search.alpha.method finite-difference needs more digits than precision bf16 has; "
+            "take second-order, or precision no"
+        )
+    restore = _snapshot(search.supernet.model)
+    train, validation = search.first_batches()
+    try:
+        images, targets = train[0]
+        _check_gradients(search, (images[:_IMAGES], targets[:_IMAGES]), restore)
+        losses = search.take_first_step(train, validation)
+    except _REFUSALS as error:
+        raise UserError(
+            f"the network cannot train on batches of {tuple(train[0][0].shape)}: {error}"
+        ) from error
+    restore()
+    search.begin_training()
+    for loss in losses:
+        if not loss.isfinite():
+            raise UserError(f"the loss of the first step is {loss.item()}; check model.weights")
+
+
+def _snapshot(model: nn.Module) -> Callable[[], None]:
+    """What brings all tensors of ``model`` back to what they are now."""
+
+    def tensors() -> dict[str, Tensor]:
+        return dict(chain(model.named_parameters(), model.named_buffers()))
+
+    before = {name: tensor.detach().clone() for name, tensor in tensors().items()}
+
+    def restore() -> None:
+        with torch.no_grad():
+            for name, tensor in tensors().items():
+                tensor.copy_(before[name])
+                tensor.grad = None
+
+    return restore
+
+
+def _check_gradients(search: Search, batch: Batch, restore: Callable[[], None]) -> None:
+    """The gradient at other tensors must be the same put in from outside and loaded.
+
+    It is not where a network, or what it runs again in backward, finds its own tensors by a way
+    that :mod:`metapool_kernels.search.stateless` does not know.
+    """
+    search.model.train()
+    supernet, layers = search.supernet, search.layers
+    weights = supernet.weights()
+    alphas = supernet.alphas(layers)
+    objective = search.objective(weights, layers)
+    others = [(1.0625 * weight.detach()).requires_grad_() for weight in weights.values()]
+    tilts = [torch.linspace(0, 1, alpha.shape[-1]).to(alpha) for alpha in alphas]
+    tilted = [(a.detach() + tilt).requires_grad_() for a, tilt in zip(alphas, tilts, strict=True)]
+
+    seed_epoch(search.accelerator, search.config.seed, 0)
+    loss, _ = objective(others, tilted, batch)
+    put_in = torch.autograd.grad(loss, [*others, *tilted], materialize_grads=True)
+
+    def loaded() -> Sequence[Tensor]:
+        restore()
+        own = [*weights.values(), *alphas]
+        with torch.no_grad():
+            for tensor, other in zip(own, (*others, *tilted), strict=True):
+                tensor.copy_(other)
+        seed_epoch(search.accelerator, search.config.seed, 0)
+        for alpha in alphas:
+            alpha.requires_grad_()
+        search.own_loss(batch).backward()
+        for alpha in alphas:
+            alpha.requires_grad_(False)
+        return [torch.zeros_like(t) if t.grad is None else t.grad for t in own]
+
+    first, again = loaded(), loaded()
+    restore()
+    for what, part in ("weights", slice(len(others))), ("alphas", slice(len(others), None)):
+        error = _difference(put_in[part], first[part])
+        # A network that does not repeat itself tells nothing.
+        if error > max(LARGEST_ERROR, 10 * _difference(again[part], first[part])):
+            raise UserError(
+                f"{search.config.model.name!r} holds on to its own tensors where the search puts "
+                f"others in their place (the gradient in its {what} is off by {error:.0%}); leave "
+                "out what is compiled, scripted or recomputed by other means than "
+                "torch.utils.checkpoint"
+            )
+
+
+def _difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Between two gradients, as a share of the second."""
+    pairs = list(zip(one, other, strict=True))
+    distance = torch.stack([(a - b).norm() for a, b in pairs]).norm()
+    length = torch.stack([b.norm() for _, b in pairs]).norm()
+    return float(distance / length) if length > 0 else float(distance)
