@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from metapool_kernels import fused_meta_pool
 from metapool_kernels.search.kernels import compile_ahead
@@ -18,6 +19,7 @@ from metapool_kernels._triton import ahead, launch
 ROOT = Path(__file__).parents[1]
 _BEGIN = """
 import torch
+from accelerate import Accelerator
 from benches.gpu_check.kernels import pretend
 from metapool_kernels import fused_meta_pool
 from metapool_kernels._triton import ahead, launch
@@ -96,7 +98,7 @@ print(ahead.compile_starts([broken, starts[1]]), len(list(cache.glob("*/*.cubin"
 def test_the_search_compiles_before_its_first_step(tmp_path: Path) -> None:
     code = """
 kernels._takes_triton = lambda device: True
-print(kernels.compile_ahead(step, torch.device("cpu")), len(folders()))
+print(kernels.compile_ahead(step, Accelerator(cpu=True)), len(folders()))
 """
     assert _run(code, tmp_path) == ["2 2"]
 
@@ -105,7 +107,7 @@ def test_on_the_cpu_nothing_is_compiled_and_nothing_runs() -> None:
     def step() -> None:
         raise AssertionError("it ran")
 
-    assert compile_ahead(step, torch.device("cpu")) == 0
+    assert compile_ahead(step, Accelerator(cpu=True)) == 0
 
 
 @pytest.mark.skipif("triton" not in BACKENDS, reason="no tensors here go to Triton's kernels")

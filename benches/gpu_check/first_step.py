@@ -36,7 +36,7 @@ def once(backend: str | None, device: str, ahead: bool) -> dict[str, float]:
     size = {"batch": 64, "side": 224} if device == "cuda" else {"batch": 2, "side": 64}
     step = SearchStep(device, backend, **size)
     lap("build")
-    kernels = compile_ahead(step.rehearse, step.device) if ahead else 0
+    kernels = compile_ahead(step.rehearse, step.accelerator) if ahead else 0
     lap("compile")
     loss, _ = step()
     float(loss)  # waits for the device

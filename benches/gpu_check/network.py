@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from benches.cases import EAGER_NETWORK, NO_CANDIDATES, OUR_NETWORK, PLAIN_NETWORK
 from benches.gpu_check.figures import GPU_BACKENDS
@@ -69,7 +70,7 @@ def training(kind: str, backend: str | None, device: str) -> dict[str, Any]:
                 loss = F.cross_entropy(model(x), labels)
             loss.backward()
 
-        compile_ahead(gradients, torch.device(device), show=False)
+        compile_ahead(gradients, Accelerator())
     return _time(step, device)
 
 
@@ -78,7 +79,7 @@ def search(backend: str | None, device: str) -> dict[str, Any]:
     _forget(device)
     step = SearchStep(device, backend, *_sizes(device))
     if backend == "triton":
-        compile_ahead(step.rehearse, step.device, show=False)
+        compile_ahead(step.rehearse, step.accelerator)
     return _time(step, device)
 
 

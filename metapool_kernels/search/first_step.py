@@ -1,6 +1,7 @@
 """What will not work is found out before anything is written: a first step, which is taken back."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from metapool_kernels.search.data import Batch
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.kernels import compile_ahead
 from metapool_kernels.search.loop import Search
 from metapool_kernels.search.processes import seed_epoch
 
@@ -34,21 +36,36 @@ def check_first_step(search: Search) -> None:
             "search.alpha.method finite-difference needs more digits than precision bf16 has; "
             "take second-order, or precision no"
         )
-    restore = _snapshot(search.supernet.model)
-    train, validation = search.first_batches()
-    try:
-        images, targets = train[0]
-        _check_gradients(search, (images[:_IMAGES], targets[:_IMAGES]), restore)
-        losses = search.take_first_step(train, validation)
-    except _REFUSALS as error:
-        raise UserError(
-            f"the network cannot train on batches of {tuple(train[0][0].shape)}: {error}"
-        ) from error
-    restore()
-    search.begin_training()
-    for loss in losses:
+    batches = search.first_batches()
+
+    def rehearse() -> None:
+        with suppress(UserError):  # what it computes without kernels is anything
+            _take_back_steps(search, *batches)
+
+    compile_ahead(rehearse, search.accelerator)
+    for loss in _take_back_steps(search, *batches):
         if not loss.isfinite():
             raise UserError(f"the loss of the first step is {loss.item()}; check model.weights")
+
+
+def _take_back_steps(
+    search: Search, train: Sequence[Batch], validation: Sequence[Batch]
+) -> list[Tensor]:
+    """A step of each level and a look at its gradients, none of which leaves anything behind."""
+    restore = _snapshot(search.supernet.model)
+    images, targets = train[0]
+    try:
+        losses = search.take_first_step(train, validation)
+        restore()
+        _check_gradients(search, (images[:_IMAGES], targets[:_IMAGES]), restore)
+    except _REFUSALS as error:
+        raise UserError(
+            f"the network cannot train on batches of {tuple(images.shape)}: {error}"
+        ) from error
+    finally:
+        restore()
+        search.begin_training()
+    return losses
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:
