@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from metapool_kernels.candidates import Kind, parse_candidates
 from tests.cases import DATA
 
 ROOT = Path(__file__).parents[1]
+_DRAWN = 8
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Largest relative error in norm: a wrong border or tie is far above it, rounding far below."""
 
@@ -41,11 +43,22 @@ class Result:
 def inputs(
     case: Case, layout: torch.memory_format, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``x``, the weights (K,) in float32, and a gradient of the output, the same on any device."""
+    """``x``, the weights (K,) in float32, and a gradient of the output.
+
+    On a GPU a batch repeats its first images: to draw all of them would take longer than all else.
+    """
     rng = torch.Generator().manual_seed(0)
-    size = (case.batch, *case.size)
-    x = DATA[case.data](size, rng).to(device, case.dtype, memory_format=layout)
-    grad_out = torch.randn(size, generator=rng).to(device, case.dtype, memory_format=layout)
+    drawn = case.batch if device == "cpu" else min(case.batch, _DRAWN)
+    maps = [
+        DATA[case.data]((drawn, *case.size), rng),
+        torch.randn(drawn, *case.size, generator=rng),
+    ]
+    x, grad_out = (
+        drawn_map.to(device, case.dtype)
+        .repeat(-(-case.batch // drawn) if drawn else 1, 1, 1, 1)[: case.batch]
+        .contiguous(memory_format=layout)
+        for drawn_map in maps
+    )
     return x, torch.randn(len(case.names), generator=rng).softmax(0).to(device), grad_out
 
 
@@ -85,17 +98,27 @@ def _parts(names: tuple[str, ...]) -> Run:
     )
 
 
+@lru_cache(maxsize=1)  # of one case come several peers
+def _truth(case: Case, product: Product, device: str) -> tuple[Tensor, ...]:
+    """What a case gives by the definition in float64."""
+    definition = eager if product is Product.MIX else _parts
+    tensors = inputs(case, torch.contiguous_format, device)
+    return make_step(definition(case.names), case.mode, *(t.double() for t in tensors))()
+
+
 def problem(case: Case, peer: Peer, device: str = "cpu") -> str | None:
-    """Why the figures of a peer are withheld: what it gets wrong on the first image, or None."""
+    """Why the figures of a peer are withheld: what it gets wrong, or None.
+
+    On the CPU on the first image; on a GPU on all of them, for which other kernels may run.
+    """
     if peer.product is Product.COPY:
         return None
     if not peer.routes_ties and case.mode is not Mode.FORWARD:
         case = replace(case, data="distinct")
-    x, weights, grad_out = inputs(replace(case, batch=1), peer.layout, device)
-    definition = eager if peer.product is Product.MIX else _parts
-    truth = make_step(
-        definition(case.names), case.mode, *(t.double() for t in (x, weights, grad_out))
-    )()
+    if device == "cpu":
+        case = replace(case, batch=1)
+    truth = _truth(case, peer.product, device)
+    x, weights, grad_out = inputs(case, peer.layout, device)
     try:
         with torch.device(device):
             run = peer.make(case.names)

@@ -7,6 +7,7 @@ infinities have to be where the truth has them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,16 @@ Results = dict[str, Tensor]
 ALL = ("out", "grad_x", "grad_alpha")
 
 
+def op(x: Tensor, alpha: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """:func:`fused_meta_pool` of tensors on the CPU, on the device that the tests are run for."""
+    return fused_meta_pool(x.to(DEVICE), alpha.to(DEVICE), *arguments, **options).to("cpu")
+
+
 def fused(backend: str) -> Function:
     """The op on one backend, of tensors on the CPU."""
 
     def function(x: Tensor, alpha: Tensor, case: Case) -> Tensor:
-        there = x.to(DEVICE), alpha.to(DEVICE)
-        return fused_meta_pool(*there, case.candidates, backend=backend, **case.options).to("cpu")
+        return op(x, alpha, case.candidates, backend=backend, **case.options)
 
     return function
 

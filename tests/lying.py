@@ -77,6 +77,11 @@ def main() -> None:
         work([("has a child", _start_a_child_that_hangs)])
     elif name == "start":
         _die()
+    elif name == "slow":
+        time.sleep(3600)
+    elif name == "short":
+        print("row 0")
+        work([("row 0", lambda: {"seconds": 1.0})])
     elif name == "races":
         print("========= Error: Race reported between Write access and Read access", flush=True)
         work((f"row {i}", lambda: time.sleep(0.2) or {"seconds": 0.2}) for i in range(1000))

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from metapool_kernels import fused_meta_pool
 from tests import cases, judge
 from tests.cases import CANDIDATES, Case
 
@@ -67,7 +66,7 @@ def test_equal_terms_do_not_drift(
     options = {"normalize": None, "stride": stride, "count_include_pad": False}
     for pixel, gradient in ((0.7, 0.3), (0.1, 0.9), (1 / 3, 0.37), (0.23, 0.59)):
         x = cases.LAYOUTS[layout](torch.full(size, pixel))
-        out = fused_meta_pool(x, weights, names, backend=backend, **options)
+        out = judge.op(x, weights, names, backend=backend, **options)
         grad_out = torch.full_like(out, gradient)
         (grad,) = torch.autograd.grad(out, weights, grad_out)
         each = x[..., : out.shape[2], : out.shape[3]].double() * grad_out.double()
@@ -98,7 +97,7 @@ def test_zeros_times_what_is_not_finite(backend: str, other: str, value: float) 
     x, grad_out = torch.rand(2, 1, 6, 5), torch.ones(2, 1, 6, 5)
     grad_out[0, 0, 3, 4] = value
     alpha = torch.ones(2, 1, 2, requires_grad=True)
-    out = fused_meta_pool(x, alpha, ("none", other), normalize=None, backend=backend)
+    out = judge.op(x, alpha, ("none", other), normalize=None, backend=backend)
     (grad,) = torch.autograd.grad(out, alpha, grad_out)
     assert grad[0, 0, 0].isnan() and grad[1, 0, 0] == 0
 
@@ -168,7 +167,7 @@ def test_what_no_window_chose_leaves_the_gradient_of_weights_finite(
     x = torch.arange(60.0).view(1, 3, 4, 5)
     x[..., 1, 1] = -torch.inf
     alpha = torch.ones(1, requires_grad=True)
-    out = fused_meta_pool(
+    out = judge.op(
         cases.LAYOUTS[layout](x), alpha, ("max_pool_3x3",), normalize=None, backend=backend
     )
     (grad,) = torch.autograd.grad(out.sum(), alpha)
@@ -226,7 +225,7 @@ def test_gradients_accumulate_into_leaves(backend: str, dtype: torch.dtype) -> N
 
 def _grad_of_sum(x: Tensor, candidates: tuple[str, ...], backend: str) -> Tensor:
     x = x.detach().requires_grad_()
-    out = fused_meta_pool(x, torch.zeros(len(candidates)), candidates, backend=backend)
+    out = judge.op(x, torch.zeros(len(candidates)), candidates, backend=backend)
     (grad,) = torch.autograd.grad(out.sum(), x)
     return grad
 
@@ -256,7 +255,7 @@ def test_nan_between_the_windows(
     x.requires_grad_()
     alpha = torch.randn(2, dtype=torch.float64, requires_grad=True)
     names = ("avg_pool_3x3", "max_pool_3x3")
-    fused_meta_pool(x, alpha, names, stride=stride, backend=backend).square().sum().backward()
+    judge.op(x, alpha, names, stride=stride, backend=backend).square().sum().backward()
     assert x.grad is not None and alpha.grad is not None
     assert x.grad.isfinite().all() and alpha.grad.isfinite().all()
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metapool_kernels import fused_meta_pool
 from tests import cases, judge
 from tests.cases import Case
 
@@ -40,13 +39,13 @@ def test_zero_weight_on_a_nan_branch_is_nan(backend: str) -> None:
     x = torch.full((1, 1, 3, 3), torch.nan)
     alpha = torch.tensor([1.0, 0.0])
     candidates = ("none", "max_pool_3x3")
-    out = fused_meta_pool(x, alpha, candidates, normalize=None, backend=backend)
+    out = judge.op(x, alpha, candidates, normalize=None, backend=backend)
     assert out.isnan().all()
 
 
 def test_none_does_not_look_at_x(backend: str) -> None:
     x = torch.full((1, 2, 3, 3), torch.nan)
-    out = fused_meta_pool(x, torch.ones(1), ("none",), backend=backend)
+    out = judge.op(x, torch.ones(1), ("none",), backend=backend)
     assert torch.equal(out, torch.zeros(1, 2, 3, 3))
 
 
@@ -61,15 +60,15 @@ def test_none_steps_as_the_others_do(backend: str, stride: tuple[int, int], name
 def test_nothing_times_a_weight_that_is_not_finite(backend: str, other: str) -> None:
     """Zero times NaN is NaN, as in eager PyTorch."""
     x, weights = torch.rand(2, 1, 4, 5), torch.tensor([[[torch.nan, 1.0]], [[1.0, 1.0]]])
-    out = fused_meta_pool(x, weights, ("none", other), normalize=None, backend=backend)
+    out = judge.op(x, weights, ("none", other), normalize=None, backend=backend)
     assert out[0].isnan().all() and out[1].isfinite().all()
 
 
 def test_infinities_of_both_signs_average_to_nan(backend: str) -> None:
     x = torch.tensor([[[[torch.inf, 0.0, 0.0, -torch.inf]]]])
-    out = fused_meta_pool(x, torch.ones(1), ("avg_pool_1x3",), backend=backend)
+    out = judge.op(x, torch.ones(1), ("avg_pool_1x3",), backend=backend)
     assert out.flatten().tolist() == [torch.inf, torch.inf, -torch.inf, -torch.inf]
-    out = fused_meta_pool(x, torch.ones(1), ("avg_pool_1x7",), backend=backend)
+    out = judge.op(x, torch.ones(1), ("avg_pool_1x7",), backend=backend)
     assert out.isnan().all()
 
 
@@ -77,7 +76,7 @@ def test_one_nan_does_not_leave_its_windows(backend: str) -> None:
     x = torch.zeros(1, 2, 9, 40)
     x[0, 0, 4, 20] = torch.nan
     candidates = cases.CANDIDATES["default"]
-    bad = fused_meta_pool(x, torch.zeros(7), candidates, backend=backend).isnan()
+    bad = judge.op(x, torch.zeros(7), candidates, backend=backend).isnan()
     expected = torch.zeros_like(bad)
     expected[0, 0, 1:8, 17:24] = True
     assert torch.equal(bad, expected)
@@ -112,5 +111,5 @@ def test_halves_are_rounded_to_even(backend: str, dtype: torch.dtype, layout: st
     weights = torch.cat([halves, -halves])
     x = cases.LAYOUTS[layout](torch.ones(1, 36, 3, 19, dtype=dtype))
     names = ("skip_connect",)
-    out = fused_meta_pool(x, weights[:, None], names, normalize=None, backend=backend)
+    out = judge.op(x, weights[:, None], names, normalize=None, backend=backend)
     assert torch.equal(out, weights.to(dtype)[:, None, None].expand_as(x))

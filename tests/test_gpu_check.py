@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_a_step_ends_in_time(tmp_path: Path) -> None:
 
 def test_what_a_sanitizer_prints_counts_even_if_it_is_cut_off(tmp_path: Path) -> None:
     program = _program("races")
-    program = Program(program.name, program.command, alarm=steps._SANITIZER_ALARM)
+    program = replace(program, alarm=steps._SANITIZER["alarm"])
     found = _run(tmp_path, program, seconds=5)
     assert "Race reported" in found["the program itself"]["why"]
     assert found["the program itself"]["state"] == FAILED
@@ -206,7 +207,7 @@ def test_a_second_call_keeps_what_was_measured(
         file.write('{"step": "cut off while it was wri')
     planned = [
         Step("triage", 60, (_program("rows", patience=4),)),
-        Step("network", 60, (_program("rows", patience=4),), measures=True),
+        Step("network", 60, (replace(_program("rows", patience=4), measures=True),)),
     ]
     seen: list[Any] = []
     monkeypatch.setattr(gpu_check, "steps", lambda *given: seen.append(given) or planned)
@@ -236,6 +237,48 @@ def test_only_some_steps(
     said = capsys.readouterr().out
     assert "== triage: at most 60 s" in said
     assert "figures" not in said
+
+
+def test_only_some_steps_leave_the_others_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("triage", "network"):
+        Journal(tmp_path / "gpu-check.jsonl", name, "start").write("old", DONE, seconds=7.0)
+    planned = [Step("triage", 60, (_program("start"),))]
+    monkeypatch.setattr(gpu_check, "steps", lambda *given: planned)
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_check", "--dry-run", "--out", str(tmp_path), "--only", "tri"]
+    )
+    assert gpu_check.main() == 1
+    kept = json.loads((tmp_path / "gpu-check.json").read_text())["rows"]
+    assert {(row["step"], row["row"]) for row in kept} == {
+        ("network", "old"),
+        ("triage", "the program itself"),
+    }
+
+
+def test_a_program_that_has_not_begun_in_time_has_failed(tmp_path: Path) -> None:
+    found = _run(tmp_path, _program("slow"), seconds=3)
+    event = found["the program itself"]
+    assert event["state"] == FAILED
+    assert event["why"].startswith("cut off before its first row")
+
+
+def test_a_promise_that_is_not_kept(tmp_path: Path) -> None:
+    """A sanitizer that did not get at the program prints no summary."""
+    for promise, states in (("row 0", []), ("SUMMARY: 0", [FAILED])):
+        folder = tmp_path / promise[:3]
+        folder.mkdir()
+        found = _run(folder, replace(_program("short"), promise=promise))
+        assert found["row 0"]["state"] == DONE
+        failed = [event for event in found.values() if event["state"] == FAILED]
+        assert [event["state"] for event in failed] == states
+
+
+def test_the_suite_for_a_gpu_calls_the_op_there() -> None:
+    """By the judge, which sends tensors to the device; else every backend there refuses them."""
+    for path in steps._SUITE:
+        assert "fused_meta_pool(" not in (Path(__file__).parents[1] / path).read_text()
 
 
 def test_without_a_gpu_it_says_so(

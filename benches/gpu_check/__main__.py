@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import torch
 import triton
 
 from benches.gpu_check import pack, page
-from benches.gpu_check.journal import DONE, FAILED, read
-from benches.gpu_check.runner import Step, run_step
+from benches.gpu_check.journal import DONE, FAILED, Journal, read
+from benches.gpu_check.runner import Step, kill_all, run_step
 from benches.gpu_check.steps import steps
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -35,16 +36,35 @@ def facts() -> dict[str, str]:
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
         question = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        done = subprocess.run(question, capture_output=True, text=True, check=False)
-        found["driver"] = done.stdout.strip() or "unknown"
+        found["driver"] = "unknown"
+        with suppress(OSError):
+            done = subprocess.run(question, capture_output=True, text=True, check=False)
+            found["driver"] = done.stdout.strip() or "unknown"
     return found
 
 
 def resume(source: Path, target: Path, planned: list[Step]) -> None:
     """Begin the journal with what an earlier run has measured: that stays valid."""
-    measured = {step.name for step in planned if step.measures}
-    kept = [e for e in read(source) if e["step"] in measured and e["state"] == DONE]
+    measured = {
+        (step.name, program.name)
+        for step in planned
+        for program in step.programs
+        if program.measures
+    }
+    commit = page.read_facts(source.parent).get("commit", "unknown")
+    kept = [
+        {"commit": commit} | event
+        for event in read(source)
+        if (event["step"], event["program"]) in measured and event["state"] == DONE
+    ]
     target.write_text("".join(json.dumps(event) + "\n" for event in kept))
+
+
+def keep_others(journal: Path, steps_now: Sequence[Step]) -> None:
+    """Take out of the journal what is run anew; the other steps stay in the report."""
+    again = {step.name for step in steps_now}
+    kept = [event for event in read(journal) if event["step"] not in again]
+    journal.write_text("".join(json.dumps(event) + "\n" for event in kept))
 
 
 def failed_before(source: Path) -> Mapping[str, list[str]]:
@@ -84,28 +104,38 @@ def main() -> int:
         if not earlier.exists():
             print(f"there is nothing to resume in {earlier.parent}", file=sys.stderr)
             return 2
-        earlier = shutil.copy(earlier, folder / f"{page.NAME}-before.jsonl")
     capability = None
     if not arguments.dry_run:
         capability = "".join(map(str, torch.cuda.get_device_capability()))
     planned = steps(capability, failed_before(earlier) if earlier else {})
-    journal.unlink(missing_ok=True)
+    if arguments.only:
+        planned = [step for step in planned if step.name.startswith(tuple(arguments.only))]
     if earlier:
         resume(earlier, journal, planned)
+    elif arguments.only:
+        keep_others(journal, planned)
+    else:
+        journal.unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, _leave)
     for step in planned:
-        if arguments.only and not step.name.startswith(tuple(arguments.only)):
-            continue
         print(f"== {step.name}: at most {step.seconds:.0f} s", flush=True)
         seconds = run_step(step, journal)
-        event = {"step": step.name, "program": "", "row": "", "state": "step"}
-        event |= {"seconds": seconds, "limit": step.seconds, "at": time.time()}
-        with open(journal, "a") as file:
-            file.write(json.dumps(event) + "\n")
-        report = page.write(folder, now)
+        Journal(journal, step.name, "").write("", "step", seconds=seconds, limit=step.seconds)
+        try:
+            page.write(folder, now)
+        except Exception as error:  # what comes after is worth more than its report
+            print(f"the report cannot be written: {error!r}", file=sys.stderr)
+    report = page.write(folder, now)
     print((folder / f"{page.NAME}.md").read_text())
     failed = list(dict.fromkeys(event["step"] for event in report.failures))
     print(f"failed: {', '.join(failed)}" if failed else "nothing failed")
     return 1 if failed else 0
+
+
+def _leave(number: int, frame: object) -> None:
+    """When the time on a machine is over, nothing of ours goes on there."""
+    kill_all()
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

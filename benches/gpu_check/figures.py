@@ -5,14 +5,14 @@ that of a copy of the same map, from the same minute.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import triton.testing
-from torch import Tensor
 
 from benches import peers
 from benches.cases import Case, Mode
@@ -26,8 +26,6 @@ from metapool_kernels import fused_meta_pool
 
 GPU_BACKENDS = ("triton", "cuda")
 BATCH = 128
-_DRAWN = 8
-"""Images that are drawn at random; the batch repeats them."""
 _MODES = (Mode.FORWARD, Mode.BOTH, Mode.X_ONLY)
 _SLOW = "torch.compile"
 
@@ -71,31 +69,36 @@ def rows(tiny: bool) -> list[Measured]:
 
 
 def _rows() -> Iterator[Measured]:
-    """Those in CUDA before those in Triton, some of whose kernels are still being compiled."""
     for maps in (MAPS[:1], MAPS):
-        main = [_case(*size, mode, dtype) for mode in _MODES for size in maps for dtype in _DTYPES]
-        for_peers = [case for case in main if case.mode is not Mode.X_ONLY]
-        for backend in reversed(GPU_BACKENDS):
-            for case in main:
-                yield from _in_layouts(case, backend)
-        for case in for_peers:
-            yield from _in_layouts(case, "eager")
-        for case in for_peers:
-            if case.dtype is torch.float32:  # in bfloat16 its ties could not be checked
-                yield from _in_layouts(case, "nested max")
-    averages = [
-        replace(_case(*size, mode, dtype), candidates="avg")
-        for mode in (Mode.FORWARD, Mode.BOTH)
-        for size in MAPS
-        for dtype in _DTYPES
-    ]
-    twice = [_case(*size, Mode.DOUBLE, dtype) for size in MAPS for dtype in _DTYPES]
+        yield from _default(maps)
+        yield from _averages(maps)
     for backend in reversed(GPU_BACKENDS):
-        for case in (*averages, *twice):
+        for size in MAPS:
+            for dtype in _DTYPES:
+                yield from _in_layouts(_case(*size, Mode.DOUBLE, dtype), backend)
+
+
+def _default(maps: Sequence[tuple[int, int]]) -> Iterator[Measured]:
+    """The kernels in CUDA before those in Triton, some of which are still being compiled."""
+    cases = [_case(*size, mode, dtype) for mode in _MODES for size in maps for dtype in _DTYPES]
+    for backend in reversed(GPU_BACKENDS):
+        for case in cases:
             yield from _in_layouts(case, backend)
-    for case in averages:
-        yield from _in_layouts(case, "merged convolution")
-    yield from (Measured(case, False, _SLOW) for case in for_peers)
+    cases = [case for case in cases if case.mode is not Mode.X_ONLY]
+    for case in cases:
+        yield from _in_layouts(case, "eager")
+    for case in cases:
+        if case.dtype is torch.float32:  # in bfloat16 its ties could not be checked
+            yield from _in_layouts(case, "nested max")
+    yield from (Measured(case, False, _SLOW) for case in cases)
+
+
+def _averages(maps: Sequence[tuple[int, int]]) -> Iterator[Measured]:
+    modes = (Mode.FORWARD, Mode.BOTH)
+    cases = [_case(*size, mode, dtype) for mode in modes for size in maps for dtype in _DTYPES]
+    for who in (*reversed(GPU_BACKENDS), "merged convolution"):
+        for case in cases:
+            yield from _in_layouts(replace(case, candidates="avg"), who)
 
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -109,33 +112,51 @@ def _in_layouts(case: Case, who: str) -> Iterator[Measured]:
     return (Measured(case, last, who) for last in (False, True))
 
 
-@lru_cache(maxsize=2)
-def _batch(case: Case, layout: torch.memory_format, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    drawn = min(_DRAWN, case.batch)
-    x, weights, grad_out = inputs(replace(case, batch=drawn), layout, device)
-    times = case.batch // drawn
-    whole = (t.repeat(times, 1, 1, 1).contiguous(memory_format=layout) for t in (x, grad_out))
-    x, grad_out = whole
-    return x, weights, grad_out
+_batch = lru_cache(maxsize=2)(inputs)
 
 
-def step_of(row: Measured, device: str, mode: Mode | None = None) -> Callable[[], object]:
-    """What is timed: a call without arguments."""
-    plain = replace(row.case, mode=Mode.FORWARD, candidates=row.case.candidates)
-    tensors = (tensor.detach() for tensor in _batch(plain, row.layout, device))
-    with torch.device(device):
-        run = row.peer.make(row.case.names)
-    return make_step(run, mode or row.case.mode, *tensors)
+def steps_of(
+    row: Measured, device: str, mode: Mode | None = None, times: int = 1
+) -> list[Callable[[], object]]:
+    """What is timed: calls without arguments, each on tensors of its own."""
+    tensors = _batch(replace(row.case, mode=Mode.FORWARD), row.layout, device)
+    found = []
+    for _ in range(times):
+        with torch.device(device):
+            run = row.peer.make(row.case.names)
+        own = (tensor.detach().clone() for tensor in tensors)
+        found.append(make_step(run, mode or row.case.mode, *own))
+    return found
+
+
+def blank_step(row: Measured, mode: Mode) -> Callable[[], object]:
+    """A call on the CPU with nothing drawn, from which one sees which kernels it would start."""
+    size = (row.case.batch, *row.case.size)
+    x = torch.empty(size, dtype=row.case.dtype, memory_format=row.layout)
+    weights = torch.zeros(len(row.case.names))
+    return make_step(row.peer.make(row.case.names), mode, x, weights, torch.empty_like(x))
+
+
+def _clones(row: Measured) -> int:
+    """On so many maps in turn a call finds nothing in the second-level cache."""
+    cache: int = torch.cuda.get_device_properties(0).L2_cache_size
+    return min(32, -(-4 * cache // (2 * row.case.elements * row.case.dtype.itemsize)))
 
 
 def _launched(step: Callable[[], object]) -> float:
     """Median seconds of a call from Python, with nothing of its maps in the second-level cache."""
-    return float(triton.testing.do_bench(step, warmup=5, rep=30, return_mode="median")) / 1e3
+    return float(triton.testing.do_bench(step, warmup=25, rep=25, return_mode="median")) / 1e3
 
 
-def _replayed(step: Callable[[], object]) -> float:
-    """Median seconds of a call in a graph: what the device takes for it."""
-    return float(triton.testing.do_bench_cudagraph(step, rep=20, return_mode="median")) / 1e3
+def _replayed(steps: Sequence[Callable[[], object]]) -> float:
+    """Median seconds of a call in a graph of several: what the device takes for it."""
+    every = partial(_call_all, steps)
+    median = float(triton.testing.do_bench_cudagraph(every, rep=5, return_mode="median"))
+    return median / 1e3 / len(steps)
+
+
+def _call_all(steps: Sequence[Callable[[], object]]) -> list[object]:
+    return [step() for step in steps]
 
 
 def _peak(step: Callable[[], object]) -> int:
@@ -152,13 +173,15 @@ def measure(row: Measured, device: str) -> dict[str, Any]:
     Raises:
         WrongNumbersError: it computes something else.
     """
-    torch.manual_seed(0)
+    if row.who == _SLOW:  # after some compilations torch would go on without, and not say so
+        torch._dynamo.reset()
+        peers.compiled.cache_clear()
     wrong = problem(row.case, row.peer, device)
     if wrong is not None:
         raise WrongNumbersError(wrong)
-    step = step_of(row, device)
+    (step,) = steps_of(row, device)
     copy = Measured(replace(row.case, mode=Mode.FORWARD), False, peers.COPY)
-    copies = step_of(copy, device)
+    (copies,) = steps_of(copy, device)
     found: dict[str, Any] = _facts(row)
     if device != "cuda":
         times = interleave({"launched": step, "copy launched": copies}, QUICK)
@@ -166,21 +189,30 @@ def measure(row: Measured, device: str) -> dict[str, Any]:
     found |= {"launched": _launched(step), "copy launched": _launched(copies)}
     found["peak bytes"] = _peak(step)
     try:
-        found |= _as_graphs(row, step, copies, device)
-    except RuntimeError as error:  # some peer, or a case of ours, waits for the device
+        found |= _as_graphs(row, copy)
+    except RuntimeError as error:  # some peer waits for the device
         found["no graph"] = str(error)[:300]
     return found
 
 
-def _as_graphs(
-    row: Measured, step: Callable[[], object], copies: Callable[[], object], device: str
-) -> dict[str, float]:
-    if row.who == _SLOW:  # it has graphs of its own
-        return {}
-    found = {"replayed": _replayed(step), "copy replayed": _replayed(copies)}
+def _as_graphs(row: Measured, copy: Measured) -> dict[str, float]:
+    times = _clones(row)
+    found = {
+        "replayed": _replayed(steps_of(row, "cuda", times=times)),
+        "copy replayed": _replayed(steps_of(copy, "cuda", times=times)),
+    }
     if row.case.mode in (Mode.BOTH, Mode.X_ONLY):
-        found["forward replayed"] = _replayed(step_of(row, device, Mode.FORWARD))
+        found["forward replayed"] = _replayed(steps_of(row, "cuda", Mode.FORWARD, times))
     return found
+
+
+def _warm_up() -> None:
+    """A second of work: a GPU that rests has a fraction of its clock."""
+    x = torch.randn(4096, 4096, device="cuda")
+    began = time.perf_counter()
+    while time.perf_counter() - began < 1:
+        x @ x
+        torch.cuda.synchronize()
 
 
 def _facts(row: Measured) -> dict[str, Any]:
@@ -204,6 +236,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args().device
     prepare(device)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    if device == "cuda":
+        _warm_up()
 
     def of(row: Measured) -> Row:
         return str(row), lambda: measure(row, device)

@@ -1,8 +1,8 @@
 """What a user waits for: from a fresh process to the end of the first step of a search.
 
-With Triton's cache empty and filled, its kernels compiled ahead by all cores or one by one, and
-with the kernels in CUDA. ``python -m benches.gpu_check.first_step --once triton`` is one such
-process; it prints the seconds of each part.
+With Triton's cache empty and filled, and with the kernels in CUDA. ``python -m
+benches.gpu_check.first_step --once triton`` is one such process; it prints the seconds of each
+part.
 """
 
 import argparse
@@ -65,11 +65,10 @@ def _rows(cache: Path, device: str) -> Iterator[Row]:
     if device != "cuda":
         yield "the CPU kernels", lambda: _fresh(str(cache), device, "--ahead")
         return
-    ahead, alone = str(cache / "ahead"), str(cache / "alone")
-    yield "CUDA", lambda: _fresh(ahead, device, "--once", "cuda")
-    yield "Triton, nothing on disk", lambda: _fresh(ahead, device, "--once", "triton", "--ahead")
-    yield "Triton, from disk", lambda: _fresh(ahead, device, "--once", "triton", "--ahead")
-    yield "Triton, one by one", lambda: _fresh(alone, device, "--once", "triton")
+    triton = (str(cache), device, "--once", "triton", "--ahead")
+    yield "CUDA", lambda: _fresh(str(cache), device, "--once", "cuda")
+    yield "Triton, nothing on disk", lambda: _fresh(*triton)
+    yield "Triton, from disk", lambda: _fresh(*triton)
 
 
 def main() -> None:

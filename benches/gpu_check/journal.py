@@ -72,6 +72,10 @@ class Journal:
         """Its rows that are over."""
         return {event["row"] for event in self.events() if event["state"] in (DONE, FAILED, CUT)}
 
+    def has_begun(self) -> bool:
+        """Whether it has come as far as its rows."""
+        return any(event["state"] in (PLANNED, BEGUN) for event in self.events())
+
     def in_flight(self) -> str | None:
         """The row that has begun and is not over."""
         ended = self.ended()

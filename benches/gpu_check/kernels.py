@@ -14,19 +14,21 @@ from triton.backends.compiler import GPUTarget
 
 from benches.cases import Mode
 from benches.gpu_check import figures, triage
-from benches.gpu_check.figures import Measured, step_of
+from benches.gpu_check.figures import Measured, blank_step
 from benches.gpu_check.worker import Row, work
 from metapool_kernels import dispatch
-from metapool_kernels._triton.ahead import Start, compile_starts, recorded
+from metapool_kernels._triton import launch
+from metapool_kernels._triton.ahead import Start, recorded
 
-CAPABILITY = 90
-"""What is compiled for where there is no GPU."""
 _REHEARSED = 4
 """Kernels of a rehearsal: they are real ones."""
 
 
 class NoGpu:
-    """Triton's driver as far as compiling asks for it, on a machine without any."""
+    """Triton's driver as far as compiling asks for it: it needs no GPU, and keeps none busy."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
     def get_current_device(self) -> int:
         """The only one."""
@@ -38,36 +40,36 @@ class NoGpu:
 
     def get_current_target(self) -> GPUTarget:
         """What is compiled for."""
-        return GPUTarget("cuda", CAPABILITY, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
 
-def pretend() -> None:
-    """Let the kernels be compiled for a GPU that is not there, by calls on the CPU."""
-    triton.runtime.driver.set_active(NoGpu())
+def pretend(capability: int = 90) -> None:
+    """Let the kernels be compiled for a GPU such as sm_90 by calls on the CPU."""
+    triton.runtime.driver.set_active(NoGpu(capability))
     dispatch.BACKENDS["triton"] = lambda x: None
 
 
-def starts(tiny: bool, device: str) -> list[Start]:
+def starts(tiny: bool) -> list[Start]:
     """What the rows of triage and of the figures start, the most important first."""
     found: list[Start] = []
     for row in [*triage.rows("triton", tiny), *figures.rows(tiny)]:
         if row.who == "triton":
-            found += _starts_of(row, device)
+            found += _starts_of(row)
     different = list({start.key: start for start in found}.values())
     return different[:_REHEARSED] if tiny else different
 
 
-def _starts_of(row: Measured, device: str) -> list[Start]:
-    modes = {row.case.mode, Mode.FORWARD}
+def _starts_of(row: Measured) -> list[Start]:
     with recorded() as found:
-        for mode in sorted(modes, key=lambda mode: mode is not Mode.FORWARD):
-            step_of(row, device, mode)()
+        for mode in dict.fromkeys((Mode.FORWARD, row.case.mode)):
+            blank_step(row, mode)()
     return found
 
 
 def _compile(start: Start) -> dict[str, Any]:
     began = time.perf_counter()
-    compile_starts([start], cores=1)
+    kernel = getattr(launch, start.kernel)
+    kernel.warmup(*start.arguments, grid=(start.programs,), **start.constants)
     return {"seconds": round(time.perf_counter() - began, 3)}
 
 
@@ -88,16 +90,15 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--count", action="store_true", help="only say how many there are")
     parser.add_argument("--compile", type=int, metavar="N", help="compile every Nth of them")
     arguments = parser.parse_args()
-    if arguments.device == "cpu" or arguments.count:
-        pretend()
+    pretend(arguments.capability)
+    every = starts(arguments.device == "cpu" and not arguments.count)
     if not arguments.count:
-        every = starts(arguments.device == "cpu", arguments.device)
         work(_rows(every, arguments.part, arguments.parts))
         return
-    every = starts(False, "cpu")
     print(f"{len(every)} kernels for triage and figures")
     if arguments.compile:
         began = time.process_time()

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
 from benches.cases import EAGER_NETWORK, NO_CANDIDATES, OUR_NETWORK, PLAIN_NETWORK
 from benches.gpu_check.figures import GPU_BACKENDS
-from benches.gpu_check.search_step import SearchStep
+from benches.gpu_check.search_step import SearchStep, make_accelerator
 from benches.gpu_check.worker import Row, work
 from benches.network import build_network, training_step
 from metapool_kernels.search.kernels import compile_ahead
@@ -63,14 +62,14 @@ def training(kind: str, backend: str | None, device: str) -> dict[str, Any]:
     labels = torch.randint(1000, (batch,), device=device)
     autocast = partial(torch.autocast, "cuda", torch.bfloat16) if device == "cuda" else nullcontext
     step = training_step(model, x, labels, autocast)
-    if backend == "triton":
+    if kind not in (PLAIN_NETWORK, EAGER_NETWORK):
 
         def gradients() -> None:  # without an update by what has not been computed
             with autocast():
                 loss = F.cross_entropy(model(x), labels)
             loss.backward()
 
-        compile_ahead(gradients, Accelerator())
+        compile_ahead(gradients, make_accelerator(device))
     return _time(step, device)
 
 
@@ -78,20 +77,21 @@ def search(backend: str | None, device: str) -> dict[str, Any]:
     """The step of the search."""
     _forget(device)
     step = SearchStep(device, backend, *_sizes(device))
-    if backend == "triton":
-        compile_ahead(step.rehearse, step.accelerator)
+    compile_ahead(step.rehearse, step.accelerator)
     return _time(step, device)
 
 
 def _rows(device: str) -> Iterator[Row]:
-    backends = GPU_BACKENDS if device == "cuda" else (None,)
+    """Those that compile nothing first."""
+    backends = tuple(reversed(GPU_BACKENDS)) if device == "cuda" else (None,)
     yield PLAIN_NETWORK, lambda: training(PLAIN_NETWORK, None, device)
-    for backend in reversed(backends):
-        by = f"{OUR_NETWORK}, {backend}"
+    for i, backend in enumerate(backends):
+        by = f"{OUR_NETWORK}, {backend or 'on the CPU'}"
         yield by, lambda b=backend: training(OUR_NETWORK, b, device)
+        if i == 0:
+            yield EAGER_NETWORK, lambda: training(EAGER_NETWORK, None, device)
         yield f"a step of the search, {by}", lambda b=backend: search(b, device)
-    for kind in (NO_CANDIDATES, EAGER_NETWORK):
-        yield kind, lambda k=kind: training(k, None, device)
+    yield NO_CANDIDATES, lambda: training(NO_CANDIDATES, backends[0], device)
 
 
 def main() -> None:

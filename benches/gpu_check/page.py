@@ -6,11 +6,12 @@ plot where matplotlib is installed.
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benches.cases import Mode
+from benches.cases import PLAIN_NETWORK, Mode
 from benches.gpu_check.figures import GPU_BACKENDS
 from benches.gpu_check.journal import BEGUN, CUT, DONE, FAILED, PLANNED, Event, read
 from benches.gpu_model import PREDICTED
@@ -71,10 +72,12 @@ class Report:
         return "\n".join(lines).rstrip() + "\n"
 
     def _steps(self) -> list[str]:
-        head = ("step", "seconds", "of", "rows done", "failed", "not reached")
+        head = ("step", "seconds", "of", "rows done", "failed", "skipped", "not reached")
         lines = []
         for name, step in self.steps.items():
-            counts = (len(self.rows(name, DONE)), len(self.rows(name, FAILED)))
+            done = self.rows(name, DONE)
+            skipped = sum("skipped" in event for event in done)
+            counts = (len(done) - skipped, len(self.rows(name, FAILED)), skipped)
             seconds = (f"{step['seconds']:.0f}", f"{step['limit']:.0f}")
             lines.append((name, *seconds, *map(str, (*counts, self.not_reached(name)))))
         return table(head, lines)
@@ -105,7 +108,7 @@ class Report:
                 share = line["shares"].get(backend, {}).get(gpu)
                 event = found.get((*key, line["what"], backend))
                 cells.append("" if share is None else f"{share:.0%}")
-                cells.append("" if event is None else f"{_share(event, line['what']):.0%}")
+                cells.append("" if event is None else _share(event, line["what"]))
             if any(cells[6::2]):
                 lines.append(cells)
         text = "Share of the speed of a copy, by replay of graphs: the bytes that have to be moved"
@@ -126,11 +129,16 @@ class Report:
             lines.append([*case, *cells, copy, _peaks(by_name)])
         text = "Milliseconds by call from Python, second-level cache cold / by replay of a graph. "
         text += f"A copy of the largest map moved {_copy_speed(rows) / 1e12:.2f} TB/s."
-        return ["## Times", "", text, "", *table(head, lines)] if lines else []
+        notes = [
+            f"- no graph of {e['row']}: {_one_line(e['no graph'])}" for e in rows if "no graph" in e
+        ]
+        older = Counter(event["commit"] for event in rows if "commit" in event)
+        notes += [f"- {count} of these rows are of commit {name}" for name, count in older.items()]
+        return ["## Times", "", text, "", *table(head, lines), *notes, ""] if lines else []
 
     def _network(self) -> list[str]:
         rows = {event["row"]: event for event in self.rows("network", DONE)}
-        plain = next(iter(rows.values()), None)
+        plain = rows.get(PLAIN_NETWORK)
         lines = [
             (
                 name,
@@ -140,7 +148,7 @@ class Report:
             )
             for name, event in rows.items()
         ]
-        head = ("step of MobileNetV2", "ms", "times the first", "peak GiB")
+        head = ("step of MobileNetV2", "ms", "times that without enhancers", "peak GiB")
         return ["## The whole network", "", *table(head, lines)] if lines else []
 
     def _waiting(self) -> list[str]:
@@ -182,11 +190,18 @@ def _twin(event: Event) -> tuple[str, ...]:
     return (*case, _WHAT.get(mode, mode), event["who"])
 
 
-def _share(event: Event, what: str) -> float:
+def _share(event: Event, what: str) -> str:
     """Of the speed of a copy, which reads one map and writes another."""
+    if "replayed" not in event:
+        return "no graph"
+    seconds = event["replayed"] - event.get("forward replayed", 0)
+    return f"{event['copy replayed'] * _MAPS_MOVED[what] / 2 / seconds:.0%}"
+
+
+def _in_copies(event: Event) -> float:
+    """The time over that of a copy, as the device takes it if that is known."""
     name = "replayed" if "replayed" in event else "launched"
-    seconds = event[name] - event.get("forward replayed", 0)
-    return float(event[f"copy {name}"] * _MAPS_MOVED[what] / 2 / seconds)
+    return float(event[name] / event[f"copy {name}"])
 
 
 def _both(event: Event, prefix: str) -> str:
@@ -210,6 +225,13 @@ def _peaks(by_name: Mapping[str, Event]) -> str:
 
 def _gpus(predicted: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(next(iter(predicted[0]["shares"].values()))) if predicted else []
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What stands above the report in a folder, if there is one."""
+    path = folder / f"{NAME}.json"
+    found: dict[str, Any] = json.loads(path.read_text())["facts"] if path.exists() else {}
+    return found
 
 
 def write(folder: Path, facts: Facts) -> Report:
@@ -246,7 +268,7 @@ def _plot(report: Report, path: Path) -> None:
             mine = [event for event in of_panel if (event["who"], event["layout"]) == name]
             axes.plot(
                 [maps.index(event["map"]) for event in mine],
-                [event["launched"] / event["copy launched"] for event in mine],
+                [_in_copies(event) for event in mine],
                 marker="os"[i % 2],
                 color=f"C{i}",
                 label=", ".join(name),
@@ -263,8 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    facts = json.loads((folder / f"{NAME}.json").read_text())["facts"]
-    print(write(folder, facts).markdown())
+    print(write(folder, read_facts(folder)).markdown())
 
 
 if __name__ == "__main__":

@@ -18,19 +18,26 @@ FAILED_BEFORE = "METAPOOL_FAILED_BEFORE"
 """Environment: the names of such tests, one a line."""
 
 _failed: set[str] = set()
-"""Tests of this process."""
+_skipped: dict[str, dict[str, str]] = {}
+"""Tests of this process, the latter with the reason."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Which part of the tests."""
     parser.addoption("--part-of", default="0/1", help="such as 1/4, counted from 0")
+    parser.addoption("--of-backend", help="only tests that have this backend for a parameter")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is over or belongs to another process."""
     part, parts = map(int, config.getoption("--part-of").split("/"))
-    items[:] = [item for item in items if _number(item) % parts == part]
+    backend = config.getoption("--of-backend")
+    items[:] = [
+        item
+        for item in items
+        if _number(item) % parts == part and (backend is None or backend in _parameters(item))
+    ]
     failed = os.environ.get(FAILED_BEFORE, "").splitlines()
     # The time may not do for all of them: in an order that mixes what they are about.
     items.sort(key=lambda item: (item.nodeid not in failed, _number(item)))
@@ -39,6 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         journal.write("", PLANNED, rows=[item.nodeid for item in items])
         ended = journal.ended()
         items[:] = [item for item in items if item.nodeid not in ended]
+
+
+def _parameters(item: pytest.Item) -> list[object]:
+    call = getattr(item, "callspec", None)
+    return [value for value in call.params.values() if isinstance(value, str)] if call else []
 
 
 def _number(item: pytest.Item) -> int:
@@ -53,7 +65,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         journal.write(item.nodeid, BEGUN)
     result = yield
     if journal is not None and item.nodeid not in _failed:
-        journal.write(item.nodeid, DONE)
+        journal.write(item.nodeid, DONE, **_skipped.get(item.nodeid, {}))
     leave_if_lost()
     return result
 
@@ -61,10 +73,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Write down what failed."""
     journal = Journal.of_environment()
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _skipped[report.nodeid] = {"skipped": report.longrepr[2]}
     if journal is not None and report.failed:
         _failed.add(report.nodeid)
-        why = report.longreprtext.strip().splitlines() or ["failed"]
-        journal.write(report.nodeid, FAILED, why=why[-1][:500], output=report.longreprtext[-1500:])
+        crash = getattr(report.longrepr, "reprcrash", None)
+        text = report.longreprtext
+        why = (crash.message if crash else text.strip())[:500] or "failed"
+        journal.write(report.nodeid, FAILED, why=why, output=text[-1500:])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -14,6 +14,12 @@ from metapool_kernels.search.supernet import Supernet
 CLASSES = 1000
 
 
+def make_accelerator(device: str) -> Accelerator:
+    """bfloat16 on a GPU, float32 elsewhere; every one of a process has to ask for the same."""
+    on_gpu = device == "cuda"
+    return Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
+
+
 class SearchStep:
     """One step of both levels, first-order, on a batch that stays on the device.
 
@@ -21,8 +27,7 @@ class SearchStep:
     """
 
     def __init__(self, device: str, backend: str | None, batch: int, side: int) -> None:
-        on_gpu = device == "cuda"
-        self.accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
+        self.accelerator = make_accelerator(device)
         self.device = self.accelerator.device
         config = ModelConfig()
         self.supernet = Supernet(make_backbone(config, (3, side, side), CLASSES), config, seed=0)

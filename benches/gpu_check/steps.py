@@ -12,9 +12,14 @@ from benches.gpu_check.runner import Program, Step
 
 _SUITE = tuple(f"tests/test_{name}.py" for name in ("forward", "backward", "double_backward"))
 _HOST_LIBRARY = pack.ROOT / "build/cuda_host/_torch_ops_cuda_host.so"
-_SANITIZER_ALARM = r"^========= +(Invalid|Error:|Warning:|Uninit|ERROR SUMMARY: [1-9])"
 _BUILDING = 300
 """Seconds for libraries that have to be built, which is no part of the time that is promised."""
+_SANITIZER = {
+    "alarm": r"^=========.*(Invalid|Error|Race reported|Uninit|SUMMARY: [1-9])",
+    "promise": r"========= .*SUMMARY: 0",
+}
+_OURS = {"triton": "meta_pool", "cuda": "metapool"}
+"""What the names of the kernels hold, by backend."""
 
 
 def steps(capability: str | None, failed: Mapping[str, list[str]]) -> list[Step]:
@@ -36,16 +41,16 @@ class _Plan:
         is_packed = self.capability is not None and pack.problem(self.capability) is None
         found = [
             Step("libraries", 15 if is_packed else _BUILDING, (self._libraries(),)),
-            Step("kernels", 50, (*self._kernels(self.cores), self._triage("cuda"))),
-            Step("triage", 20, (self._triage("triton"),)),
-            Step("figures", 200, (self._figures(), *self._more_kernels()), measures=True),
-            Step("network", 50, (self._module("network", patience=45),), measures=True),
-            Step("first step", 45, (self._module("first_step", patience=45),), measures=True),
-            Step("breadth", 110, tuple(self._breadth())),
+            Step("kernels", 75, (*self._kernels(self.cores), self._triage("cuda"))),
+            Step("triage", 45, (self._triage("triton"),)),
+            Step("figures", 170, (self._measuring("figures"), *self._more_kernels())),
+            Step("network", 60, (self._measuring("network"),)),
+            Step("first step", 65, (self._measuring("first_step"),)),
+            Step("breadth", 75, tuple(self._breadth())),
         ]
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         if self.capability is None or Path(sanitizer).exists():
-            found.append(Step("sanitizer", 60, tuple(self._sanitized(sanitizer))))
+            found.append(Step("sanitizer", 45, tuple(self._sanitized(sanitizer))))
         return found
 
     def _there(self, backend: str | None) -> dict[str, str]:
@@ -57,17 +62,12 @@ class _Plan:
             return {**triton, **cuda}
         return triton if backend == "triton" else cuda
 
-    def _module(
-        self,
-        name: str,
-        *arguments: str,
-        backend: str | None = None,
-        title: str | None = None,
-        patience: float = 30,
-    ) -> Program:
-        device = ["--device", "cuda" if self.capability else "cpu"]
-        command = (sys.executable, "-m", f"benches.gpu_check.{name}", *arguments, *device)
-        return Program(title or name, command, self._there(backend), patience)
+    def _module(self, name: str, *arguments: str) -> tuple[str, ...]:
+        device = ("--device", "cuda" if self.capability else "cpu")
+        return (sys.executable, "-m", f"benches.gpu_check.{name}", *arguments, *device)
+
+    def _measuring(self, name: str) -> Program:
+        return Program(name, self._module(name), self._there(None), patience=60, measures=True)
 
     def _libraries(self) -> Program:
         asked = ("--capability", self.capability) if self.capability else ()
@@ -75,26 +75,27 @@ class _Plan:
         return Program("libraries", command, patience=_BUILDING)
 
     def _kernels(self, parts: int) -> list[Program]:
+        """They compile, and neither interpret nor touch the GPU, on which others measure."""
+        there = _carried() | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        asked = ("--capability", self.capability) if self.capability else ()
         found = []
         for part in range(parts):
             split = ("--part", str(part), "--parts", str(parts))
-            found.append(self._module("kernels", *split, title=f"kernels {part}", patience=60))
-        # In the interpreter there is nothing to compile.
-        return [_without(program, "TRITON_INTERPRET") for program in found]
+            command = self._module("kernels", *split, *asked)
+            found.append(Program(f"kernels {part}", command, there, patience=75))
+        return found
 
     def _more_kernels(self) -> list[Program]:
         """What was not reached before is compiled beside the figures, on other cores."""
         return self._kernels(self.cores - 4) if self.capability and self.cores > 4 else []
 
     def _triage(self, backend: str) -> Program:
-        return self._module("triage", backend, backend=backend, title=f"triage, {backend}")
-
-    def _figures(self) -> Program:
-        return self._module("figures", patience=45)
+        command = self._module("triage", backend)
+        return Program(f"triage, {backend}", command, self._there(backend), patience=45)
 
     def _pytest(self, title: str, backend: str, *arguments: str) -> Program:
         command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-        command += ("-p", plugin.__name__, *arguments)
+        command += ("-p", plugin.__name__, "--of-backend", backend, *arguments)
         environment = {
             **self._there(backend),
             plugin.FAILED_BEFORE: "\n".join(self.failed.get("breadth", [])),
@@ -110,29 +111,29 @@ class _Plan:
         for backend in GPU_BACKENDS:
             for part in range(parts[backend]):
                 split = f"--part-of={part}/{parts[backend]}"
-                title = f"suite, {backend} {part}"
-                found.append(self._pytest(title, backend, "-k", backend, split, *_SUITE))
+                found.append(self._pytest(f"suite, {backend} {part}", backend, split, *_SUITE))
             title = f"on a GPU, {backend}"
-            found.append(self._pytest(title, backend, "-k", backend, "tests/test_on_gpu.py"))
+            found.append(self._pytest(title, backend, "tests/test_on_gpu.py"))
         return found
 
     def _sanitized(self, sanitizer: str) -> list[Program]:
-        """As many tests under each tool as the time allows; a rehearsal has the tests alone."""
+        """The triage of small maps under each tool, whose kernels are there; else that alone."""
         found = []
         for backend in GPU_BACKENDS:
-            for tool in ("memcheck", "racecheck") if self.capability else ("none",):
-                tests = self._pytest(f"{tool}, {backend}", backend, "-k", backend, *_SUITE[:2])
-                command = tests.command
-                if self.capability:
-                    command = (sanitizer, "--tool", tool, *command)
-                environment = tests.environment
-                found.append(Program(tests.name, command, environment, 60, _SANITIZER_ALARM))
+            command = self._module("triage", backend, "--small")
+            there = self._there(backend)
+            if self.capability is None:
+                found.append(Program(f"no tool, {backend}", command, there, patience=45))
+                continue
+            for tool in ("memcheck", "racecheck"):
+                options = ("--tool", tool, "--launch-timeout", "0")
+                options += ("--kernel-regex", f"kns={_OURS[backend]}")
+                if tool == "memcheck":  # else small tensors lie side by side in one allocation
+                    options += ("--report-api-errors", "no")
+                    there = there | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+                tested = (sanitizer, *options, *command)
+                found.append(Program(f"{tool}, {backend}", tested, there, 45, **_SANITIZER))
         return found
-
-
-def _without(program: Program, variable: str) -> Program:
-    environment = {k: v for k, v in program.environment.items() if k != variable}
-    return Program(program.name, program.command, environment, program.patience)
 
 
 def _carried() -> dict[str, str]:

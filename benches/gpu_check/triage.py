@@ -9,7 +9,7 @@ import torch
 
 from benches.cases import Case, Mode
 from benches.gpu_check.device import prepare
-from benches.gpu_check.figures import GPU_BACKENDS, Measured
+from benches.gpu_check.figures import BATCH, GPU_BACKENDS, Measured
 from benches.gpu_check.worker import Row, WrongNumbersError, work
 from benches.gpu_model import MAPS
 from benches.measure import problem
@@ -17,20 +17,24 @@ from benches.measure import problem
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def rows(backend: str, tiny: bool) -> list[Measured]:
-    """Those of one backend: what most people use first."""
-    return list(_rows(backend, [(2, 5)] if tiny else list(MAPS)))
+def rows(backend: str, tiny: bool, small: bool = False) -> list[Measured]:
+    """Those of one backend: what most people use first; of ``small`` maps alone for a sanitizer.
+
+    The calls are those of the figures, so that they need few kernels more.
+    """
+    maps = list(MAPS[2:] if small else MAPS)
+    return list(_rows(backend, [(2, 5)] if tiny else maps))
 
 
 def _rows(backend: str, maps: list[tuple[int, int]]) -> Iterator[Measured]:
     for dtype in DTYPES:
         # The rarer dtypes take one map: each is a kernel more to compile.
-        for channels, side in maps if dtype in DTYPES[:2] else maps[3:]:
+        for channels, side in maps if dtype in DTYPES[:2] else maps[-1:]:
             for last in (False, True):
-                case = Case((channels, side, side), Mode.BOTH, batch=1, dtype=dtype)
+                case = Case((channels, side, side), Mode.BOTH, batch=BATCH, dtype=dtype)
                 yield Measured(case, last, backend)
     channels, side = maps[-1]
-    yield Measured(Case((channels, side, side), Mode.DOUBLE, batch=1), False, backend)
+    yield Measured(Case((channels, side, side), Mode.DOUBLE, batch=BATCH), False, backend)
 
 
 def check(row: Measured, device: str) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def main() -> None:
     """Check all rows of a backend."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backend", choices=GPU_BACKENDS)
+    parser.add_argument("--small", action="store_true", help="small maps alone")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     prepare(arguments.device)
@@ -57,7 +62,8 @@ def main() -> None:
     def of(row: Measured) -> Row:
         return str(row), lambda: check(row, arguments.device)
 
-    work(of(row) for row in rows(arguments.backend, tiny=arguments.device == "cpu"))
+    is_rehearsal = arguments.device == "cpu"
+    work(of(row) for row in rows(arguments.backend, is_rehearsal, arguments.small))
 
 
 if __name__ == "__main__":
