@@ -43,7 +43,7 @@ class Result:
 def inputs(
     case: Case, layout: torch.memory_format, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``x``, the weights (K,) in float32, and a gradient of the output.
+    """``x``, the weights (K,) in float32 or as wide as x, and a gradient of the output.
 
     On a GPU a batch repeats its first images: to draw all of them would take longer than all else.
     """
@@ -59,7 +59,8 @@ def inputs(
         .contiguous(memory_format=layout)
         for drawn_map in maps
     )
-    return x, torch.randn(len(case.names), generator=rng).softmax(0).to(device), grad_out
+    weights = torch.randn(len(case.names), generator=rng).softmax(0)
+    return x, weights.to(device, torch.promote_types(case.dtype, torch.float32)), grad_out
 
 
 def make_step(
