@@ -127,8 +127,8 @@ def _check_gradients(search: Search, batch: Batch, restore: Callable[[], None]) 
             raise UserError(
                 f"{search.config.model.name!r} holds on to its own tensors where the search puts "
                 f"others in their place (the gradient in its {what} is off by {error:.0%}); leave "
-                "out what is compiled, scripted or recomputed by other means than "
-                "torch.utils.checkpoint"
+                "out what is scripted, kept in objects of your own or recomputed with "
+                "use_reentrant=True"
             )
 
 

@@ -1,13 +1,16 @@
 """A network that computes with other tensors than its own."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_COMPILED = "_compiled_call_impl"
+"""What :meth:`torch.nn.Module.compile` leaves, which is bound to the module itself."""
 
 
 class Stateless:
@@ -17,8 +20,8 @@ class Stateless:
     runs again in backward, as in gradient checkpointing, finds them too. Structure is copied and no
     tensor; what such a network notes in its attributes while it runs is gone with it.
 
-    References to modules and tensors are followed into containers, bound methods and partial
-    functions. Closures are not, so of a compiled network that is taken which was compiled.
+    References to modules and tensors are followed into containers, bound methods, partial functions
+    and closures, not into other objects. Of what is compiled that is taken which was compiled.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -28,7 +31,11 @@ class Stateless:
         anything = dict.fromkeys(map(id, own), object())
         # All else is shared by every copy, which makes these fast.
         self._referring = [
-            [name for name, value in vars(module).items() if _follow(value, anything) is not value]
+            [
+                name
+                for name, value in vars(module).items()
+                if name != _COMPILED and _follow(value, anything) is not value
+            ]
             for module in self._modules
         ]
 
@@ -46,34 +53,66 @@ class Stateless:
                 continue
             attributes = vars(copies[id(module)])
             attributes.update(vars(module))
-            attributes.pop("_compiled_call_impl", None)
+            attributes[_COMPILED] = None
             for name in referring:
                 attributes[name] = _follow(attributes[name], copies)
         copy: nn.Module = copies[id(self.model)]
         return copy
 
 
-def _follow(value: Any, copies: Mapping[int, Any]) -> Any:
+def _follow(value: Any, copies: Mapping[int, Any], within: tuple[int, ...] = ()) -> Any:
     """``value`` with copies in the place of what they are copies of; itself if there are none."""
     if id(value) in copies:
         return copies[id(value)]
     kind = type(value)
-    if kind in (dict, OrderedDict):
-        followed = kind((key, _follow(item, copies)) for key, item in value.items())
-        return followed if _differ(value.values(), followed.values()) else value
-    if kind in (list, tuple):
-        followed = kind(_follow(item, copies) for item in value)
-        return followed if _differ(value, followed) else value
-    if kind is MethodType:
-        owner = _follow(value.__self__, copies)
-        return value if owner is value.__self__ else MethodType(value.__func__, owner)
-    if kind is partial:
-        parts = value.func, value.args, value.keywords
-        function, arguments, keywords = (_follow(part, copies) for part in parts)
-        same = not _differ(parts, (function, arguments, keywords))
-        return value if same else partial(function, *arguments, **keywords)
-    return value
+    if kind not in _PARTS or id(value) in within:
+        return value
+    take_apart, put_together = _PARTS[kind]
+    parts = take_apart(value)
+    within = (*within, id(value))
+    followed = [_follow(part, copies, within) for part in parts]
+    same = all(a is b for a, b in zip(parts, followed, strict=True))
+    return value if same else put_together(value, followed)
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return any(a is not b for a, b in zip(one, other, strict=True))
+def _parts_of_function(function: FunctionType) -> list[Any]:
+    return [*_contents(function), function.__defaults__, function.__kwdefaults__]
+
+
+def _contents(function: FunctionType) -> list[Any]:
+    """Of its closure; a variable that is not bound yet stands for itself."""
+    cells = function.__closure__ or ()
+    return [cell if cell == CellType() else cell.cell_contents for cell in cells]
+
+
+def _function_of(function: FunctionType, parts: list[Any]) -> FunctionType:
+    *contents, defaults, keyword_defaults = parts
+    cells = tuple(c if isinstance(c, CellType) else CellType(c) for c in contents)
+    name = function.__name__
+    made = FunctionType(function.__code__, function.__globals__, name, defaults, cells)
+    made.__kwdefaults__ = keyword_defaults
+    for cell, content in zip(cells, contents, strict=True):
+        if content is function:  # it calls itself
+            cell.cell_contents = made
+    return made
+
+
+_PARTS: dict[type, tuple[Callable[[Any], Sequence[Any]], Callable[[Any, list[Any]], Any]]] = {
+    dict: (lambda d: list(d.values()), lambda d, parts: dict(zip(d, parts, strict=True))),
+    OrderedDict: (
+        lambda d: list(d.values()),
+        lambda d, parts: OrderedDict(zip(d, parts, strict=True)),
+    ),
+    list: (lambda items: items, lambda items, parts: parts),
+    tuple: (lambda items: items, lambda items, parts: tuple(parts)),
+    MethodType: (
+        lambda method: [method.__func__, method.__self__],
+        lambda method, parts: MethodType(*parts),
+    ),
+    partial: (
+        lambda call: [call.func, call.args, call.keywords],
+        lambda call, parts: partial(parts[0], *parts[1], **parts[2]),
+    ),
+    FunctionType: (_parts_of_function, _function_of),
+}
+"""How what may refer to modules is taken apart and put together again."""

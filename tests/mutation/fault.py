@@ -93,7 +93,9 @@ AREAS: dict[str, Area] = {
     "definition": Area(_files("forward", "layout", "modules")),
     "modules": Area(_files("modules")),
     "stopping rule": Area(_files("stopping", "perturbation", folder="tests/search")),
-    "bilevel step": Area(_files("bilevel", "steps", "perturbation", folder="tests/search")),
+    "bilevel step": Area(
+        _files("bilevel", "steps", "stateless", "perturbation", folder="tests/search")
+    ),
 }
 """By name, in the order in which they are run: what takes longest comes first."""
 

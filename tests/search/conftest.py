@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from matplotlib.figure import Figure
 
 from metapool_kernels.search import plot
@@ -19,6 +20,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_precision() -> Iterator[None]:
+    """An Accelerator that says nothing of precision takes that of the one before, in bf16 too."""
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="package")

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from metapool_kernels.search.backbone import Backbone
 from metapool_kernels.search.bilevel import Hypergradient, hypergradient
-from metapool_kernels.search.config import AlphaConfig, Method, ModelConfig, WeightConfig
+from metapool_kernels.search.config import AlphaConfig, Config, Method, ModelConfig, WeightConfig
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
-from metapool_kernels.search.processes import seed_epoch
+from metapool_kernels.search.processes import make_accelerator, prepare_model, seed_epoch
 from metapool_kernels.search.steps import alpha_step, network_objective, to_device, weight_step
 from metapool_kernels.search.supernet import Supernet
 
@@ -119,6 +119,26 @@ def test_labels_are_smoothed_in_both_levels() -> None:
     optimizer, _ = make_weight_optimizer(list(weights), config, steps=10)
     loss, _ = weight_step(Accelerator(), model, [(images, targets)], optimizer, config)
     torch.testing.assert_close(loss, expected.detach())
+
+
+@pytest.mark.parametrize("precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_both_levels_compute_in_the_precision(precision: str, dtype: torch.dtype) -> None:
+    """And the network is left as it was, to be taken apart; losses are float32."""
+    dtypes: list[torch.dtype] = []
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten())
+    model[0].register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
+    batch = torch.randn(4, 1, 3, 3), torch.arange(4) % 3
+    accelerator = make_accelerator(Config(output="none", precision=precision))  # type: ignore
+    names, weights = zip(*model.named_parameters(), strict=True)
+    for _ in range(2):  # as after each stop
+        assert prepare_model(accelerator, model) is model and "forward" not in vars(model)
+        objective = network_objective(model, names, [], autocast=accelerator.autocast)
+        loss, _ = objective(weights, [], batch)
+        config = WeightConfig()
+        optimizer, _ = make_weight_optimizer(list(weights), config, steps=10)
+        stepped, _ = weight_step(accelerator, model, [batch], optimizer, config)
+        assert loss.dtype is stepped.dtype is torch.float32
+    assert dtypes == [dtype] * 4
 
 
 def test_the_alpha_step_normalises_by_its_own_batch(supernet: Supernet, batch: Batch) -> None:
