@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 from metapool_kernels.search.config import Config, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, UserError
 from metapool_kernels.search.run_folder import ADAPT, CONFIG
+from metapool_kernels.search.yaml_file import MODE, parse_yaml
 
 _COMMANDS = {
     "search": "choose a pooling for every layer",
@@ -29,6 +30,9 @@ _COMMANDS = {
     "plot": "draw the pictures and the one-page report of a run again",
     "export": "write the trained network for use without this package: torch.export and ONNX",
 }
+
+_MISREAD = (TypeError, ValueError, RecursionError)
+"""What jsonargparse lets through of strange files and values."""
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -40,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 after a mistake of the user, explained by one line on stderr; 130 after Ctrl-C.
     """
     try:
+        given = _widest_first(sys.argv[1:] if arguments is None else arguments)
         parser = _parser()
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(given)
         command: str = parsed.subcommand
         settings = parser.instantiate(parsed)[command]
         config = to_config(settings)
-    except jsonargparse.ArgumentError as error:
+        if settings.get("overwrite") and not any(_name(text) == "--output" for text in given):
+            _check_outputs(settings.get("config") or ())
+    except (jsonargparse.ArgumentError, UserError, *_MISREAD) as error:
         return _fail(error)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -76,12 +83,47 @@ def _run(command: str, config: Config, settings: Any) -> None:
         getattr(module, f"run_{command}")(config)
 
 
+def _widest_first(arguments: Sequence[str]) -> list[str]:
+    """The same arguments, files before sections before single settings.
+
+    jsonargparse lets the later one win, so that what stands before ``--config`` would be lost.
+    """
+    groups: list[list[str]] = [[]]
+    for text in arguments:
+        if text.startswith("--"):
+            groups.append([])
+        groups[-1].append(text)
+    command, *options = groups
+    options.sort(key=lambda group: (_name(group[0]) != "--config", _name(group[0]).count(".")))
+    return [text for group in (command, *options) for text in group]
+
+
+def _name(option: str) -> str:
+    return option.partition("=")[0]
+
+
+def _check_outputs(files: Sequence[Any]) -> None:
+    """Refuse to choose between the folders that several files name, where one is to be deleted.
+
+    Raises:
+        UserError: they differ.
+    """
+    contents = [parse_yaml(file.get_content()) for file in files if file is not None]
+    outputs = sorted({str(content["output"]) for content in contents if "output" in content})
+    if len(outputs) > 1:
+        raise UserError(
+            f"--overwrite would delete a run, and --config names {' and '.join(outputs)}; say "
+            "which one by --output"
+        )
+
+
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="metapool",
         description="Progressive Meta-Pooling Learning: search the pooling of every layer.",
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=MODE,
     )
     commands = parser.add_subcommands()
     for name, description in _COMMANDS.items():
@@ -90,7 +132,8 @@ def _parser() -> jsonargparse.ArgumentParser:
             "--config",
             action=_Config,
             help="YAML file with the settings, or a preset of the method "
-            f"({', '.join(preset_names())}); may be repeated, the later one wins",
+            f"({', '.join(preset_names())}); may be repeated, the later one wins; options win over "
+            "all of them",
         )
         if name == "search":
             command.add_argument(
@@ -99,10 +142,11 @@ def _parser() -> jsonargparse.ArgumentParser:
                 help="print where enhancers would go, and write nothing",
             )
         if name in ("search", "adapt"):
-            command.add_argument(
+            either = command.add_mutually_exclusive_group()
+            either.add_argument(
                 "--resume", action="store_true", help="go on after the last finished epoch"
             )
-            command.add_argument(
+            either.add_argument(
                 "--overwrite", action="store_true", help="delete what the output folder holds"
             )
         if name == "adapt":
@@ -130,7 +174,7 @@ class _Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined
             values = str(PRESETS / f"{values}.yaml")
         try:
             super().__call__(parser, cfg, values, option_string)
-        except (jsonargparse.ArgumentError, TypeError, ValueError, RecursionError) as error:
+        except (jsonargparse.ArgumentError, *_MISREAD) as error:
             raise jsonargparse.ArgumentError(None, f"{values!r}: {error}") from error
 
 

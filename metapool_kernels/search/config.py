@@ -21,6 +21,7 @@ from jsonargparse.typing import (
 
 from metapool_kernels import DEFAULT_CANDIDATES
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.yaml_file import MODE
 
 Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
 Rule = Literal["margin", "max_probability", "entropy", "stable_ranking", "perturbation"]
@@ -305,7 +306,9 @@ class Config:
 
 def config_parser(**options: Any) -> jsonargparse.ArgumentParser:
     """A parser of all settings; ``options`` are those of ``jsonargparse.ArgumentParser``."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **options
+    )
     parser.add_class_arguments(Config)
     return parser
 

@@ -128,6 +128,8 @@ class RunFolder:
                     f"{str(self.path)!r} holds a run already ({', '.join(present)}); "
                     "go on with --resume, replace it with --overwrite, or choose another output"
                 )
+            if present:
+                print(f"deleting from {str(self.path)!r}: {', '.join(present)}", flush=True)
             for name in present:
                 _delete(self / name)
         except OSError as error:
