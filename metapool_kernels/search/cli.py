@@ -1,6 +1,7 @@
 """``metapool search | adapt | evaluate | plot | export``."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -108,7 +109,7 @@ def _check_outputs(files: Sequence[Any]) -> None:
     Raises:
         UserError: they differ.
     """
-    contents = [parse_yaml(file.get_content()) for file in files if file is not None]
+    contents = [parse_yaml(file.read_text()) for file in files if file is not None]
     outputs = sorted({str(content["output"]) for content in contents if "output" in content})
     if len(outputs) > 1:
         raise UserError(
@@ -182,8 +183,9 @@ def _how_to_go_on(command: str, config: Config) -> str:
     folder = Path(config.output) / (ADAPT if command == "adapt" else "")
     if not (folder / CONFIG).exists():
         return "nothing has been written"
-    option = " --resume" if command in ("search", "adapt") else ""
-    return f"go on with: metapool {command} --config {folder / CONFIG}{option}"
+    option = ["--resume"] if command in ("search", "adapt") else []
+    call = ["metapool", command, "--config", str(folder / CONFIG), *option]
+    return f"go on with: {shlex.join(call)}"
 
 
 def _is_first_process() -> bool:

@@ -3,6 +3,9 @@
 Defaults are those of the author's experiments on CIFAR-10 where they are known, ours elsewhere.
 """
 
+import filecmp
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from jsonargparse.typing import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    register_type,
     restricted_string_type,
 )
 
@@ -27,10 +31,26 @@ Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
 Rule = Literal["margin", "max_probability", "entropy", "stable_ranking", "perturbation"]
 Keep = Literal["top-2", "top-1", "open"]
 if TYPE_CHECKING:
-    Control = str
+    Control = UserPath = str
 else:
     Control = restricted_string_type("Control", r"(none|skip|random|uniform|fixed:\S+)$")
-"""What a searched network is compared with; controls.py says what each of them shows."""
+
+    class UserPath(str):
+        """See below."""
+
+        def __new__(cls, text: str) -> "UserPath":
+            filled = os.path.expanduser(os.path.expandvars(text))
+            if not filled:
+                raise ValueError("it is empty")
+            if re.match(r"~|.*\$(\w|\{)", filled):
+                raise ValueError(f"there is no such user or environment variable as in {text!r}")
+            return super().__new__(cls, filled)
+
+    register_type(UserPath)
+"""Control: what a searched network is compared with; controls.py says what each of them shows.
+
+UserPath: a path, of which ``~`` and environment variables are filled in when it is read.
+"""
 DataKind = Literal[
     "digits", "mnist5k", "folder", "cifar10", "cifar100", "torchvision", "timm", "planted"
 ]
@@ -99,7 +119,7 @@ class DataConfig:
 
     kind: DataKind = "digits"
     name: str | None = None
-    root: str | None = None
+    root: UserPath | None = None
     download: bool = False
     rgb: bool = False
     image_size: PositiveInt = 32
@@ -134,7 +154,7 @@ class ModelConfig:
 
     name: str = "mobilenetv2_100"
     arguments: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
+    weights: UserPath | None = None
     keep_dilation: bool = True
     insert_after: str = r"blocks\.[1-6]\.\d+\.bn2"
     insert_after_type: str | None = None
@@ -294,7 +314,7 @@ class Config:
         adapt: the training after it.
     """
 
-    output: str
+    output: UserPath
     seed: NonNegativeInt = 0
     threads: PositiveInt | None = None
     precision: Literal["no", "bf16"] = "no"
@@ -350,18 +370,32 @@ def load_config(path: Path) -> Config:
         raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
 
 
+_CHANGE_NO_NUMBER = ("data.root", "data.download", "data.workers")
+"""What a run may go on with otherwise: the images themselves are compared, see data.py."""
+
+
 def differences(old: Config, new: Config, sections: Sequence[str]) -> list[str]:
     """What has changed between two configurations in some of their fields, in words.
 
-    A section is a field (``data.kind``) or all that is below it (``data``).
+    A section is a field (``data.kind``) or all that is below it (``data``). What can change no
+    number is left out.
     """
     before, after = (dict(_leaves(asdict(config), "")) for config in (old, new))
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
         for name in sorted(before | after)
         if any(f"{name}.".startswith(f"{section}.") for section in sections)
+        and name not in _CHANGE_NO_NUMBER
         and before.get(name) != after.get(name)
+        and not (name == "model.weights" and _same_file(old.model.weights, new.model.weights))
     ]
+
+
+def _same_file(one: str | None, other: str | None) -> bool:
+    try:
+        return one is not None and other is not None and filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

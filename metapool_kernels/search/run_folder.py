@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -150,7 +151,7 @@ class RunFolder:
         if changed:
             raise UserError(
                 f"the run in {str(self.path)!r} was started with other settings "
-                f"({'; '.join(changed)}); go on with --config {self / CONFIG}"
+                f"({'; '.join(changed)}); go on with --config {quote(str(self / CONFIG))}"
             )
 
     def write(self, name: str, content: str | bytes) -> None:

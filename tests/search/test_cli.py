@@ -242,3 +242,47 @@ def test_what_is_referred_to_may_be_changed(
     file.write_text(f"output: run\n{text}\n")
     weights = printed([f"--config={file}"], capsys)["adapt"]["weights"]
     assert (weights["lr"], weights["clip"]) == (0.5, 2)
+
+
+PATHS = {"output": ("output",), "root": ("data", "root"), "weights": ("model", "weights")}
+
+
+@pytest.mark.parametrize("place", PATHS)
+@pytest.mark.parametrize("by_file", [True, False])
+def test_every_path_is_filled_in(
+    place: str,
+    by_file: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.chdir(tmp_path)
+    keys = PATHS[place]
+
+    def given(path: str) -> list[str]:
+        if not by_file:
+            return ["--output=x", f"--{'.'.join(keys)}={path}"]
+        Path("one.yaml").write_text(yaml.safe_dump({"output": "x"}))
+        content: Any = path
+        for key in reversed(keys):
+            content = {key: content}
+        Path("two.yaml").write_text(yaml.safe_dump(content))
+        return ["--config=~/one.yaml", "--config=two.yaml"]
+
+    for path, expected in (
+        ("~/a b", f"{tmp_path}/a b"),
+        ("${SCRATCH}/a", "/scratch/a"),
+        ("$SCRATCH", "/scratch"),
+        ("a~/b", "a~/b"),
+    ):
+        found: Any = printed(given(path), capsys)
+        for key in keys:
+            found = found[key]
+        assert found == expected
+    for path in ("~nobody_of_this_name/a", "$NOT_SET_ANYWHERE/a", "a/${NOT_SET_ANYWHERE}", ""):
+        assert main(["search", *given(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert place in line and (path or "it is empty") in line
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".yaml"] * 2 * by_file
