@@ -3,7 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 from metapool_kernels.search.config import Config, config_parser, to_config
-from metapool_kernels.search.errors import OwnError, UserError
+from metapool_kernels.search.errors import OwnError, ToldError, UserError
+from metapool_kernels.search.interrupts import never_lost
 from metapool_kernels.search.run_folder import ADAPT, CONFIG
 from metapool_kernels.search.yaml_file import MODE, parse_yaml
 
@@ -44,30 +47,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 after a mistake of the user, explained by one line on stderr; 130 after Ctrl-C.
     """
+    with never_lost():
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    how_to_go_on: Callable[[], str] = lambda: "nothing has been written"  # noqa: E731
     try:
-        given = _widest_first(sys.argv[1:] if arguments is None else arguments)
-        parser = _parser()
-        parsed = parser.parse_args(given)
-        command: str = parsed.subcommand
-        settings = parser.instantiate(parsed)[command]
-        config = to_config(settings)
-        if settings.get("overwrite") and not any(_name(text) == "--output" for text in given):
-            _check_outputs(settings.get("config") or ())
-    except (jsonargparse.ArgumentError, UserError, *_MISREAD) as error:
-        return _fail(error)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    try:
-        _run(command, config, settings)
+        command, config, settings = _read(_widest_first(arguments))
+        how_to_go_on = partial(_how_to_go_on, command, config)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        with _without_backend():
+            _run(command, config, settings)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        if _is_first_process():
-            print(f"metapool: interrupted; {_how_to_go_on(command, config)}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"metapool: interrupted; {how_to_go_on()}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return _fail(UserError(f"nobody reads the output any more; {how_to_go_on()}"))
+    _nobody_reads()  # which is no mistake, now that all is done
     return 0
+
+
+def _read(arguments: Sequence[str]) -> tuple[str, Config, Any]:
+    """The command, the configuration, and what else was set.
+
+    Raises:
+        UserError: there is no such command, or no such settings.
+    """
+    parser = _parser()
+    try:
+        parsed = parser.parse_args(arguments)
+        command: str = parsed.subcommand
+        settings = parser.instantiate(parsed)[command]
+    except (jsonargparse.ArgumentError, *_MISREAD) as error:
+        raise UserError(str(error)) from error
+    if settings.get("overwrite") and not any(_name(text) == "--output" for text in arguments):
+        _check_outputs(settings.get("config") or ())
+    return command, to_config(settings), settings
 
 
 def _run(command: str, config: Config, settings: Any) -> None:
@@ -188,11 +212,32 @@ def _how_to_go_on(command: str, config: Config) -> str:
     return f"go on with: {shlex.join(call)}"
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+@contextmanager
+def _without_backend() -> Iterator[None]:
+    """Whatever a notebook has told matplotlib of its own Python: these pictures are files."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
-def _fail(error: Exception) -> int:
-    if _is_first_process() or isinstance(error, OwnError):
+def _nobody_reads() -> bool:
+    """Whether what stdout or stderr lead to has gone; if so, what is left for it is dropped."""
+    found = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            found = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return found
+
+
+def _fail(error: UserError) -> int:
+    # What is wrong on a machine only the processes there can tell, and the first of them does.
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0" and not isinstance(error, ToldError)
+    if first_here or isinstance(error, OwnError):
         print("metapool:", " ".join(str(error).split()), file=sys.stderr)
     return 2

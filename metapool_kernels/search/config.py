@@ -20,6 +20,7 @@ from jsonargparse.typing import (
     PositiveFloat,
     PositiveInt,
     register_type,
+    restricted_number_type,
     restricted_string_type,
 )
 
@@ -51,6 +52,12 @@ else:
 
 UserPath: a path, of which ``~`` and environment variables are filled in when it is read.
 """
+if TYPE_CHECKING:
+    Decay, Seed = float, int
+else:
+    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+    # NumPy's older generators and scikit-learn take no larger ones.
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 DataKind = Literal[
     "digits", "mnist5k", "folder", "cifar10", "cifar100", "torchvision", "timm", "planted"
 ]
@@ -206,7 +213,7 @@ class AlphaConfig:
     """
 
     lr: PositiveFloat = 3e-4
-    betas: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.5, 0.999)
+    betas: tuple[Decay, Decay] = (0.5, 0.999)
     weight_decay: NonNegativeFloat = 1e-3
     method: Method = "first-order"
     xi: PositiveFloat | None = None
@@ -315,7 +322,7 @@ class Config:
     """
 
     output: UserPath
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     threads: PositiveInt | None = None
     precision: Literal["no", "bf16"] = "no"
     data: DataConfig = field(default_factory=DataConfig)

@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from metapool_kernels.search.config import Config, DataConfig
 from metapool_kernels.search.errors import OwnError, UserError
+from metapool_kernels.search.interrupts import kept_from_children
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) in [-1, 1] and their class numbers (N,)."""
@@ -238,7 +239,7 @@ def _collate(samples: list[Any] | UserError) -> Any:
 
 def _batches(part: _Part, batch_sampler: Iterable[Any], workers: int) -> Iterator[Batch]:
     # Dropping the loader's iterator ends its processes: it lives as long as this one does.
-    for batch in DataLoader(
+    loader = DataLoader(
         part,
         batch_sampler=batch_sampler,
         num_workers=workers,
@@ -246,7 +247,10 @@ def _batches(part: _Part, batch_sampler: Iterable[Any], workers: int) -> Iterato
         pin_memory=torch.cuda.is_available(),
         # Its own: otherwise the loader would draw from the global one.
         generator=torch.Generator(),
-    ):
+    )
+    with kept_from_children():
+        iterator = iter(loader)
+    for batch in iterator:
         if isinstance(batch, UserError):
             raise OwnError(str(batch))
         images, targets = batch

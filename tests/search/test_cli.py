@@ -18,6 +18,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no candidate": ({"model__candidates": []}, "candidates is empty"),
     "wrong type": ({"search__epochs": "many"}, "search.epochs"),
     "negative number": ({"data__batch_size": -1}, "data.batch_size"),
+    "decay of one": ({"search__alpha__betas": [0.5, 1.0]}, "search.alpha.betas"),
+    "seed beyond 32 bits": ({"seed": 2**32}, "seed"),
     "share above one": ({"search__stop__delta": 1.5}, "search.stop.delta"),
     "unknown choice": ({"data__kind": "mnist"}, "data.kind"),
     "folder not named": ({"data__kind": "folder"}, "data.root"),
