@@ -1,10 +1,11 @@
 """``metapool search | adapt | evaluate | plot | export``."""
 
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -227,11 +228,12 @@ def _nobody_reads() -> bool:
     """Whether what stdout or stderr lead to has gone; if so, what is left for it is dropped."""
     found = False
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            found = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        with suppress(OSError, ValueError):  # in other programs it may be no file
+            ends = select.poll()
+            ends.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in ends.poll(0)):
+                found = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return found
 
 

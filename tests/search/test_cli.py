@@ -19,7 +19,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "wrong type": ({"search__epochs": "many"}, "search.epochs"),
     "negative number": ({"data__batch_size": -1}, "data.batch_size"),
     "decay of one": ({"search__alpha__betas": [0.5, 1.0]}, "search.alpha.betas"),
-    "seed beyond 32 bits": ({"seed": 2**32}, "seed"),
+    "seed too large": ({"seed": 2**64, "data__kind": "mnist5k"}, "seed"),
     "share above one": ({"search__stop__delta": 1.5}, "search.stop.delta"),
     "unknown choice": ({"data__kind": "mnist"}, "data.kind"),
     "folder not named": ({"data__kind": "folder"}, "data.root"),
