@@ -32,7 +32,8 @@ Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
 Rule = Literal["margin", "max_probability", "entropy", "stable_ranking", "perturbation"]
 Keep = Literal["top-2", "top-1", "open"]
 if TYPE_CHECKING:
-    Control = UserPath = str
+    Control = str
+    UserPath = str
 else:
     Control = restricted_string_type("Control", r"(none|skip|random|uniform|fixed:\S+)$")
 
@@ -53,7 +54,8 @@ else:
 UserPath: a path, of which ``~`` and environment variables are filled in when it is read.
 """
 if TYPE_CHECKING:
-    Decay, Seed = float, int
+    Decay = float
+    Seed = int
 else:
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
     # NumPy's older generators and scikit-learn take no larger ones.

@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from metapool_kernels.search.config import Config, DataConfig
 from metapool_kernels.search.errors import OwnError, UserError
+from metapool_kernels.search.images import files_of
 from metapool_kernels.search.interrupts import kept_from_children
 
 Batch = tuple[Tensor, Tensor]
@@ -36,6 +37,8 @@ class Data:
     """Labelled images and which of them may be trained on.
 
     Each index counts within its own dataset; for the digits the two datasets are one.
+    ``contents`` are digests of the training and the evaluation files, see inspection.py;
+    ``warnings`` say what is doubtful.
     """
 
     train_set: Dataset[Any]
@@ -46,46 +49,62 @@ class Data:
     evaluation: Sequence[int]
     classes: Sequence[str]
     image_shape: tuple[int, int, int]
+    contents: tuple[str, str] = ("", "")
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Split:
     """Indices of the images that train the weights, that train alpha, and of the evaluation.
 
-    ``fingerprint`` is that of the images that they were made for.
+    The fingerprints are those of the images that they were made for.
     """
 
     weight: list[int]
     alpha: list[int]
     evaluation: list[int]
     fingerprint: str
+    evaluation_fingerprint: str = ""
 
     def check(self, data: Data) -> None:
-        """Refuse other images than these indices were made for.
+        """Refuse to train on other images than these indices were made for.
 
         Raises:
-            UserError: names or classes of images are others, or there are more or fewer, or an
-                index is not that of an image.
+            UserError: contents, names or classes of images are others, or there are more or
+                fewer, or an index is not that of an image.
         """
         if fingerprint(data) != self.fingerprint:
             raise UserError(
-                "the images are not those that the search was started with: their number, names "
-                "or classes have changed since; bring them back or search again"
+                "the images are not those that the search was started with: their number, names, "
+                "contents or classes have changed since; bring them back or search again"
             )
-        known = (set(data.train), set(data.train), set(data.evaluation))
-        for part, indices in zip((self.weight, self.alpha, self.evaluation), known, strict=True):
-            if not part or not set(part) <= indices:
+        known = [(self.weight, data.train), (self.alpha, data.train)]
+        if not self.differs_in_evaluation(data):
+            known.append((self.evaluation, data.evaluation))
+        for part, indices in known:
+            if not part or not set(part) <= set(indices):
                 raise UserError(
                     "the split is damaged: it names images that there are not; search again"
                 )
 
+    def differs_in_evaluation(self, data: Data) -> bool:
+        """Whether the images for evaluation have changed, which no training can tell."""
+        return _fingerprint(data, evaluation=True) != self.evaluation_fingerprint
+
 
 def fingerprint(data: Data) -> str:
-    """A number for classes, labels and, where there are files, their names."""
-    facts = [list(data.classes), list(data.train_targets), list(data.evaluation_targets)]
-    for dataset in (data.train_set, data.evaluation_set):
-        samples = getattr(getattr(dataset, "images", None), "samples", [])
-        facts.append([Path(path).name for path, _ in samples])
+    """A number for classes, labels and, where there are files, names and contents to train on."""
+    return _fingerprint(data, evaluation=False)
+
+
+def _fingerprint(data: Data, *, evaluation: bool) -> str:
+    dataset, targets = (
+        (data.evaluation_set, data.evaluation_targets)
+        if evaluation
+        else (data.train_set, data.train_targets)
+    )
+    names = [Path(path).name for path in files_of(getattr(dataset, "images", None))]
+    facts = [list(data.classes), list(targets), names, data.contents[evaluation]]
     return sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -101,7 +120,13 @@ def split_data(data: Data, alpha_half: float, seed: int) -> Split:
         raise UserError(
             f"search.alpha_half {alpha_half} of {len(order)} training images leaves one half empty"
         )
-    return Split(sorted(order[cut:]), sorted(order[:cut]), list(data.evaluation), fingerprint(data))
+    return Split(
+        sorted(order[cut:]),
+        sorted(order[:cut]),
+        list(data.evaluation),
+        fingerprint(data),
+        _fingerprint(data, evaluation=True),
+    )
 
 
 def image_settings(config: Config) -> list[str]:
@@ -116,8 +141,8 @@ def image_settings(config: Config) -> list[str]:
 
 
 def split_warnings(data: Data, split: Split) -> list[str]:
-    """What is suspicious about a split: images in two parts, classes missing in one."""
-    found = []
+    """What is suspicious about images and split: images in two parts, classes missing in one."""
+    found = list(data.warnings)
     overlaps = {"the weight half and the alpha half": set(split.weight) & set(split.alpha)}
     if data.train_set is data.evaluation_set:
         trained_on = set(split.weight) | set(split.alpha)
