@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import jsonargparse
 from jsonargparse.typing import (
     ClosedUnitInterval,
-    NonNegativeFloat,
     NonNegativeInt,
     OpenUnitInterval,
-    PositiveFloat,
     PositiveInt,
     register_type,
     restricted_number_type,
@@ -55,8 +53,16 @@ UserPath: a path, of which ``~`` and environment variables are filled in when it
 """
 if TYPE_CHECKING:
     Decay = float
+    PositiveFloat = float
+    NonNegativeFloat = float
     Seed = int
+    Threads = int
 else:
+    # What a tensor of 32 bits can be multiplied by: a step of an optimizer ends with more.
+    PositiveFloat = restricted_number_type("Positive", float, [(">", 0), ("<", 2.0**127)])
+    NonNegativeFloat = restricted_number_type("NonNegative", float, [(">=", 0), ("<", 2.0**127)])
+    # OpenMP ends the process where it cannot start so many.
+    Threads = restricted_number_type("Threads", int, [(">", 0), ("<=", 1024)])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
     # NumPy's older generators and scikit-learn take no larger ones.
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
@@ -325,7 +331,7 @@ class Config:
 
     output: UserPath
     seed: Seed = 0
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     precision: Literal["no", "bf16"] = "no"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -19,7 +19,7 @@ def make_weight_optimizer(
     The schedule has no state: ``step_update(step)`` sets the learning rate of any step.
 
     Raises:
-        UserError: timm has no such optimizer.
+        UserError: timm has no such optimizer, or it is of second order.
     """
     try:
         optimizer = create_optimizer_v2(
@@ -31,6 +31,11 @@ def make_weight_optimizer(
         )
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(f"timm cannot make optimizer {config.optimizer!r}: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(
+            f"optimizer {config.optimizer!r} needs second derivatives of the loss, which are not "
+            "computed for it; take another"
+        )
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=steps,
