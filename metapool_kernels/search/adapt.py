@@ -15,9 +15,9 @@ from metapool_kernels.search.backbone import TEACHER
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.controls import build_network, network_names
 from metapool_kernels.search.data import image_settings, training_batches
-from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main, seed_epoch
 from metapool_kernels.search.report import epoch_line
@@ -26,7 +26,7 @@ from metapool_kernels.search.side_by_side import side_by_side
 from metapool_kernels.search.steps import to_device
 from metapool_kernels.search.training import Training
 
-SETTINGS = ("seed", "threads", "precision", "data", "adapt")
+SETTINGS = ("seed", "threads", "precision", "data", "model.weights", "adapt")
 """The fields of the configuration that the training depends on."""
 
 
@@ -95,8 +95,7 @@ class _Trainer:
         self.architecture = load_architecture(self.searched / run_folder.ARCHITECTURE)
         self.searched.check_settings(config, image_settings(config))
         network_names(config.adapt.controls)
-        with self.accelerator.local_main_process_first():
-            self.data = load_data(config)
+        self.data = load_inspected(config, self.accelerator)
         split = self.searched.load_split()
         split.check(self.data)
         self.images = sorted(split.weight + split.alpha)

@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from timm.data.dataset_factory import create_dataset
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import ImageFolder, VisionDataset
+from torchvision.datasets.folder import is_image_file
 
 from metapool_kernels.search.bundled import load_bundled
 from metapool_kernels.search.config import Config, DataConfig
@@ -22,6 +24,7 @@ from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.images import (
     ImageSet,
     evaluation_transform,
+    files_of,
     get_image,
     mode_of,
     one_line,
@@ -73,13 +76,48 @@ def _folder(config: DataConfig) -> tuple[_Part, _Part]:
         if not (root / name).is_dir():
             raise UserError(f"data.root {str(root)!r} has no folder {name}/; {layout}")
         try:
-            images = ImageFolder(str(root / name), loader=read_image)
+            images = _VisibleImages(str(root / name))
         except OSError as error:
             raise UserError(
                 f"data.root {str(root)!r} has an unusable {name}/: {one_line(error)}; {layout}"
             ) from error
         parts.append(_Part(images, images.targets, images.classes, str(root / name)))
     return parts[0], parts[1]
+
+
+class _VisibleImages(ImageFolder):  # type: ignore[misc]
+    """A folder of images without what is hidden in it, such as ``.ipynb_checkpoints``."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root, loader=read_image, is_valid_file=self._is_visible_image)
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = sorted(
+            entry.name for entry in os.scandir(directory) if entry.is_dir() and _shows(entry.name)
+        )
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: number for number, name in enumerate(names)}
+
+    def _is_visible_image(self, path: str) -> bool:
+        parts = Path(path).relative_to(self.root).parts
+        return all(map(_shows, parts)) and is_image_file(path)
+
+
+def _shows(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _nested(images: ImageFolder) -> list[str]:
+    """A warning where classes have folders of their own, and so may not be the classes."""
+    places = [Path(path).relative_to(images.root).parts for path, _ in images.samples]
+    deep = next((parts for parts in places if len(parts) > 2), None)
+    if deep is None:
+        return []
+    return [
+        f"images in {os.path.join(images.root, *deep[:-1])!r} count as class {deep[0]!r}; classes "
+        "are the folders that train/ and val/ hold themselves"
+    ]
 
 
 def _torchvision(config: DataConfig, name: str) -> tuple[_Part, _Part]:
@@ -198,7 +236,7 @@ class _TimmImages(Dataset[tuple[Image.Image, int]]):
 
 def _files(part: _Part) -> set[str]:
     """The files of a dataset that is a folder."""
-    return {str(sample[0]) for sample in getattr(part.images, "samples", [])}
+    return set(files_of(part.images))
 
 
 def _targets(images: Any, name: str) -> list[int]:
@@ -258,6 +296,14 @@ def _assemble(config: DataConfig, train: _Part, evaluation: _Part) -> Data:
     if classes != evaluation.classes:
         odd = sorted(set(classes or []) ^ set(evaluation.classes or [])) or "their order"
         raise UserError(f"{train.name!r} and {evaluation.name!r} differ in the classes {odd}")
+    hidden = [name for name in classes or [] if not _shows(name)]
+    if hidden:
+        raise UserError(f"{train.name!r} has a class {hidden[0]!r}: delete this hidden folder")
+    if len(set(train.targets)) < 2:
+        raise UserError(
+            f"all images of {train.name!r} are in one class{_called(classes)}, and there is "
+            "nothing to tell apart; a folder should hold train/CLASS/*.png and val/CLASS/*.png"
+        )
     largest = max(max(train.targets), max(evaluation.targets))
     if classes is None:
         classes = [str(number) for number in range(largest + 1)]
@@ -287,13 +333,18 @@ def _assemble(config: DataConfig, train: _Part, evaluation: _Part) -> Data:
         evaluation=range(len(evaluation.targets)),
         classes=classes,
         image_shape=(channels, height, width),
+        warnings=tuple(_nested(train.images)) if isinstance(train.images, ImageFolder) else (),
     )
+
+
+def _called(classes: Sequence[str] | None) -> str:
+    return f", {classes[0]!r}" if classes is not None and len(classes) == 1 else ""
 
 
 def _root(config: DataConfig) -> Path:
     if config.root is None:
         raise UserError(f"data.kind is {config.kind} and data.root is not set; give the folder")
-    return Path(config.root).expanduser()
+    return Path(config.root)
 
 
 def _name(config: DataConfig) -> str:

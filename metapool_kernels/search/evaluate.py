@@ -15,12 +15,12 @@ from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config, load_config
 from metapool_kernels.search.controls import load_network, meaning, network_names
 from metapool_kernels.search.data import Data, evaluation_batches, image_settings
-from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.gains import costs, gains, spread_note
+from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
-from metapool_kernels.search.report import format_table
+from metapool_kernels.search.report import format_table, warn
 from metapool_kernels.search.results import Results, load_results
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder, network_folder
 from metapool_kernels.search.steps import to_device
@@ -45,9 +45,13 @@ def run_evaluate(config: Config) -> None:
         for name in network_names(trained_with.adapt.controls)
         for seed in range(trained_with.seed, trained_with.seed + trained_with.adapt.seeds)
     }
-    with accelerator.local_main_process_first():
-        data = load_data(config)
-    searched.load_split().check(data)
+    data = load_inspected(config, accelerator)
+    split = searched.load_split()
+    split.check(data)
+    if accelerator.is_main_process:
+        warn(data.warnings)
+        if split.differs_in_evaluation(data):
+            warn([f"the {len(data.evaluation)} images for evaluation are not those of the search"])
     networks: dict[str, dict[str, Any]] = {}
     for (name, seed), folder in trained.items():
         network = load_network(name, architecture, seed, folder).to(accelerator.device)

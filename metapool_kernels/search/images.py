@@ -1,11 +1,12 @@
 """From an image file or a dataset's image to the tensor that a network takes."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -48,8 +49,23 @@ def mode_of(image: Image.Image, *, rgb: bool) -> str:
     return "L" if image.mode in _GRAY and not rgb else "RGB"
 
 
+def files_of(images: Any) -> list[str]:
+    """The files of a dataset, in order, where it is one of files."""
+    samples = getattr(images, "samples", None) or getattr(images, "_samples", None) or ()
+    paths = [sample[0] for sample in samples]
+    return [os.fspath(path) for path in paths if isinstance(path, (str, os.PathLike))]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """``image`` as its camera was held, which EXIF data say."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data tell nothing, and the image is there
+        return image
+
+
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """``image`` in mode ``L`` or ``RGB``; transparency is dropped.
+    """``image`` upright, in mode ``L`` or ``RGB``; of transparent pixels the colours stay.
 
     Raises:
         ValueError: colours would be lost, or pixels have no known range.
@@ -68,7 +84,7 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns
-    return image.convert(mode)
+    return _upright(image).convert(mode)
 
 
 def evaluation_transform(config: DataConfig, mode: str) -> transforms.Compose:
@@ -151,12 +167,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         target = self.targets[index]  # first: IndexError ends a loop over the images
-        image = get_image(self.images, index, self.name)
-        name = getattr(image, "filename", "") or f"{index} of {self.name}"
-        try:
-            converted = convert(image, self.mode)
-        except ValueError as error:
-            raise UserError(f"image {name!r} cannot be used: {error}") from error
+        converted, name = self.converted(index)
         try:
             return self.transform(converted), target
         except Exception as error:  # random operations of other libraries, on somebody's image
@@ -164,6 +175,19 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
                 f"image {name!r} cannot be brought to data.image_size and varied as data.augment "
                 f"says: {one_line(error)}"
             ) from error
+
+    def converted(self, index: int) -> tuple[Image.Image, str]:
+        """An image in the mode of all, and what to call it.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        image = get_image(self.images, index, self.name)
+        name = getattr(image, "filename", "") or f"{index} of {self.name}"
+        try:
+            return convert(image, self.mode), name
+        except ValueError as error:
+            raise UserError(f"image {name!r} cannot be used: {error}") from error
 
 
 def get_image(images: Any, index: int, name: str) -> Image.Image:

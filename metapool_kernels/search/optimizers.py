@@ -33,8 +33,8 @@ def make_weight_optimizer(
         raise UserError(f"timm cannot make optimizer {config.optimizer!r}: {error}") from error
     if getattr(optimizer, "is_second_order", False):
         raise UserError(
-            f"optimizer {config.optimizer!r} needs second derivatives of the weights, which are "
-            "not computed; take one that does without, such as adamw"
+            f"optimizer {config.optimizer!r} needs second derivatives of the loss, which are not "
+            "computed for it; take another"
         )
     schedule = CosineLRScheduler(
         optimizer,

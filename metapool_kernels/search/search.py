@@ -17,6 +17,7 @@ from metapool_kernels.search.data import split_data, split_warnings
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.first_step import check_first_step
+from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.loop import Search
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
@@ -40,8 +41,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     run = RunFolder(config.output)
     if resume:
         on_main(accelerator, lambda: run.check_settings(config, SETTINGS))
-    with accelerator.local_main_process_first():
-        data = load_data(config)
+    data = load_inspected(config, accelerator)
     split = split_data(data, config.search.alpha_half, config.seed)
     if resume and (run / run_folder.SPLIT).exists():
         split = run.load_split()

@@ -69,30 +69,6 @@ def test_a_full_disk_loses_no_finished_epoch(
     assert_same_search(finished, folder)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.costly), 1])
-def test_an_unreadable_image_is_named(
-    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_image_folder(tmp_path / "images", classes=2, train=16, val=2)
-    bad = sorted((tmp_path / "images" / "train" / "class_1").iterdir())[3]
-    content = bad.read_bytes()
-    bad.write_bytes(content[: len(content) // 2])
-    arguments = options(
-        tmp_path / "run",
-        data__kind="folder",
-        data__root=tmp_path / "images",
-        data__rgb=True,
-        data__workers=workers,
-        data__batch_size=4,
-        search__epochs=6,
-    )
-    assert main(["search", *arguments]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("metapool: ") and str(bad) in line
-    bad.write_bytes(content)
-    assert main(["search", *arguments, "--resume"]) == 0
-
-
 def test_an_empty_class_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_image_folder(tmp_path / "images", classes=2, train=2, val=1)
     (tmp_path / "images" / "train" / "class_7").mkdir()

@@ -115,15 +115,18 @@ def test_more_processes_than_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.costly
-def test_an_unreadable_image_is_named_by_the_process_that_meets_it(tmp_path: Path) -> None:
-    make_image_folder(tmp_path / "images", classes=2, train=8, val=1)
-    for image in (tmp_path / "images" / "train").rglob("00[1-7].*"):
+def test_processes_look_at_the_images_together(tmp_path: Path) -> None:
+    make_image_folder(tmp_path / "images", classes=2, train=8, val=2)
+    damaged = sorted((tmp_path / "images").rglob("001.*"))
+    for image in damaged:
         image.write_bytes(image.read_bytes()[:200])
     changes = {"data__kind": "folder", "data__root": tmp_path / "images", "data__batch_size": 2}
     done = launch("metapool_kernels.search", "search", *options(tmp_path / "run", **changes))
     assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("metapool: image")]
-    assert lines and all("cannot be read" in line for line in lines)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("metapool:")]
+    assert "4 images cannot be used" in line
+    assert all(str(image) in line for image in damaged)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_accelerate_launch_can_ask_for_is_not_passed_over(
