@@ -1,11 +1,13 @@
 """What will not work is said in one line before anything is written, and trying leaves no trace."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from metapool_kernels.search import first_step
 from metapool_kernels.search.cli import main
@@ -31,7 +33,7 @@ def search(name: str, folder: Path, **changes: Any) -> int:
         ("held", {"search__alpha__method": "second-order", "precision": "bf16"}, "holds on to"),
         ("scripted", {}, "holds on to its own tensors"),
         ("reentrant", {}, "use_reentrant"),
-        ("several", {}, r"it should give \(8, classes\) numbers, got <class 'tuple'>"),
+        ("several", {}, r"it should give \(16, classes\) numbers, got <class 'tuple'>"),
         ("no_backward", {}, "there is no such gradient"),
         ("few_classes", {}, r"cannot train on batches of \(16, 1, 16, 16\)"),
         ("not_a_number", {}, "the loss of the first step is nan"),
@@ -106,3 +108,26 @@ def test_a_first_step_leaves_no_trace(
     assert not any(alpha.requires_grad for alpha in alphas)
     assert not trained.weight_optimizer.state and not trained.alpha_optimizer.state
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_without_kernels_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where kernels are compiled ahead, a first step is taken with anything in their place."""
+    assert search("recomputed", tmp_path / "plain") == 0
+    ran = []
+
+    def without_kernels(step: Callable[[], object], accelerator: Accelerator) -> int:
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                "metapool_kernels.nn.fused_meta_pool", lambda x, *_, **__: x * torch.nan
+            )
+            step()
+        ran.append(step)
+        return 0
+
+    monkeypatch.setattr(first_step, "compile_ahead", without_kernels)
+    assert search("recomputed", tmp_path / "ahead") == 0
+    assert len(ran) == 1
+    plain, ahead = metrics(tmp_path / "plain"), metrics(tmp_path / "ahead")
+    assert [row["loss"] for row in ahead] == [row["loss"] for row in plain]
