@@ -26,7 +26,7 @@ from metapool_kernels.search.side_by_side import side_by_side
 from metapool_kernels.search.steps import to_device
 from metapool_kernels.search.training import Training
 
-SETTINGS = ("seed", "threads", "precision", "data", "adapt")
+SETTINGS = ("seed", "threads", "precision", "data", "model.weights", "adapt")
 """The fields of the configuration that the training depends on."""
 
 

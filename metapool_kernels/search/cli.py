@@ -1,8 +1,12 @@
 """``metapool search | adapt | evaluate | plot | export``."""
 
 import os
+import select
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,8 +23,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from metapool_kernels.search.config import Config, config_parser, to_config
-from metapool_kernels.search.errors import OwnError, UserError
+from metapool_kernels.search.errors import OwnError, ToldError, UserError
+from metapool_kernels.search.interrupts import never_lost
 from metapool_kernels.search.run_folder import ADAPT, CONFIG
+from metapool_kernels.search.yaml_file import MODE, parse_yaml
 
 _COMMANDS = {
     "search": "choose a pooling for every layer",
@@ -29,6 +35,9 @@ _COMMANDS = {
     "plot": "draw the pictures and the one-page report of a run again",
     "export": "write the trained network for use without this package: torch.export and ONNX",
 }
+
+_MISREAD = (TypeError, ValueError, RecursionError)
+"""What jsonargparse lets through of strange files and values."""
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -39,27 +48,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 after a mistake of the user, explained by one line on stderr; 130 after Ctrl-C.
     """
+    with never_lost():
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    how_to_go_on: Callable[[], str] = lambda: "nothing has been written"  # noqa: E731
     try:
-        parser = _parser()
-        parsed = parser.parse_args(arguments)
-        command: str = parsed.subcommand
-        settings = parser.instantiate(parsed)[command]
-        config = to_config(settings)
-    except jsonargparse.ArgumentError as error:
-        return _fail(error)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    try:
-        _run(command, config, settings)
+        command, config, settings = _read(_widest_first(arguments))
+        how_to_go_on = partial(_how_to_go_on, command, config)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        with _without_backend():
+            _run(command, config, settings)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        if _is_first_process():
-            print(f"metapool: interrupted; {_how_to_go_on(command, config)}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"metapool: interrupted; {how_to_go_on()}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return _fail(UserError(f"nobody reads the output any more; {how_to_go_on()}"))
+    _nobody_reads()  # which is no mistake, now that all is done
     return 0
+
+
+def _read(arguments: Sequence[str]) -> tuple[str, Config, Any]:
+    """The command, the configuration, and what else was set.
+
+    Raises:
+        UserError: there is no such command, or no such settings.
+    """
+    parser = _parser()
+    try:
+        parsed = parser.parse_args(arguments)
+        command: str = parsed.subcommand
+        settings = parser.instantiate(parsed)[command]
+    except (jsonargparse.ArgumentError, *_MISREAD) as error:
+        raise UserError(str(error)) from error
+    if settings.get("overwrite") and not any(_name(text) == "--output" for text in arguments):
+        _check_outputs(settings.get("config") or ())
+    return command, to_config(settings), settings
 
 
 def _run(command: str, config: Config, settings: Any) -> None:
@@ -76,12 +109,47 @@ def _run(command: str, config: Config, settings: Any) -> None:
         getattr(module, f"run_{command}")(config)
 
 
+def _widest_first(arguments: Sequence[str]) -> list[str]:
+    """The same arguments, files before sections before single settings.
+
+    jsonargparse lets the later one win, so that what stands before ``--config`` would be lost.
+    """
+    groups: list[list[str]] = [[]]
+    for text in arguments:
+        if text.startswith("--"):
+            groups.append([])
+        groups[-1].append(text)
+    command, *options = groups
+    options.sort(key=lambda group: (_name(group[0]) != "--config", _name(group[0]).count(".")))
+    return [text for group in (command, *options) for text in group]
+
+
+def _name(option: str) -> str:
+    return option.partition("=")[0]
+
+
+def _check_outputs(files: Sequence[Any]) -> None:
+    """Refuse to choose between the folders that several files name, where one is to be deleted.
+
+    Raises:
+        UserError: they differ.
+    """
+    contents = [parse_yaml(file.read_text()) for file in files if file is not None]
+    outputs = sorted({str(content["output"]) for content in contents if "output" in content})
+    if len(outputs) > 1:
+        raise UserError(
+            f"--overwrite would delete a run, and --config names {' and '.join(outputs)}; say "
+            "which one by --output"
+        )
+
+
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="metapool",
         description="Progressive Meta-Pooling Learning: search the pooling of every layer.",
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=MODE,
     )
     commands = parser.add_subcommands()
     for name, description in _COMMANDS.items():
@@ -90,7 +158,8 @@ def _parser() -> jsonargparse.ArgumentParser:
             "--config",
             action=_Config,
             help="YAML file with the settings, or a preset of the method "
-            f"({', '.join(preset_names())}); may be repeated, the later one wins",
+            f"({', '.join(preset_names())}); may be repeated, the later one wins; options win over "
+            "all of them",
         )
         if name == "search":
             command.add_argument(
@@ -99,10 +168,11 @@ def _parser() -> jsonargparse.ArgumentParser:
                 help="print where enhancers would go, and write nothing",
             )
         if name in ("search", "adapt"):
-            command.add_argument(
+            either = command.add_mutually_exclusive_group()
+            either.add_argument(
                 "--resume", action="store_true", help="go on after the last finished epoch"
             )
-            command.add_argument(
+            either.add_argument(
                 "--overwrite", action="store_true", help="delete what the output folder holds"
             )
         if name == "adapt":
@@ -130,7 +200,7 @@ class _Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined
             values = str(PRESETS / f"{values}.yaml")
         try:
             super().__call__(parser, cfg, values, option_string)
-        except (jsonargparse.ArgumentError, TypeError, ValueError, RecursionError) as error:
+        except (jsonargparse.ArgumentError, *_MISREAD) as error:
             raise jsonargparse.ArgumentError(None, f"{values!r}: {error}") from error
 
 
@@ -138,15 +208,38 @@ def _how_to_go_on(command: str, config: Config) -> str:
     folder = Path(config.output) / (ADAPT if command == "adapt" else "")
     if not (folder / CONFIG).exists():
         return "nothing has been written"
-    option = " --resume" if command in ("search", "adapt") else ""
-    return f"go on with: metapool {command} --config {folder / CONFIG}{option}"
+    option = ["--resume"] if command in ("search", "adapt") else []
+    call = ["metapool", command, "--config", str(folder / CONFIG), *option]
+    return f"go on with: {shlex.join(call)}"
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+@contextmanager
+def _without_backend() -> Iterator[None]:
+    """Whatever a notebook has told matplotlib of its own Python: these pictures are files."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
-def _fail(error: Exception) -> int:
-    if _is_first_process() or isinstance(error, OwnError):
+def _nobody_reads() -> bool:
+    """Whether what stdout or stderr lead to has gone; if so, what is left for it is dropped."""
+    found = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # in other programs it may be no file
+            ends = select.poll()
+            ends.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in ends.poll(0)):
+                found = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return found
+
+
+def _fail(error: UserError) -> int:
+    # What is wrong on a machine only the processes there can tell, and the first of them does.
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0" and not isinstance(error, ToldError)
+    if first_here or isinstance(error, OwnError):
         print("metapool:", " ".join(str(error).split()), file=sys.stderr)
     return 2

@@ -3,6 +3,9 @@
 Defaults are those of the author's experiments on CIFAR-10 where they are known, ours elsewhere.
 """
 
+import filecmp
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,20 +19,45 @@ from jsonargparse.typing import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    register_type,
+    restricted_number_type,
     restricted_string_type,
 )
 
 from metapool_kernels import DEFAULT_CANDIDATES
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.yaml_file import MODE
 
 Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
 Rule = Literal["margin", "max_probability", "entropy", "stable_ranking", "perturbation"]
 Keep = Literal["top-2", "top-1", "open"]
 if TYPE_CHECKING:
-    Control = str
+    Control = UserPath = str
 else:
     Control = restricted_string_type("Control", r"(none|skip|random|uniform|fixed:\S+)$")
-"""What a searched network is compared with; controls.py says what each of them shows."""
+
+    class UserPath(str):
+        """See below."""
+
+        def __new__(cls, text: str) -> "UserPath":
+            filled = os.path.expanduser(os.path.expandvars(text))
+            if not filled:
+                raise ValueError("it is empty")
+            if re.match(r"~|.*\$(\w|\{)", filled):
+                raise ValueError(f"there is no such user or environment variable as in {text!r}")
+            return super().__new__(cls, filled)
+
+    register_type(UserPath)
+"""Control: what a searched network is compared with; controls.py says what each of them shows.
+
+UserPath: a path, of which ``~`` and environment variables are filled in when it is read.
+"""
+if TYPE_CHECKING:
+    Decay, Seed = float, int
+else:
+    Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+    # NumPy's older generators and scikit-learn take no larger ones.
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 DataKind = Literal[
     "digits", "mnist5k", "folder", "cifar10", "cifar100", "torchvision", "timm", "planted"
 ]
@@ -98,7 +126,7 @@ class DataConfig:
 
     kind: DataKind = "digits"
     name: str | None = None
-    root: str | None = None
+    root: UserPath | None = None
     download: bool = False
     rgb: bool = False
     image_size: PositiveInt = 32
@@ -133,7 +161,7 @@ class ModelConfig:
 
     name: str = "mobilenetv2_100"
     arguments: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
+    weights: UserPath | None = None
     keep_dilation: bool = True
     insert_after: str = r"blocks\.[1-6]\.\d+\.bn2"
     insert_after_type: str | None = None
@@ -185,7 +213,7 @@ class AlphaConfig:
     """
 
     lr: PositiveFloat = 3e-4
-    betas: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.5, 0.999)
+    betas: tuple[Decay, Decay] = (0.5, 0.999)
     weight_decay: NonNegativeFloat = 1e-3
     method: Method = "first-order"
     xi: PositiveFloat | None = None
@@ -293,8 +321,8 @@ class Config:
         adapt: the training after it.
     """
 
-    output: str
-    seed: NonNegativeInt = 0
+    output: UserPath
+    seed: Seed = 0
     threads: PositiveInt | None = None
     precision: Literal["no", "bf16"] = "no"
     data: DataConfig = field(default_factory=DataConfig)
@@ -305,7 +333,9 @@ class Config:
 
 def config_parser(**options: Any) -> jsonargparse.ArgumentParser:
     """A parser of all settings; ``options`` are those of ``jsonargparse.ArgumentParser``."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **options
+    )
     parser.add_class_arguments(Config)
     return parser
 
@@ -347,18 +377,32 @@ def load_config(path: Path) -> Config:
         raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
 
 
+_CHANGE_NO_NUMBER = ("data.root", "data.download", "data.workers")
+"""What a run may go on with otherwise: the images themselves are compared, see data.py."""
+
+
 def differences(old: Config, new: Config, sections: Sequence[str]) -> list[str]:
     """What has changed between two configurations in some of their fields, in words.
 
-    A section is a field (``data.kind``) or all that is below it (``data``).
+    A section is a field (``data.kind``) or all that is below it (``data``). What can change no
+    number is left out.
     """
     before, after = (dict(_leaves(asdict(config), "")) for config in (old, new))
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
         for name in sorted(before | after)
         if any(f"{name}.".startswith(f"{section}.") for section in sections)
+        and name not in _CHANGE_NO_NUMBER
         and before.get(name) != after.get(name)
+        and not (name == "model.weights" and _same_file(old.model.weights, new.model.weights))
     ]
+
+
+def _same_file(one: str | None, other: str | None) -> bool:
+    try:
+        return one is not None and other is not None and filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

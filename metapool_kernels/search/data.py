@@ -2,10 +2,12 @@
 
 import json
 import math
+import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.utils.data import (
 
 from metapool_kernels.search.config import Config, DataConfig
 from metapool_kernels.search.errors import OwnError, UserError
+from metapool_kernels.search.interrupts import kept_from_children
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) in [-1, 1] and their class numbers (N,)."""
@@ -154,24 +157,37 @@ class CyclingSampler(Sampler[int]):
             cycle, offset = cycle + 1, 0
 
 
-class _BatchesOfRank(Sampler[list[int]]):
+@dataclass(frozen=True)
+class _Place:
+    """Where a batch comes from: positions among the images, and a seed for how they are varied."""
+
+    positions: Sequence[int]
+    seed: int
+
+
+class _BatchesOfRank(Sampler[_Place]):
     """Batch ``step * world + rank`` of the endless positions, for one step after the other.
 
-    So the processes together see what one would with batches ``world`` times as large.
+    So the processes together see what one would with batches ``world`` times as large. The seeds
+    follow from that of the epoch and the step, and so not from which process loads the batch.
     """
 
-    def __init__(self, positions: CyclingSampler, batch_size: int, rank: int, world: int) -> None:
+    def __init__(
+        self, positions: CyclingSampler, batch_size: int, rank: int, world: int, epoch_seed: int
+    ) -> None:
         self.positions = positions
         self.batch_size = batch_size
         self.rank = rank
         self.world = world
+        self.epoch_seed = epoch_seed
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[_Place]:
         positions = iter(self.positions)
         first = self.rank * self.batch_size
-        while True:
+        for step in count():
             of_all = list(islice(positions, self.batch_size * self.world))
-            yield of_all[first : first + self.batch_size]
+            (seed,) = np.random.SeedSequence([self.epoch_seed, step]).generate_state(1).tolist()
+            yield _Place(of_all[first : first + self.batch_size], seed)
 
 
 class _Part(Dataset[Any]):
@@ -189,30 +205,52 @@ class _Part(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitems__(self, positions: Sequence[int]) -> list[Any] | UserError:
+    def __getitems__(self, place: _Place | Sequence[int]) -> list[Any] | UserError:
+        if isinstance(place, _Place):
+            with _drawing(place.seed):
+                return self.__getitems__(place.positions)
         try:
-            return [self.dataset[self.indices[position]] for position in positions]
+            return [self.dataset[self.indices[position]] for position in place]
         except UserError as error:
             return error
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Let all random variations of images follow from ``seed``; afterwards all is as before.
+
+    Those of timm draw from Python's and NumPy's generators, those of torchvision from PyTorch's.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _collate(samples: list[Any] | UserError) -> Any:
     return samples if isinstance(samples, UserError) else default_collate(samples)
 
 
-def _batches(
-    part: _Part, batch_sampler: Iterable[list[int]], workers: int, generator: torch.Generator
-) -> Iterator[Batch]:
+def _batches(part: _Part, batch_sampler: Iterable[Any], workers: int) -> Iterator[Batch]:
     # Dropping the loader's iterator ends its processes: it lives as long as this one does.
-    for batch in DataLoader(
+    loader = DataLoader(
         part,
         batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         # Its own: otherwise the loader would draw from the global one.
-        generator=generator,
-    ):
+        generator=torch.Generator(),
+    )
+    with kept_from_children():
+        iterator = iter(loader)
+    for batch in iterator:
         if isinstance(batch, UserError):
             raise OwnError(str(batch))
         images, targets = batch
@@ -238,8 +276,7 @@ def training_batches(
         config: size of a batch, number of workers.
         seed: of the order, the same in all processes.
         start_step: batches that this process has taken already.
-        epoch_seed: of the random variations that workers make. Without workers they draw from the
-            global generators of Python, NumPy and PyTorch.
+        epoch_seed: of the random variations, however many workers make them.
         rank: number of this process.
         world: number of processes.
 
@@ -250,9 +287,8 @@ def training_batches(
     check_share(indices, world)
     taken = start_step * world * config.batch_size
     positions = CyclingSampler(len(indices), seed, taken)
-    sampler = _BatchesOfRank(positions, config.batch_size, rank, world)
-    generator = torch.Generator().manual_seed(epoch_seed)
-    return _batches(_Part(dataset, indices), sampler, config.workers, generator)
+    sampler = _BatchesOfRank(positions, config.batch_size, rank, world, epoch_seed)
+    return _batches(_Part(dataset, indices), sampler, config.workers)
 
 
 def evaluation_batches(
@@ -269,7 +305,7 @@ def evaluation_batches(
     """
     part = _Part(dataset, indices[rank::world])
     sampler = BatchSampler(SequentialSampler(part), config.batch_size, drop_last=False)
-    return _batches(part, sampler, config.workers, torch.Generator())
+    return _batches(part, sampler, config.workers)
 
 
 def check_share(indices: Sequence[int], world: int) -> None:

@@ -293,7 +293,7 @@ def _assemble(config: DataConfig, train: _Part, evaluation: _Part) -> Data:
 def _root(config: DataConfig) -> Path:
     if config.root is None:
         raise UserError(f"data.kind is {config.kind} and data.root is not set; give the folder")
-    return Path(config.root).expanduser()
+    return Path(config.root)
 
 
 def _name(config: DataConfig) -> str:

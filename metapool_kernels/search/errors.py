@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class OwnError(UserError):
     """One that only this of several processes has met, and so has to tell by itself."""
+
+
+class ToldError(UserError):
+    """One that the main process tells for all."""

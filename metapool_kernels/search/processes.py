@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metapool_kernels.search.config import Config
-from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.errors import ToldError, UserError
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     broadcast_object_list(outcome)
     result, message = outcome[0]
     if message is not None:
-        raise UserError(message)
+        raise (UserError if accelerator.is_main_process else ToldError)(message)
     return result  # type: ignore[return-value]  # T may itself be None
 
 

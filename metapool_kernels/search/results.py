@@ -192,9 +192,10 @@ def _load_csv(path: Path, kind: type[T]) -> list[T]:
     if not text.endswith("\n"):
         raise UserError(f"{str(path)!r} is cut off: its last line has no end")
     columns = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{str(path)!r} has no column {missing[0]!r}")
+    for name in columns:
+        count = list(reader.fieldnames or ()).count(name)
+        if count != 1:
+            raise UserError(f"{str(path)!r} has {count or 'no'} column{'s'[:count]} {name!r}")
     lines = list(reader)
     if not lines:
         raise UserError(f"{str(path)!r} holds no epoch")

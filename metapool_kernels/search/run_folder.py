@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -128,6 +129,8 @@ class RunFolder:
                     f"{str(self.path)!r} holds a run already ({', '.join(present)}); "
                     "go on with --resume, replace it with --overwrite, or choose another output"
                 )
+            if present:
+                print(f"deleting from {str(self.path)!r}: {', '.join(present)}", flush=True)
             for name in present:
                 _delete(self / name)
         except OSError as error:
@@ -148,7 +151,7 @@ class RunFolder:
         if changed:
             raise UserError(
                 f"the run in {str(self.path)!r} was started with other settings "
-                f"({'; '.join(changed)}); go on with --config {self / CONFIG}"
+                f"({'; '.join(changed)}); go on with --config {quote(str(self / CONFIG))}"
             )
 
     def write(self, name: str, content: str | bytes) -> None:

@@ -7,6 +7,7 @@ from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.interrupts import kept_from_children
 
 T = TypeVar("T")
 
@@ -28,13 +29,14 @@ def side_by_side(prepare: Callable[[], Callable[[T], None]], items: Sequence[T],
     """
     context = get_context("spawn")
     begun, errors = context.Value("i", 0), context.SimpleQueue()
-    processes: Any = start_processes(
-        _work_off,
-        args=(prepare, items, begun, errors),
-        nprocs=min(jobs, len(items)),
-        join=False,
-        start_method="spawn",
-    )
+    with kept_from_children():
+        processes: Any = start_processes(
+            _work_off,
+            args=(prepare, items, begun, errors),
+            nprocs=min(jobs, len(items)),
+            join=False,
+            start_method="spawn",
+        )
     try:
         while not processes.join():
             pass

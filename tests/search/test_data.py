@@ -223,6 +223,26 @@ def test_random_variations_depend_on_the_epoch_alone(folder: Path, workers: int)
         assert torch.equal(targets, same) and not torch.equal(images, changed)
 
 
+def test_random_variations_do_not_depend_on_the_number_of_workers(folder: Path) -> None:
+    alone, *others = (epoch(*varied(folder, workers), 1) for workers in (0, 1, 2))
+    for batches in others:
+        for (images, targets), (found, same) in zip(alone, batches, strict=True):
+            assert torch.equal(images, found) and torch.equal(targets, same)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_variations_leave_the_generators_of_the_network_alone(folder: Path, workers: int) -> None:
+    data, config = varied(folder, workers)
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    before = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state()
+    batches = training_batches(data.train_set, data.train, config, 0, 0, epoch_seed=1)
+    assert len(list(islice(batches, 3))) == 3
+    after = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state()
+    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+
+
 def test_workers_draw_from_nothing_that_the_main_process_has(folder: Path) -> None:
     data, config = varied(folder, 2)
     expected = epoch(data, config, 0)

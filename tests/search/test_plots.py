@@ -263,6 +263,7 @@ DAMAGE: list[tuple[str, Callable[[str], str], str]] = [
     ("metrics.csv", with_word, "damaged line"),
     ("metrics.csv", head_alone, "holds no epoch"),
     ("metrics.csv", lambda text: "epoch,loss\n1,2\n", "no column 'accuracy'"),
+    ("metrics.csv", lambda text: "epoch,loss,loss\n1,2,3\n", "2 columns 'loss'"),
     ("adapt/none/1/metrics.csv", cut, "cut off"),
     ("evaluation.json", cut, "not a complete JSON file"),
     ("evaluation.json", lambda text: '{"images": 3}', "not valid"),

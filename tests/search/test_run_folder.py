@@ -1,6 +1,7 @@
 """Files written whole or not at all, and runs that are not overwritten."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,34 @@ def test_resuming_asks_for_the_same_settings(tmp_path: Path) -> None:
     config.search.stop.delta = 0.4
     with pytest.raises(UserError, match=r"search\.stop\.delta: 0\.2 -> 0\.4"):
         run.begin(config, SECTIONS, resume=True, overwrite=False)
+
+
+def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
+    run, config = RunFolder(tmp_path / "run"), Config(output="run")
+    sections = ("data", "model")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "weights").write_bytes(b"the same")
+    config.model.weights = str(tmp_path / "one" / "weights")
+    config.data.root = "images"
+    run.begin(config, sections, resume=False, overwrite=False)
+    config.data.root, config.data.workers, config.data.download = "./images", 3, True
+    config.model.weights = str(tmp_path / "two" / ".." / "two" / "weights")
+    run.check_settings(config, sections)
+    Path(config.model.weights).write_bytes(b"others, ")
+    for weights in (config.model.weights, str(tmp_path / "none"), None):
+        config.model.weights = weights
+        with pytest.raises(UserError, match=r"model\.weights: .*/one/weights -> "):
+            run.check_settings(config, sections)
+
+
+def test_advice_can_be_pasted(tmp_path: Path) -> None:
+    run, config = RunFolder(tmp_path / "my run"), Config(output="x")
+    run.begin(config, SECTIONS, resume=False, overwrite=False)
+    config.seed = 3
+    with pytest.raises(UserError) as refused:
+        run.check_settings(config, SECTIONS)
+    assert shlex.split(str(refused.value))[-1] == str(run / "config.yaml")
 
 
 def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
