@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import jsonargparse
 from jsonargparse.typing import (
     ClosedUnitInterval,
-    NonNegativeFloat,
     NonNegativeInt,
     OpenUnitInterval,
     PositiveFloat,
@@ -53,8 +52,13 @@ else:
 UserPath: a path, of which ``~`` and environment variables are filled in when it is read.
 """
 if TYPE_CHECKING:
-    Decay, Seed = float, int
+    Decay = NonNegativeFinite = PositiveFinite = float
+    Seed = int
 else:
+    NonNegativeFinite, PositiveFinite = (
+        restricted_number_type(name, float, [(sign, 0), ("<", float("inf"))])
+        for name, sign in (("NonNegativeFinite", ">="), ("PositiveFinite", ">"))
+    )
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
     # NumPy's older generators and scikit-learn take no larger ones.
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
@@ -97,7 +101,7 @@ class PlantedConfig:
 
     windows: list[str] | None = None
     images: PositiveInt = 4096
-    noise: NonNegativeFloat = 0.0
+    noise: NonNegativeFinite = 0.0
 
 
 @dataclass
@@ -186,10 +190,10 @@ class WeightConfig:
     """
 
     optimizer: str = "momentum"
-    lr: PositiveFloat = 0.025
+    lr: PositiveFinite = 0.025
     lr_warmup: ClosedUnitInterval = 0.0
     momentum: ClosedUnitInterval = 0.9
-    weight_decay: NonNegativeFloat = 3e-4
+    weight_decay: NonNegativeFinite = 3e-4
     clip: PositiveFloat = 5.0
     label_smoothing: ClosedUnitInterval = 0.0
 
@@ -212,12 +216,12 @@ class AlphaConfig:
         tasks: how many tasks each step draws, without replacement.
     """
 
-    lr: PositiveFloat = 3e-4
+    lr: PositiveFinite = 3e-4
     betas: tuple[Decay, Decay] = (0.5, 0.999)
-    weight_decay: NonNegativeFloat = 1e-3
+    weight_decay: NonNegativeFinite = 1e-3
     method: Method = "first-order"
-    xi: PositiveFloat | None = None
-    tilt: NonNegativeFloat = 0.0
+    xi: PositiveFinite | None = None
+    tilt: NonNegativeFinite = 0.0
     tasks: PositiveInt = 1
 
 
@@ -340,9 +344,28 @@ def config_parser(**options: Any) -> jsonargparse.ArgumentParser:
     return parser
 
 
+def check_sections(settings: jsonargparse.Namespace) -> None:
+    """Refuse sections without settings, of which jsonargparse makes ``None``.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in _sections(Config):
+        if settings.get(name) is None:
+            raise ValueError(f"section {name!r} is empty; put settings into it or take it out")
+
+
 def to_config(settings: jsonargparse.Namespace) -> Config:
     """What a parser has instantiated, as one object of plain numbers."""
     return Config(**{item.name: _plain(settings[item.name]) for item in fields(Config)})
+
+
+def _sections(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings that hold others, the outer ones first."""
+    for item in fields(kind):
+        if is_dataclass(item.type):
+            yield f"{prefix}{item.name}"
+            yield from _sections(item.type, f"{prefix}{item.name}.")
 
 
 def _plain(value: Any) -> Any:
@@ -372,7 +395,9 @@ def load_config(path: Path) -> Config:
     """
     parser = config_parser()
     try:
-        return to_config(parser.instantiate(parser.parse_path(str(path))))
+        settings = parser.parse_path(str(path))
+        check_sections(settings)
+        return to_config(parser.instantiate(settings))
     except (jsonargparse.ArgumentError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
 

@@ -109,7 +109,9 @@ def test_a_pipe_that_closes_ends_a_search_that_goes_on_later(
 
 def test_a_notebook_s_backend_does_not_matter(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", evaluation())
-    process = run("plot", f"--output={folder}", MPLBACKEND="module://matplotlib_inline.backend_inline")
+    process = run(
+        "plot", f"--output={folder}", MPLBACKEND="module://matplotlib_inline.backend_inline"
+    )
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert (folder / "report.html").exists()
