@@ -31,7 +31,8 @@ Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
 Rule = Literal["margin", "max_probability", "entropy", "stable_ranking", "perturbation"]
 Keep = Literal["top-2", "top-1", "open"]
 if TYPE_CHECKING:
-    Control = UserPath = str
+    Control = str
+    UserPath = str
 else:
     Control = restricted_string_type("Control", r"(none|skip|random|uniform|fixed:\S+)$")
 
@@ -52,7 +53,9 @@ else:
 UserPath: a path, of which ``~`` and environment variables are filled in when it is read.
 """
 if TYPE_CHECKING:
-    Decay = NonNegativeFinite = PositiveFinite = float
+    Decay = float
+    NonNegativeFinite = float
+    PositiveFinite = float
     Seed = int
 else:
     NonNegativeFinite, PositiveFinite = (

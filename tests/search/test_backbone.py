@@ -191,5 +191,5 @@ def test_weights_that_cannot_be_read_are_refused(folder: Path) -> None:
         with pytest.raises(UserError, match=f"model.weights: cannot read '{name}'"):
             supernet(weights=name)
     torch.save({}, folder / "pickled")
-    with pytest.raises(UserError, match="no whole safetensors file .*save_file writes such"):
+    with pytest.raises(UserError, match=r"no whole safetensors file .*save_file writes such"):
         supernet(weights="pickled")
