@@ -271,10 +271,9 @@ class WeightedSum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         per_module = self.weights[..., None, None].unbind(-3)
-        terms = [
-            weight.to(x.dtype) * pool(x)
-            for weight, pool in zip(per_module, self.pools, strict=True)
-        ]
+        terms = []
+        for k, pool in enumerate(self.pools):  # zip is nothing that torch.jit.script takes
+            terms.append(per_module[k].to(x.dtype) * pool(x))
         return torch.stack(terms).sum(0)
 
 

@@ -117,6 +117,7 @@ def test_a_single_candidate_becomes_that_pooling(name: str, kind: type[nn.Module
     assert isinstance(MetaPool2d([name], normalize=None).to_torch(), WeightedSum)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 def test_to_torch_scripts_and_moves(backend: str) -> None:
     """Plain modules follow dtype, state_dict and deepcopy, as everything in torch.nn does."""
     module = _module("per channel", backend=backend)
@@ -124,6 +125,7 @@ def test_to_torch_scripts_and_moves(backend: str) -> None:
     before = plain(X)
     module.alpha.data.add_(torch.randn(6, 7))
     assert torch.equal(plain(X), before), "the frozen weights follow the module"
+    assert torch.equal(torch.jit.script(plain)(X), before)
     loaded = copy.deepcopy(plain)
     loaded.load_state_dict(plain.state_dict())
     torch.testing.assert_close(loaded.double()(X.double()), before.double(), atol=1e-5, rtol=1e-5)

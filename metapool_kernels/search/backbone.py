@@ -80,8 +80,13 @@ class Backbone:
         """
         try:
             loaded = load_file(path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise UserError(f"model.weights: cannot read {str(path)!r}: {error}") from error
+        except SafetensorError as error:
+            raise UserError(
+                f"model.weights: cannot read {str(path)!r}, which is no whole safetensors file "
+                f"({error}); safetensors.torch.save_file writes such files"
+            ) from error
         own = model.state_dict()
         classifier = _other_classes(own, loaded, self.arguments.get("num_classes"))
         if len({name.rpartition(".")[0] for name in classifier}) == 1:
@@ -91,7 +96,7 @@ class Backbone:
         except RuntimeError as error:
             raise UserError(
                 f"model.weights: {str(path)!r} does not fit {self.name!r} without enhancers: "
-                f"{error}"
+                f"{_strangers(own, loaded) or error}"
             ) from error
 
 
@@ -173,6 +178,14 @@ def _other_classes(
         and tensor.shape[:1] == (classes,)
         and tensor.shape[1:] == loaded[name].shape[1:]
     ]
+
+
+def _strangers(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
+    """Which names are in one of the two alone, short enough for a line."""
+    lacking, strange = ([n for n in a if n not in b] for a, b in ((own, loaded), (loaded, own)))
+    parts = [f"it lacks {len(lacking)} of the {len(own)} tensors, such as {lacking[:1]}"]
+    parts += [f"it has {len(strange)} that the network has not, such as {strange[:1]}"]
+    return "; ".join(part for part, names in zip(parts, (lacking, strange), strict=True) if names)
 
 
 def _remove_dilation(model: nn.Module) -> None:

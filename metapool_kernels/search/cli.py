@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
         "`pip install 'metapool_kernels[search]'`"
     ) from error
 
-from metapool_kernels.search.config import Config, config_parser, to_config
+from metapool_kernels.search.config import Config, check_sections, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, ToldError, UserError
 from metapool_kernels.search.interrupts import never_lost
 from metapool_kernels.search.run_folder import ADAPT, CONFIG
@@ -35,6 +35,9 @@ _COMMANDS = {
     "plot": "draw the pictures and the one-page report of a run again",
     "export": "write the trained network for use without this package: torch.export and ONNX",
 }
+
+_MAPPING = "model.arguments"
+"""Of one that is no section jsonargparse would keep the last file's part alone."""
 
 _MISREAD = (TypeError, ValueError, RecursionError)
 """What jsonargparse lets through of strange files and values."""
@@ -87,6 +90,7 @@ def _read(arguments: Sequence[str]) -> tuple[str, Config, Any]:
     try:
         parsed = parser.parse_args(arguments)
         command: str = parsed.subcommand
+        check_sections(parsed[command])
         settings = parser.instantiate(parsed)[command]
     except (jsonargparse.ArgumentError, *_MISREAD) as error:
         raise UserError(str(error)) from error
@@ -198,10 +202,13 @@ class _Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         if values in preset_names():
             values = str(PRESETS / f"{values}.yaml")
+        before = cfg.get(_MAPPING) or {}
         try:
             super().__call__(parser, cfg, values, option_string)
         except (jsonargparse.ArgumentError, *_MISREAD) as error:
             raise jsonargparse.ArgumentError(None, f"{values!r}: {error}") from error
+        if isinstance(cfg.get(_MAPPING), dict):
+            cfg[_MAPPING] = before | cfg[_MAPPING]
 
 
 def _how_to_go_on(command: str, config: Config) -> str:

@@ -16,6 +16,7 @@ from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeInt,
     OpenUnitInterval,
+    PositiveFloat,
     PositiveInt,
     register_type,
     restricted_number_type,
@@ -53,14 +54,16 @@ UserPath: a path, of which ``~`` and environment variables are filled in when it
 """
 if TYPE_CHECKING:
     Decay = float
-    PositiveFloat = float
-    NonNegativeFloat = float
+    NonNegativeFinite = float
+    PositiveFinite = float
     Seed = int
     Threads = int
 else:
     # What a tensor of 32 bits can be multiplied by: a step of an optimizer ends with more.
-    PositiveFloat = restricted_number_type("Positive", float, [(">", 0), ("<", 2.0**127)])
-    NonNegativeFloat = restricted_number_type("NonNegative", float, [(">=", 0), ("<", 2.0**127)])
+    NonNegativeFinite, PositiveFinite = (
+        restricted_number_type(name, float, [(sign, 0), ("<", 2.0**127)])
+        for name, sign in (("NonNegativeFinite", ">="), ("PositiveFinite", ">"))
+    )
     # OpenMP ends the process where it cannot start so many.
     Threads = restricted_number_type("Threads", int, [(">", 0), ("<=", 1024)])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
@@ -105,7 +108,7 @@ class PlantedConfig:
 
     windows: list[str] | None = None
     images: PositiveInt = 4096
-    noise: NonNegativeFloat = 0.0
+    noise: NonNegativeFinite = 0.0
 
 
 @dataclass
@@ -194,10 +197,10 @@ class WeightConfig:
     """
 
     optimizer: str = "momentum"
-    lr: PositiveFloat = 0.025
+    lr: PositiveFinite = 0.025
     lr_warmup: ClosedUnitInterval = 0.0
     momentum: ClosedUnitInterval = 0.9
-    weight_decay: NonNegativeFloat = 3e-4
+    weight_decay: NonNegativeFinite = 3e-4
     clip: PositiveFloat = 5.0
     label_smoothing: ClosedUnitInterval = 0.0
 
@@ -220,12 +223,12 @@ class AlphaConfig:
         tasks: how many tasks each step draws, without replacement.
     """
 
-    lr: PositiveFloat = 3e-4
+    lr: PositiveFinite = 3e-4
     betas: tuple[Decay, Decay] = (0.5, 0.999)
-    weight_decay: NonNegativeFloat = 1e-3
+    weight_decay: NonNegativeFinite = 1e-3
     method: Method = "first-order"
-    xi: PositiveFloat | None = None
-    tilt: NonNegativeFloat = 0.0
+    xi: PositiveFinite | None = None
+    tilt: NonNegativeFinite = 0.0
     tasks: PositiveInt = 1
 
 
@@ -348,9 +351,28 @@ def config_parser(**options: Any) -> jsonargparse.ArgumentParser:
     return parser
 
 
+def check_sections(settings: jsonargparse.Namespace) -> None:
+    """Refuse sections without settings, of which jsonargparse makes ``None``.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in _sections(Config):
+        if settings.get(name) is None:
+            raise ValueError(f"section {name!r} is empty; put settings into it or take it out")
+
+
 def to_config(settings: jsonargparse.Namespace) -> Config:
     """What a parser has instantiated, as one object of plain numbers."""
     return Config(**{item.name: _plain(settings[item.name]) for item in fields(Config)})
+
+
+def _sections(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings that hold others, the outer ones first."""
+    for item in fields(kind):
+        if is_dataclass(item.type):
+            yield f"{prefix}{item.name}"
+            yield from _sections(item.type, f"{prefix}{item.name}.")
 
 
 def _plain(value: Any) -> Any:
@@ -380,7 +402,9 @@ def load_config(path: Path) -> Config:
     """
     parser = config_parser()
     try:
-        return to_config(parser.instantiate(parser.parse_path(str(path))))
+        settings = parser.parse_path(str(path))
+        check_sections(settings)
+        return to_config(parser.instantiate(settings))
     except (jsonargparse.ArgumentError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
 

@@ -33,6 +33,8 @@ def make_accelerator(config: Config) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"precision {config.precision} does not work here: {error}") from error
+    except ImportError as error:  # a library that ``accelerate launch`` was told to use
+        raise UserError(f"Accelerate cannot begin as it was launched: {error}") from error
     _check_launched(accelerator)
     return accelerator
 

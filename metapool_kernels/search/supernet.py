@@ -51,6 +51,8 @@ class Supernet:
         """
         if not config.candidates:
             raise UserError("model.candidates is empty; give at least one pooling")
+        if len(set(config.candidates)) < len(config.candidates):
+            raise UserError(f"model.candidates names one twice: {', '.join(config.candidates)}")
         self.model = backbone.build(seed)
         if config.weights not in (None, TEACHER):
             backbone.load_initial_weights(self.model, config.weights)

@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -83,7 +83,7 @@ def find_sites(
     Raises:
         ValueError: the pattern is no regular expression or matches nothing (of that class), or a
             matching module lies in another one, has an enhancer, is not run exactly once or gives
-            no (N, C, H, W) tensor.
+            no (N, C, H, W) tensor, or the network does not run what is put into its place.
     """
     modules = _matching(model, pattern, type_name)
     outputs: dict[str, list[object]] = {name: [] for name in modules}
@@ -93,23 +93,85 @@ def find_sites(
         outputs[name].append(output)
         run_order.append(name)
 
-    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
     training = {module: module.training for module in model.modules()}
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
     try:
         with torch.no_grad():
             model.eval()(example)
+            for hook in hooks:
+                hook.remove()
+            _check_outputs(modules, outputs)
+            _check_places(model, modules, example)
     finally:
         for hook in hooks:
             hook.remove()
         for module, was_training in training.items():
             module.training = was_training
+    return [_site(name, modules[name], outputs[name][0]) for name in run_order]
+
+
+def _check_outputs(
+    modules: Mapping[str, nn.Module], outputs: Mapping[str, Sequence[object]]
+) -> None:
+    """Refuse modules that do not run once and give one (N, C, H, W) tensor."""
     for name, seen in outputs.items():
         if len(seen) != 1 or not isinstance(seen[0], Tensor) or seen[0].dim() != 4:
             raise ValueError(
                 f"{name!r} cannot be followed by an enhancer: it should run once and give one "
                 f"(N, C, H, W) tensor, it gave {[getattr(o, 'shape', type(o)) for o in seen]}"
             )
-    return [_site(name, modules[name], outputs[name][0]) for name in run_order]
+        # What LayerNorm is over are channels; its own subclasses for (N, C, H, W) permute.
+        channels = {
+            inner.normalized_shape[-1]
+            for inner in modules[name].modules()
+            if isinstance(inner, nn.LayerNorm)
+        }
+        if seen[0].shape[-1] in channels and seen[0].shape[1] not in channels:
+            raise ValueError(
+                f"{name!r} cannot be followed by an enhancer: it gives (N, H, W, C), here "
+                f"{tuple(seen[0].shape)}, and not (N, C, H, W)"
+            )
+
+
+def _check_places(model: nn.Module, modules: Mapping[str, nn.Module], example: Tensor) -> None:
+    """Refuse modules whose place the network does not run, by putting others there for once.
+
+    It may have one under a second name, in a list, compiled, or want more of it than its output.
+    """
+    runs = dict.fromkeys(modules, 0)
+
+    def count(name: str, module: nn.Module, args: object, output: object) -> None:
+        runs[name] += 1
+
+    try:
+        for name in modules:
+            follower = nn.Identity()
+            follower.register_forward_hook(partial(count, name))
+            _follow(model, name, follower)
+        model(example)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{', '.join(map(repr, modules))} cannot be followed by enhancers: the network wants "
+            f"more of them than the output for one input ({error}); take modules inside them or "
+            "behind them"
+        ) from error
+    finally:
+        for name, host in modules.items():
+            model.set_submodule(name, host)
+    passed_by = [name for name, times in runs.items() if times != 1]
+    if passed_by:
+        raise ValueError(
+            f"{', '.join(map(repr, passed_by))} cannot be followed by enhancers: the network runs "
+            "them under another name, out of a list or as they were compiled, and would pass the "
+            "enhancers by"
+        )
+
+
+def _follow(model: nn.Module, name: str, follower: nn.Module) -> None:
+    host = model.get_submodule(name)
+    followed = nn.Sequential(OrderedDict(host=host, enhancer=follower))
+    followed.training = host.training
+    model.set_submodule(name, followed)
 
 
 def _matching(model: nn.Module, pattern: str, type_name: str | None) -> dict[str, nn.Module]:
@@ -218,7 +280,5 @@ def insert_enhancer(
     like = next(chain(host.parameters(), model.parameters()), None)
     if like is not None:
         enhancer.to(like.device, like.dtype)
-    followed = nn.Sequential(OrderedDict(host=host, enhancer=enhancer))
-    followed.training = host.training
-    model.set_submodule(name, followed)
+    _follow(model, name, enhancer)
     return enhancer

@@ -24,7 +24,10 @@ def parse_yaml(text: str) -> Any:
             if f"{other}.".startswith(f"{name}."):
                 also = "" if other == name else f", the second time in {other!r}"
                 raise ValueError(f"{name!r} stands there twice{also}; put both into one")
-    return jsonargparse.get_loader("yaml")(text)
+    content = jsonargparse.get_loader("yaml")(text)
+    if isinstance(content, dict) and content.get("precision") is False:
+        content["precision"] = "no"  # which is a truth value in YAML 1.1
+    return content
 
 
 def _mappings(node: Any, seen: set[int]) -> Iterator[yaml.MappingNode]:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.config import load_config
 from tests.search.runs import CONFIG, options
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -21,6 +22,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "more than 32 bits hold": ({"search__weights__lr": 1e300}, "search.weights.lr"),
     "threads without end": ({"threads": 100_000}, "threads"),
     "optimizer of second order": ({"search__weights__optimizer": "adahessian"}, "adahessian"),
+    "candidate twice": ({"model__candidates": ["none", "none"]}, "names one twice: none, none"),
+    "endless rate": ({"search__weights__lr": float("inf")}, "search.weights.lr"),
+    "endless tilt": ({"search__alpha__tilt": float("inf")}, "search.alpha.tilt"),
+    "endless penalty": ({"adapt__weights__weight_decay": float("inf")}, "weight_decay"),
     "decay of one": ({"search__alpha__betas": [0.5, 1.0]}, "search.alpha.betas"),
     "seed too large": ({"seed": 2**64, "data__kind": "mnist5k"}, "seed"),
     "share above one": ({"search__stop__delta": 1.5}, "search.stop.delta"),
@@ -55,6 +60,8 @@ def test_a_mistake_is_explained_on_one_line(
         ("serach: {epochs: 3}", "serach"),
         ("search: {epoch: 3}", "epoch"),
         ("a: [", "config"),
+        ("seed: 1\nmodel:", "section 'model' is empty"),
+        ("search:\n  stop:", "section 'search.stop' is empty"),
         (None, "yaml"),
     ],
 )
@@ -247,6 +254,25 @@ def test_what_is_referred_to_may_be_changed(
     file.write_text(f"output: run\n{text}\n")
     weights = printed([f"--config={file}"], capsys)["adapt"]["weights"]
     assert (weights["lr"], weights["clip"]) == (0.5, 2)
+
+
+def test_arguments_of_the_network_may_stand_in_several_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / name for name in ("one.yaml", "two.yaml")]
+    files[0].write_text("{output: run, model: {arguments: {a: 1, b: 1}}}")
+    files[1].write_text("model: {arguments: {b: 2, c: 2}}")
+    given = [f"--config={file}" for file in files]
+    assert printed(given, capsys)["model"]["arguments"] == {"a": 1, "b": 2, "c": 2}
+    assert printed([*given, "--model.arguments={d: 3}"], capsys)["model"]["arguments"] == {"d": 3}
+
+
+def test_no_precision_needs_no_quotes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "no.yaml"
+    file.write_text("output: run\nprecision: no\n")
+    assert printed([f"--config={file}"], capsys)["precision"] == "no"
+    assert printed([f"--config={file}", "--precision=bf16"], capsys)["precision"] == "bf16"
+    assert load_config(file).precision == "no"
 
 
 PATHS = {"output": ("output",), "root": ("data", "root"), "weights": ("model", "weights")}

@@ -138,6 +138,11 @@ def test_what_accelerate_launch_can_ask_for_is_not_passed_over(
     (line,) = capsys.readouterr().err.splitlines()
     assert "ACCELERATE_DYNAMO_BACKEND is EAGER" in line
     with monkeypatch.context() as launched:
+        launched.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        assert main(["search", *options(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot begin as it was launched: DeepSpeed" in line
+    with monkeypatch.context() as launched:
         launched.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
         assert main(["search", *options(tmp_path / "run")]) == 2
     assert "by DistributedDataParallel, not FSDP" in capsys.readouterr().err

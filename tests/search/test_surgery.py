@@ -230,6 +230,63 @@ def test_a_pattern_without_a_usable_place_is_refused(
     assert not any(isinstance(module, SpatialEnhancer) for module in model.modules())
 
 
+class Elsewhere(nn.Module):
+    """Runs modules in other ways than by their names, with one input, for their output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 1)
+        self.alias = self.first
+        self.listed = nn.Conv2d(4, 4, 1)
+        self.steps = [self.listed]
+        self.looked_at = nn.Conv2d(4, 4, 1)
+        self.two = nn.Bilinear(4, 4, 4)
+        self.last = nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.alias(x)
+        for step in self.steps:
+            x = step(x)
+        x = self.looked_at(x) + self.looked_at.weight.sum()
+        x = self.two(x.movedim(1, -1), x.movedim(1, -1)).movedim(-1, 1)
+        out: Tensor = self.last(x.movedim(1, -1))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("first", "would pass the enhancers by"),
+        ("listed", "would pass the enhancers by"),
+        ("looked_at", "wants more of them.*'weight'"),
+        ("two", "wants more of them.*but 3 were given"),
+        ("last", r"gives \(N, H, W, C\), here \(1, 5, 3, 4\)"),
+    ],
+)
+def test_a_place_that_the_network_does_not_run_is_refused(name: str, message: str) -> None:
+    model = Elsewhere()
+    modules = dict(model.named_modules())
+    with pytest.raises(ValueError, match=message):
+        add_enhancers(model, torch.zeros(1, 1, 5, 3), name)
+    assert dict(model.named_modules()) == modules
+    assert not any(module._forward_hooks for module in modules.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "arguments"),
+    [
+        ("dla46_c", r"level3\.tree1", {}),
+        ("swin_tiny_patch4_window7_224", r"layers\.0", {"img_size": 64, "window_size": 2}),
+    ],
+)
+def test_networks_of_timm_with_other_maps_or_calls_are_refused(
+    name: str, after: str, arguments: dict[str, Any]
+) -> None:
+    model = timm.create_model(name, **arguments)
+    with pytest.raises(ValueError, match="cannot be followed by"):
+        find_sites(model, after, torch.zeros(1, 3, 64, 64))
+
+
 @pytest.mark.parametrize(
     "candidates",
     [{"candidates": ["max_pool_4x4"]}, {"extra_candidates": ["convolution"]}, {"candidates": []}],
