@@ -18,6 +18,7 @@ from metapool_kernels.search.data import image_settings, training_batches
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.inspection import load_inspected
+from metapool_kernels.search.optimizers import make_weight_optimizer
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main, seed_epoch
 from metapool_kernels.search.report import epoch_line
@@ -48,6 +49,8 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -
         raise UserError("--jobs is for one process; several, as of torchrun, train together")
     trainer = _Trainer(config)
     run, searched = trainer.run, trainer.searched
+    # An optimizer that cannot be made, or not used, is named before anything is deleted.
+    make_weight_optimizer([torch.zeros(1)], config.adapt.weights, steps=1)
 
     def begin() -> None:
         run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)

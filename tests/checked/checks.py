@@ -231,6 +231,37 @@ SECTIONS = (
         ),
     ),
     Section(
+        "What others have reported",
+        "Public reports of other projects for this kind of work, on kernels, architecture search, "
+        "surgery on networks, image folders and command lines, were tried here by analogy: some "
+        "seventy. What failed was mended with its kind, which has tests.",
+        (
+            Check(
+                "the precision and the wrapping of a run after every change of the network; exact "
+                "resume under every optimizer",
+                ("tests/search/test_resume.py",),
+            ),
+            Check(
+                "settings that win wherever they stand, names that stand twice, paths, limits",
+                ("tests/search/test_cli.py", "tests/search/test_run_folder.py"),
+            ),
+            Check(
+                "what runs again in backward; a first step of each level before anything is "
+                "written",
+                ("tests/search/test_stateless.py", "tests/search/test_first_step.py"),
+            ),
+            Check(
+                "a look at all images before anything is trained",
+                ("tests/search/test_inspection.py",),
+            ),
+            Check("Ctrl-C, pipes that close, notebooks", ("tests/search/test_leaving.py",)),
+            Check(
+                "places that a network passes by; subclasses, hooks",
+                ("tests/search/test_surgery.py",),
+            ),
+        ),
+    ),
+    Section(
         "Do the tests notice?",
         "Faults are planted one at a time in kernels, bindings, dispatch, autograd, checks, the "
         "stopping rule and the bilevel step, and the fast tests run.",

@@ -289,3 +289,13 @@ def test_weights_of_another_network_are_refused(
     assert main([command, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "adapt again" in line
+
+
+@pytest.mark.parametrize("optimizer", ["adahessian", "no_such_optimizer"])
+def test_an_optimizer_that_does_not_work_begins_nothing(
+    searched: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(searched.rglob("*"))
+    assert main(["adapt", *options(searched, adapt__weights__optimizer=optimizer)]) == 2
+    assert optimizer in capsys.readouterr().err
+    assert sorted(searched.rglob("*")) == before
