@@ -68,7 +68,8 @@ OPTIMIZERS = [
     *timm.optim.list_optimizers(exclude_filters=["bnb*", "fused*", "adahessian"]),
     *("lookahead_sgd", "lookahead_adamw"),
 ]
-TYPICAL = ("momentum", "sgd", "adamw", "lamb")
+MARKS = {"momentum": [], "sgd": [], "adamw": [], "lamb": [], "kron": [pytest.mark.slow]}
+"""The usual ones run at once, and the last, which compiles itself for a minute, hardly ever."""
 
 
 def cases(settings: dict[str, dict[str, Any]]) -> list[Any]:
@@ -190,10 +191,7 @@ def drop(model: nn.Sequential, optimizer: Optimizer) -> None:
 @pytest.mark.filterwarnings("ignore")  # theirs, about themselves
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in TYPICAL else pytest.mark.costly)
-        for name in OPTIMIZERS
-    ],
+    [pytest.param(name, marks=MARKS.get(name, [pytest.mark.costly])) for name in OPTIMIZERS],
 )
 def test_every_optimizer_goes_on_with_the_same_numbers(name: str) -> None:
     config = WeightConfig(optimizer=name, lr=0.01, lr_warmup=0.1)
