@@ -40,6 +40,13 @@ class Result:
     withheld: dict[str, str]
 
 
+@lru_cache(maxsize=2)  # of a case come several peers, in two layouts
+def _drawn(data: str, size: tuple[int, ...], weights: int) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    x, grad_out = DATA[data](size, rng), torch.randn(size, generator=rng)
+    return x, torch.randn(weights, generator=rng).softmax(0), grad_out
+
+
 def inputs(
     case: Case, layout: torch.memory_format, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,20 +54,16 @@ def inputs(
 
     On a GPU a batch repeats its first images: to draw all of them would take longer than all else.
     """
-    rng = torch.Generator().manual_seed(0)
-    drawn = case.batch if device == "cpu" else min(case.batch, _DRAWN)
-    maps = [
-        DATA[case.data]((drawn, *case.size), rng),
-        torch.randn(drawn, *case.size, generator=rng),
-    ]
-    x, grad_out = (
-        drawn_map.to(device, case.dtype)
-        .repeat(-(-case.batch // drawn) if drawn else 1, 1, 1, 1)[: case.batch]
-        .contiguous(memory_format=layout)
-        for drawn_map in maps
-    )
-    weights = torch.randn(len(case.names), generator=rng).softmax(0)
-    return x, weights.to(device, torch.promote_types(case.dtype, torch.float32)), grad_out
+    images = case.batch if device == "cpu" else min(case.batch, _DRAWN)
+    times = -(-case.batch // images)
+
+    def of_batch(drawn: Tensor) -> Tensor:  # which is a copy in any case
+        whole = drawn.to(device, case.dtype).repeat(times, 1, 1, 1)[: case.batch]
+        return whole.contiguous(memory_format=layout)
+
+    x, weights, grad_out = _drawn(case.data, (images, *case.size), len(case.names))
+    wide = torch.promote_types(case.dtype, torch.float32)
+    return of_batch(x), weights.to(device, wide, copy=True), of_batch(grad_out)
 
 
 def make_step(

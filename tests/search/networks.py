@@ -202,7 +202,8 @@ def _patched(num_classes: int, in_chans: int) -> nn.Module:
     return network
 
 
-def _scripted(num_classes: int, in_chans: int) -> nn.Module:
+def scripted(num_classes: int, in_chans: int) -> nn.Module:
+    """Its first part is compiled by TorchScript."""
     network = Small(num_classes, in_chans)
     network.stem = torch.jit.script(network.stem)
     return network
@@ -234,38 +235,11 @@ def saving(num_classes: int, in_chans: int) -> nn.Module:
     return model
 
 
-def scripted(num_classes: int, in_chans: int) -> nn.Module:
-    """Its first part is compiled by TorchScript."""
-    return _scripted(num_classes, in_chans)
-
-
-def held(num_classes: int, in_chans: int) -> nn.Module:
-    return Held(num_classes, in_chans)
-
-
-def reentrant(num_classes: int, in_chans: int) -> nn.Module:
-    return Reentrant(num_classes, in_chans)
-
-
-def unsteady(num_classes: int, in_chans: int) -> nn.Module:
-    return Unsteady(num_classes, in_chans)
-
-
-def several(num_classes: int, in_chans: int) -> nn.Module:
-    return Several(num_classes, in_chans)
-
-
-def no_backward(num_classes: int, in_chans: int) -> nn.Module:
-    return NoBackward(num_classes, in_chans)
-
-
-def not_a_number(num_classes: int, in_chans: int) -> nn.Module:
-    return NotANumber(num_classes, in_chans)
-
-
 def few_classes(num_classes: int, in_chans: int) -> nn.Module:
+    """With fewer outputs than there are classes."""
     return Small(3, in_chans)
 
 
-def recomputed(num_classes: int, in_chans: int) -> nn.Module:
-    return AllAgain(num_classes, in_chans)
+held, reentrant, unsteady, several = Held, Reentrant, Unsteady, Several
+no_backward, not_a_number, recomputed = NoBackward, NotANumber, AllAgain
+"""As ``model.name`` asks for them."""
