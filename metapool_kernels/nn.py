@@ -11,8 +11,6 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
-    Candidate,
-    Kind,
     candidate_names,
     parse_candidate,
     parse_candidates,
@@ -27,6 +25,7 @@ from metapool_kernels.checks import (
 )
 from metapool_kernels.dispatch import check_backend
 from metapool_kernels.functional import fused_meta_pool, mixture_weights
+from metapool_kernels.plain import FORM, Form, WeightedSum, plain_pool
 
 INITIAL_ALPHA_STD = 1e-3
 
@@ -163,19 +162,20 @@ class MetaPool2d(nn.Module):
         reduced.alpha = nn.Parameter(self.alpha.detach()[..., keep], self.alpha.requires_grad)
         return reduced
 
-    def to_torch(self) -> nn.Module:
+    def to_torch(self, form: Form = FORM) -> nn.Module:
         """A module made of ``torch.nn`` poolings that gives the same output, weights frozen.
 
-        One candidate of weight 1 becomes that pooling itself (``nn.Identity`` for
-        ``skip_connect``), anything else a :class:`WeightedSum` of them. Extra candidates are
-        shared with this module and not copied. Hooks go over to what comes back.
+        One candidate of weight 1 becomes that pooling alone (``nn.Identity`` for
+        ``skip_connect``), anything else a :class:`metapool_kernels.plain.WeightedSum` of them.
+        A wide window is two strips, see :class:`metapool_kernels.plain.Form`. Extra candidates
+        are shared with this module and not copied. Hooks go over to what comes back.
 
         Raises:
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
         _check_plain_form(self)
         pools = [
-            _torch_pool(parse_candidate(name), self.stride, self.count_include_pad)
+            plain_pool(parse_candidate(name), self.stride, self.count_include_pad, form)
             for name in self.candidates
         ]
         pools += (self.extras or {}).values()
@@ -245,36 +245,24 @@ class SpatialEnhancer(nn.Module):
         """Replace the pooling by :meth:`MetaPool2d.reduce` of itself; the rest stays."""
         self.pool = self._meta_pool().reduce(keep)
 
-    def to_torch(self) -> nn.Sequential:
+    def to_torch(self, form: Form = FORM) -> nn.Sequential:
         """Plain ``torch.nn`` modules with the same output; norm and activation are shared.
 
         Raises:
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
         _check_plain_form(self)
-        return _with_hooks_of(self, self._meta_pool().to_torch(), self.norm, self.act)
+        return _with_hooks_of(self, plain_form(self._meta_pool(), form), self.norm, self.act)
 
     def _meta_pool(self) -> MetaPool2d:
         assert isinstance(self.pool, MetaPool2d)
         return self.pool
 
 
-class WeightedSum(nn.Module):
-    """Sum of the outputs of K modules with fixed weights, shape (K,) or (C, K)."""
-
-    weights: Tensor
-
-    def __init__(self, modules: Sequence[nn.Module], weights: Tensor) -> None:
-        super().__init__()
-        self.pools = nn.ModuleList(modules)
-        self.register_buffer("weights", weights.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        per_module = self.weights[..., None, None].unbind(-3)
-        terms = []
-        for k, pool in enumerate(self.pools):  # zip is nothing that torch.jit.script takes
-            terms.append(per_module[k].to(x.dtype) * pool(x))
-        return torch.stack(terms).sum(0)
+def plain_form(module: MetaPool2d | SpatialEnhancer, form: Form) -> nn.Module:
+    """Its ``to_torch``; one that a subclass has brought along knows no forms."""
+    own = type(module).to_torch not in (MetaPool2d.to_torch, SpatialEnhancer.to_torch)
+    return module.to_torch() if own else module.to_torch(form)
 
 
 def has_plain_form(module: nn.Module) -> bool:
@@ -352,15 +340,6 @@ def _without_parametrizations(module: MetaPool2d) -> MetaPool2d:
     return other
 
 
-class _Zeros(nn.Module):
-    def __init__(self, stride: tuple[int, int]) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x[..., :: self.stride[0], :: self.stride[1]])
-
-
 def _as_modules(extras: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
     if extras is not None and not isinstance(extras, Mapping):
         raise TypeError(
@@ -388,17 +367,3 @@ def _is_pooling(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _torch_pool(
-    candidate: Candidate, stride: tuple[int, int], count_include_pad: bool
-) -> nn.Module:
-    window = (candidate.kh, candidate.kw)
-    padding = (candidate.kh // 2, candidate.kw // 2)
-    if candidate.kind is Kind.SKIP:
-        return nn.Identity()
-    if candidate.kind is Kind.NONE:
-        return _Zeros(stride)
-    if candidate.kind is Kind.AVG:
-        return nn.AvgPool2d(window, stride, padding, count_include_pad=count_include_pad)
-    return nn.MaxPool2d(window, stride, padding)

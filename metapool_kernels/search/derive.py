@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
-from metapool_kernels.nn import has_plain_form
+from metapool_kernels.nn import has_plain_form, plain_form
+from metapool_kernels.plain import FORM, Form
 from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.backbone import Backbone
@@ -105,8 +106,9 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
             Under softmax their weights sum to one again.
 
     Returns:
-        A network of plain torch modules: a single candidate is a ``torch.nn`` pooling or the
-        extra candidate itself, several are a :class:`metapool_kernels.nn.WeightedSum` of such.
+        A network of plain torch modules: a single candidate is a ``torch.nn`` pooling, a wide
+        one two, or the extra candidate itself; several are a
+        :class:`metapool_kernels.plain.WeightedSum` of such.
         What a subclass computes by a forward of its own it goes on to compute: see
         :func:`to_plain`.
 
@@ -130,8 +132,10 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
     return to_plain(derived)
 
 
-def to_plain(model: nn.Module) -> nn.Module:
+def to_plain(model: nn.Module, form: Form = FORM) -> nn.Module:
     """Turn every enhancer and mixture in ``model`` into plain torch modules, in place.
+
+    Poolings are written as ``form`` says.
 
     One of a subclass with a forward of its own stays what it is, an enhancer with a plain pooling
     inside, unless its class has a ``to_torch`` too.
@@ -143,7 +147,7 @@ def to_plain(model: nn.Module) -> nn.Module:
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if not isinstance(module, kind) or not has_plain_form(module):
                 continue
-            plain = module.to_torch()
+            plain = plain_form(module, form)
             plain.training = module.training
             if not name:
                 return plain

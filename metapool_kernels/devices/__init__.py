@@ -1,0 +1,1 @@
+"""Networks on the runtimes of devices: converting, loading, comparing, timing."""

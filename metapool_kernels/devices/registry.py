@@ -1,0 +1,45 @@
+"""Targets by their names."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import cast
+
+from metapool_kernels.devices.target import Target
+
+_CLASSES = {
+    "onnx": "Onnx",
+    "executorch": "ExecuTorch",
+    "litert": "LiteRT",
+    "openvino": "OpenVino",
+    "ncnn": "Ncnn",
+    "mnn": "Mnn",
+    "tract": "Tract",
+}
+_ALIASES = {"onnxruntime": "onnx"}
+
+NAMES = tuple(_CLASSES)
+
+
+def target_names(names: Sequence[str]) -> list[str]:
+    """The same, each once, by the names of :data:`NAMES`.
+
+    Raises:
+        ValueError: there is no such target, or none at all.
+    """
+    known = [_ALIASES.get(name, name) for name in names]
+    for name in known:
+        if name not in _CLASSES:
+            raise ValueError(f"there is no target {name!r}; there are {', '.join(NAMES)}")
+    if not known:
+        raise ValueError(f"no target is given; there are {', '.join(NAMES)}")
+    return list(dict.fromkeys(known))
+
+
+def load_target(name: str) -> Target:
+    """Import what runs it.
+
+    Raises:
+        ImportError: a package is missing.
+    """
+    module = import_module(f"metapool_kernels.devices.targets.{name}")
+    return cast(Target, getattr(module, _CLASSES[name])())

@@ -1,0 +1,81 @@
+"""What a runtime is asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import Dim, ExportedProgram
+
+from metapool_kernels.plain import Form
+
+Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Images (N, C, H, W) to outputs (N, ...)."""
+
+PROGRAM = "network.pt2"
+
+
+class Converted(NamedTuple):
+    """What a conversion has left.
+
+    ``files`` are names in the folder; ``outside`` the operators that the runtime's fast part leaves
+    to another, one name for each time, or None where there is no such part.
+    """
+
+    files: list[str]
+    outside: list[str] | None = None
+
+
+class Target(Protocol):
+    """A converter and its runtime.
+
+    Attributes:
+        packages: what has to be importable.
+        form: the poolings that the runtime is fastest with.
+        any_batch: whether one file takes batches of any size.
+    """
+
+    packages: tuple[str, ...]
+    form: Form
+    any_batch: bool
+
+    def convert(self, program: ExportedProgram, folder: Path, batch: int) -> Converted:
+        """Write the files.
+
+        Args:
+            program: in float32 and eval mode, with a batch of any size.
+            folder: where they go.
+            batch: number of images at a time, where it has to be known.
+        """
+        ...
+
+    def load(self, folder: Path, batch: int) -> Runner:
+        """The files in the real runtime, in float32 and on one thread."""
+        ...
+
+
+def image_shape(program: ExportedProgram) -> tuple[int, ...]:
+    """Of one input: (C, H, W)."""
+    (name,) = program.graph_signature.user_inputs
+    node = next(node for node in program.graph.nodes if node.name == name)
+    return tuple(int(size) for size in node.meta["val"].shape[1:])
+
+
+def with_batch(program: ExportedProgram, batch: int) -> ExportedProgram:
+    """The same for ``batch`` images and no other number."""
+    images = torch.zeros(batch, *image_shape(program))
+    return torch.export.export(program.module(), (images,))
+
+
+def trace(network: torch.nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
+    """The network for images of ``shape`` (C, H, W), without what only its maker's machine knows."""
+    # Three are neither one nor a size that a convolution or a channel would have by chance.
+    images = torch.zeros(3, *shape)
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: Dim("batch")},))
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            node.meta.pop("stack_trace", None)
+    return program
