@@ -278,6 +278,29 @@ def has_plain_form(module: nn.Module) -> bool:
     return False
 
 
+def to_plain(model: nn.Module, form: Form = FORM) -> nn.Module:
+    """Turn every enhancer and mixture in ``model`` into plain torch modules, in place.
+
+    Poolings are written as ``form`` says.
+
+    One of a subclass with a forward of its own stays what it is, an enhancer with a plain pooling
+    inside, unless its class has a ``to_torch`` too.
+
+    Returns:
+        ``model``, or what it has become if it is an enhancer or a mixture itself.
+    """
+    for kind in (SpatialEnhancer, MetaPool2d):
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if not isinstance(module, kind) or not has_plain_form(module):
+                continue
+            plain = plain_form(module, form)
+            plain.training = module.training
+            if not name:
+                return plain
+            model.set_submodule(name, plain)
+    return model
+
+
 # As nn.Module has them. What a hook changes is a part of what a module computes.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _HOOK_OPTIONS = (

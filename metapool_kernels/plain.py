@@ -142,8 +142,9 @@ def freeze_norms(model: nn.Module) -> None:
     """
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
         for k, (before, norm) in enumerate(pairwise(sequence), 1):
-            fixed = type(norm) is nn.BatchNorm2d and norm.running_mean is not None
-            if fixed and not isinstance(before, (nn.Conv2d, nn.ConvTranspose2d)):
+            if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+                continue
+            if not isinstance(before, (nn.Conv2d, nn.ConvTranspose2d)):
                 sequence[k] = ScaleShift(norm)
 
 

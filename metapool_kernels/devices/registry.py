@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import cast
 
 from metapool_kernels.devices.target import Target
@@ -36,10 +37,18 @@ def target_names(names: Sequence[str]) -> list[str]:
 
 
 def load_target(name: str) -> Target:
-    """Import what runs it.
-
-    Raises:
-        ImportError: a package is missing.
-    """
+    """The target of one of :data:`NAMES`; its packages need not be there."""
     module = import_module(f"metapool_kernels.devices.targets.{name}")
     return cast(Target, getattr(module, _CLASSES[name])())
+
+
+def missing_packages(target: Target) -> list[str]:
+    """Those that it needs and that are not installed."""
+    return [name for name in target.packages if not _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # what it lies in is missing; it is barred
+        return False

@@ -1,15 +1,18 @@
 """What a runtime is asked for."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from metapool_kernels.plain import Form
+from metapool_kernels.nn import to_plain
+from metapool_kernels.plain import Form, freeze_norms
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images (N, C, H, W) to outputs (N, ...)."""
@@ -29,7 +32,7 @@ class Converted(NamedTuple):
 
 
 class Target(Protocol):
-    """A converter and its runtime.
+    """A converter and its runtime, which are imported when they are called and not before.
 
     Attributes:
         packages: what has to be importable.
@@ -69,13 +72,28 @@ def with_batch(program: ExportedProgram, batch: int) -> ExportedProgram:
     return torch.export.export(program.module(), (images,))
 
 
-def trace(network: torch.nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
-    """The network for images of ``shape`` (C, H, W), without what only its maker's machine knows."""
-    # Three are neither one nor a size that a convolution or a channel would have by chance.
-    images = torch.zeros(3, *shape)
-    program = torch.export.export(network, (images,), dynamic_shapes=({0: Dim("batch")},))
+def trace(network: nn.Module, shape: Sequence[int], form: Form) -> ExportedProgram:
+    """The network as a target takes it; it stays as it is itself.
+
+    Args:
+        network: plain modules of torch, enhancers and mixtures of this package.
+        shape: of an image, (C, H, W).
+        form: how poolings are written.
+    """
+    plain = to_plain(copy.deepcopy(network).cpu().eval(), form)
+    # Many runtimes know one layout alone, and converters write copies and views for another.
+    plain = plain.to(memory_format=torch.contiguous_format)
+    freeze_norms(plain)
+    images = (torch.zeros(3, *shape),)
+    program = torch.export.export(plain, images, dynamic_shapes=({0: Dim("batch")},))
+    forget_origin(program)
+    return program
+
+
+def forget_origin(program: ExportedProgram) -> None:
+    """Drop what tells of the machine and of the images that it was made with."""
     program.example_inputs = None
     for module in program.graph_module.modules():
-        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
-            node.meta.pop("stack_trace", None)
-    return program
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)

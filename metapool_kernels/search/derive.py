@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
-from metapool_kernels.nn import has_plain_form, plain_form
-from metapool_kernels.plain import FORM, Form
+from metapool_kernels.nn import to_plain
 from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.backbone import Backbone
@@ -26,8 +25,8 @@ def derive(
 ) -> nn.Module:
     """Build the network: each enhancer with its choice alone, the weights of a mixture fixed.
 
-    Poolings run by the fused op, a single one too, for training; :func:`to_plain` turns them into
-    plain ``torch.nn`` modules.
+    Poolings run by the fused op, a single one too, for training;
+    :func:`metapool_kernels.nn.to_plain` turns them into plain ``torch.nn`` modules.
 
     Args:
         architecture: what to build.
@@ -110,7 +109,7 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
         one two, or the extra candidate itself; several are a
         :class:`metapool_kernels.plain.WeightedSum` of such.
         What a subclass computes by a forward of its own it goes on to compute: see
-        :func:`to_plain`.
+        :func:`metapool_kernels.nn.to_plain`.
 
     Raises:
         ValueError: ``keep`` is less than one, or ``model`` has no enhancer.
@@ -130,26 +129,3 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
         best = weights.reshape(-1, weights.shape[-1]).mean(0).argsort(descending=True, stable=True)
         enhancer.reduce(best[:keep].tolist())
     return to_plain(derived)
-
-
-def to_plain(model: nn.Module, form: Form = FORM) -> nn.Module:
-    """Turn every enhancer and mixture in ``model`` into plain torch modules, in place.
-
-    Poolings are written as ``form`` says.
-
-    One of a subclass with a forward of its own stays what it is, an enhancer with a plain pooling
-    inside, unless its class has a ``to_torch`` too.
-
-    Returns:
-        ``model``, or what it has become if it is an enhancer or a mixture itself.
-    """
-    for kind in (SpatialEnhancer, MetaPool2d):
-        for name, module in list(model.named_modules(remove_duplicate=False)):
-            if not isinstance(module, kind) or not has_plain_form(module):
-                continue
-            plain = plain_form(module, form)
-            plain.training = module.training
-            if not name:
-                return plain
-            model.set_submodule(name, plain)
-    return model

@@ -1,17 +1,18 @@
 """ONNX files, run by onnxruntime."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
 from torch.export import ExportedProgram
 
 from metapool_kernels.devices.target import Converted, Runner
 from metapool_kernels.plain import Form
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 FILE = "network.onnx"
 INPUT = "images"
@@ -33,6 +34,8 @@ class Onnx:
 
     def load(self, folder: Path, batch: int) -> Runner:
         """A session on one thread."""
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -52,6 +55,8 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
     The size of a batch is called ``batch`` wherever it stands. Shapes between the layers are left
     out: whoever fixes the batch would have to change every one of them.
     """
+    import onnx
+
     exported = torch.onnx.export(
         program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
@@ -66,7 +71,7 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
     return content
 
 
-def _forget_origin(model: ModelProto) -> None:
+def _forget_origin(model: "ModelProto") -> None:
     """Stack traces and names of classes, which torch notes at every node."""
     graph = model.graph
     for holder in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):

@@ -1,0 +1,93 @@
+"""``python -m metapool_kernels.devices.worker TARGET FOLDER``: one target, in a process of its own.
+
+Native runtimes clash with each other, print what they like and crash; here they can. The folder
+holds ``job.json`` and what it names; what is found is written there.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch.export import ExportedProgram
+
+from metapool_kernels.devices.latency import interleaved
+from metapool_kernels.devices.registry import load_target
+from metapool_kernels.devices.target import PROGRAM, Target, image_shape
+
+JOB = "job.json"
+ANSWER = "answer.json"
+IMAGES = "images.safetensors"
+OUTPUTS = "outputs.safetensors"
+
+Images = NDArray[np.float32]
+
+
+def main(name: str, folder: Path) -> None:
+    """Convert every network, run the images through the first, time all of them."""
+    torch.set_num_threads(1)
+    job = json.loads((folder / JOB).read_text())
+    target = load_target(name)
+    places = {network: folder / network for network in job["networks"]}
+    programs = {network: torch.export.load(places[network] / PROGRAM) for network in places}
+    converted = {
+        network: target.convert(program, places[network], 1)
+        for network, program in programs.items()
+    }
+    first = job["networks"][0]
+    answer: dict[str, Any] = {
+        **converted[first]._asdict(),
+        "versions": {package: _version(package) for package in target.packages},
+    }
+    if (folder / IMAGES).exists():
+        outputs = _outputs(target, programs[first], places[first], load_file(folder / IMAGES))
+        save_file(outputs, folder / OUTPUTS)
+    if job["samples"]:
+        runs = {
+            network: partial(target.load(places[network], 1), _noise(program))
+            for network, program in programs.items()
+        }
+        answer["latencies"] = interleaved(runs, job["samples"])
+    (folder / ANSWER).write_text(json.dumps(answer))
+
+
+def _outputs(
+    target: Target, program: ExportedProgram, place: Path, cases: Mapping[str, Images]
+) -> dict[str, Images]:
+    """What the files make of the images, by case; those of another batch are made for it."""
+    runners = {1: target.load(place, 1)}
+    found = {}
+    for name, images in cases.items():
+        batch = len(images)
+        if batch not in runners:
+            folder = place
+            if not target.any_batch:
+                folder = place / f"batch_{batch}"
+                folder.mkdir()
+                target.convert(program, folder, batch)
+            runners[batch] = target.load(folder, batch)
+        found[name] = np.ascontiguousarray(runners[batch](images))
+    return found
+
+
+def _noise(program: ExportedProgram) -> Images:
+    shape = (1, *image_shape(program))
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # one that is installed under another name
+        return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
