@@ -84,7 +84,7 @@ class WeightedSum(nn.Module):
     """Sum of the outputs of K modules with fixed weights, shape (K,) or (C, K).
 
     As a chain of additions: what stacks the terms and sums over a fifth dimension, runtimes take
-    slowly or not at all.
+    slowly or not at all. Terms of ``none`` are left out unless there is no other.
     """
 
     __jit_unused_properties__ = ("pools", "weights")
@@ -92,7 +92,9 @@ class WeightedSum(nn.Module):
     def __init__(self, modules: Sequence[nn.Module], weights: Tensor) -> None:
         super().__init__()
         each = weights.unbind() if weights.dim() == 1 else weights[..., None, None].unbind(1)
-        self.terms = nn.ModuleList(map(Scaled, modules, each))
+        terms = [Scaled(module, weight) for module, weight in zip(modules, each, strict=True)]
+        counting = [term for term in terms if not isinstance(term.pool, _Zeros)]
+        self.terms = nn.ModuleList(counting or terms[:1])
 
     @property
     def pools(self) -> list[nn.Module]:
@@ -107,8 +109,9 @@ class WeightedSum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.terms[0](x)
-        for term in self.terms[1:]:
-            total = total + term(x)
+        for k, term in enumerate(self.terms):  # torch.jit.script takes no slice of them here
+            if k > 0:
+                total = total + term(x)
         return total
 
 

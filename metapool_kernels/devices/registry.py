@@ -16,6 +16,7 @@ _CLASSES = {
     "mnn": "Mnn",
     "tract": "Tract",
 }
+_EXTRAS = {"onnx": "export"}
 _ALIASES = {"onnxruntime": "onnx"}
 
 NAMES = tuple(_CLASSES)
@@ -40,6 +41,11 @@ def load_target(name: str) -> Target:
     """The target of one of :data:`NAMES`; its packages need not be there."""
     module = import_module(f"metapool_kernels.devices.targets.{name}")
     return cast(Target, getattr(module, _CLASSES[name])())
+
+
+def extra(name: str) -> str:
+    """The extra of this package that brings what a target needs."""
+    return _EXTRAS.get(name, name)
 
 
 def missing_packages(target: Target) -> list[str]:

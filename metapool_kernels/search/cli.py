@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
         "`pip install 'metapool_kernels[search]'`"
     ) from error
 
+from metapool_kernels.devices.registry import NAMES, target_names
 from metapool_kernels.search.config import Config, check_sections, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, ToldError, UserError
 from metapool_kernels.search.interrupts import never_lost
@@ -33,7 +34,7 @@ _COMMANDS = {
     "adapt": "train the network that was found, and its controls at the same budget",
     "evaluate": "measure these networks on the images that no training has seen",
     "plot": "draw the pictures and the one-page report of a run again",
-    "export": "write the trained network for use without this package: torch.export and ONNX",
+    "export": "write the trained network for torch.export, ONNX and the runtimes of devices",
 }
 
 _MAPPING = "model.arguments"
@@ -109,6 +110,8 @@ def _run(command: str, config: Config, settings: Any) -> None:
     elif command == "adapt":
         again = {"resume": settings.resume, "overwrite": settings.overwrite}
         module.run_adapt(config, jobs=int(settings.jobs), **again)
+    elif command == "export":
+        module.run_export(config, _targets(settings.target))
     else:
         getattr(module, f"run_{command}")(config)
 
@@ -179,6 +182,13 @@ def _parser() -> jsonargparse.ArgumentParser:
             either.add_argument(
                 "--overwrite", action="store_true", help="delete what the output folder holds"
             )
+        if name == "export":
+            command.add_argument(
+                "--target",
+                default="onnx",
+                help=f"runtimes to convert for and to try the result in: {','.join(NAMES)}, one or "
+                "several with commas between them; each is an extra of this package",
+            )
         if name == "adapt":
             command.add_argument(
                 "--jobs",
@@ -189,6 +199,13 @@ def _parser() -> jsonargparse.ArgumentParser:
             )
         commands.add_subcommand(name, command, help=description)
     return parser
+
+
+def _targets(text: str) -> list[str]:
+    try:
+        return target_names([name.strip() for name in text.split(",") if name.strip()])
+    except ValueError as error:
+        raise UserError(f"--target {text!r}: {error}") from error
 
 
 def preset_names() -> list[str]:

@@ -1,34 +1,64 @@
-"""The trained network as files that run without this package."""
+"""The trained network as files that run without this package, and on the runtimes of devices."""
 
 import copy
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
+from metapool_kernels.devices.registry import load_target
+from metapool_kernels.devices.run import (
+    Answer,
+    TargetError,
+    check_installed,
+    program_bytes,
+    run_target,
+)
+from metapool_kernels.devices.target import PROGRAM, trace
+from metapool_kernels.plain import FORM, Form
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config
-from metapool_kernels.search.controls import load_network
-from metapool_kernels.search.derive import to_plain
+from metapool_kernels.search.controls import build_network, load_network
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.report import format_table
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder
 
-PROGRAM = "network.pt2"
-ONNX = "network.onnx"
-INPUT = "images"
-OUTPUT = "logits"
+TARGETS = "targets.json"
 
 TOLERANCE = 1e-4
 """Largest difference that is let through, as a share of the largest output (at least 1)."""
 
-_BATCHES = (1, 5)
-"""Batch sizes that the files are checked with; they are made with another one."""
+ROUNDING = 10
+"""As many times as float32 itself is off in a network may a file be, beside that."""
+
+SAMPLES = 30
+"""How often each network is timed."""
 
 
-def run_export(config: Config) -> None:
+class Cases(NamedTuple):
+    """Batches of images by name, and what should become of each."""
+
+    images: dict[str, Tensor]
+    expected: dict[str, Tensor]  # in float64
+    allowed: dict[str, float]
+
+    def difference(self, case: str, got: Tensor) -> float:
+        """Largest difference of one output; infinite where NaN or another shape came."""
+        expected = self.expected[case]
+        if got.shape != expected.shape:
+            return float("inf")
+        return (got.double() - expected).abs().max().nan_to_num(float("inf")).item()
+
+
+def run_export(config: Config, targets: Sequence[str] = ("onnx",)) -> None:
     """``metapool export``: write the adapted network of the run's seed into ``export/``.
 
     Raises:
@@ -40,69 +70,119 @@ def run_export(config: Config) -> None:
     trained = RunFolder(searched / run_folder.ADAPT / SEARCHED / str(seed))
     network = load_network(SEARCHED, architecture, seed, trained)
     folder = RunFolder(searched / run_folder.EXPORT)
-    for name, difference in export_network(
-        network, architecture.backbone.image_shape, folder
-    ).items():
-        print(f"{folder / name}: outputs differ by at most {difference:.1e}")
+    beside = {name: build_network(name, architecture, seed) for name in ("none", "skip")}
+    found = export_network(
+        network, architecture.backbone.image_shape, folder, targets=targets, beside=beside
+    )
+    print(_table(found))
+    if _reasons(found):
+        raise UserError(f"no file for {_reasons(found)}")
 
 
 def export_network(
-    model: nn.Module, image_shape: tuple[int, int, int], run: RunFolder
-) -> dict[str, float]:
-    """Write ``network.pt2`` and ``network.onnx``, or neither of them.
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    run: RunFolder,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    beside: Mapping[str, nn.Module] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write ``network.pt2``, the files of each target, and ``targets.json`` about them.
 
-    Both take a batch of any size and hold plain torch or ONNX operations only, the weights of
-    mixtures fixed. ``torch.export.load`` reads the first, without this package. Both are loaded
-    again and compared with ``model`` in eval mode, on random images.
+    The files hold plain operations only, the weights of mixtures fixed, and nothing about the
+    machine that they were made on. ``torch.export.load`` reads the first, without this package;
+    it takes a batch of any size, and so does ``network.onnx``. All are loaded again, each in its
+    runtime, and compared with ``model`` in eval mode and float64, on random and on odd images.
 
     Args:
         model: a trained network, such as a derived one; stays as it is.
         image_shape: of one input, (C, H, W).
         run: where the files go.
+        targets: names in :data:`metapool_kernels.devices.registry.NAMES`.
+        beside: other networks, whose time on each target is told beside that of ``model``.
 
     Returns:
-        The largest difference to ``model``, by file.
+        By target, ``torch`` the first: either ``files`` (bytes by name), ``difference`` (the
+        largest), ``outside``, ``versions`` and ``seconds`` (median and quartiles by network), or
+        the ``reason`` why there is none.
 
     Raises:
-        UserError: the network cannot be exported, a file computes something else (see
-            :data:`TOLERANCE`), an extra library is missing or the folder cannot be written.
+        UserError: the network cannot be exported, ``network.pt2`` computes something else, no
+            target has given a file, or the folder cannot be written.
     """
-    _need_onnx()
-    original = copy.deepcopy(model).cpu().eval()
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(size, *image_shape, generator=generator) for size in _BATCHES]
-    with torch.inference_mode():
-        expected = [original(images) for images in batches]
-    program = _export(to_plain(original), torch.randn(3, *image_shape, generator=generator))
-    contents = {PROGRAM: _program_bytes(program), ONNX: _onnx_bytes(program)}
-    runners = {PROGRAM: _load_program(contents[PROGRAM]), ONNX: _load_onnx(contents[ONNX])}
-    largest = {
-        name: max(
-            _difference(name, runner(images), wanted)
-            for images, wanted in zip(batches, expected, strict=True)
-        )
-        for name, runner in runners.items()
+    found: dict[str, dict[str, Any]] = {"torch": {}}
+    found |= {name: _not_installed(name) for name in targets}
+    if targets and all(found[name] for name in targets):
+        raise UserError(_reasons(found))
+    cases = make_cases(model, image_shape)
+    program = _trace(model, image_shape, FORM)
+    contents = {PROGRAM: program_bytes(program)}
+    outputs = _run_program(contents[PROGRAM], cases.images)
+    found["torch"] = {"files": _sizes(contents), "difference": _check(PROGRAM, outputs, cases)}
+    networks = {SEARCHED: model, **(beside or {})}
+    for name in (name for name in targets if not found[name]):
+        form = load_target(name).form
+        try:
+            programs = {key: _trace(each, image_shape, form) for key, each in networks.items()}
+            answer = run_target(name, programs, cases=_arrays(cases), samples=SAMPLES)
+            found[name] = _entry(answer, cases)
+            contents |= answer.files
+        except (TargetError, UserError) as error:
+            found[name] = _failed(error)
+    if targets and all("reason" in found[name] for name in targets):
+        raise UserError(_reasons(found))
+    for file, content in contents.items():
+        run.write(file, content)
+    run.write(TARGETS, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _not_installed(name: str) -> dict[str, Any]:
+    try:
+        check_installed(name)
+    except TargetError as error:
+        return _failed(error)
+    return {}
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    return {"reason": " ".join(str(error).split())}
+
+
+def _reasons(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why there are no files, of each target without any."""
+    reasons = {name: entry["reason"] for name, entry in found.items() if "reason" in entry}
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def make_cases(model: nn.Module, image_shape: Sequence[int]) -> Cases:
+    """Images that a file has to take: one and several, random, all zero, large, with ties.
+
+    What is allowed grows with what float32 itself loses in the network.
+    """
+    noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    images = {
+        "batch of 1": noise(1, *image_shape),
+        "batch of 4": noise(4, *image_shape),
+        "zeros": torch.zeros(1, *image_shape),
+        "large": 100 * noise(1, *image_shape),
+        "ties": noise(1, *image_shape).round().clamp(0, 2),
     }
-    for name, content in contents.items():
-        run.write(name, content)
-    return largest
+    single = copy.deepcopy(model).cpu().eval()
+    double = copy.deepcopy(single).double()
+    expected, allowed = {}, {}
+    with torch.no_grad():
+        for case, batch in images.items():
+            expected[case] = double(batch.double())
+            rounding = (single(batch) - expected[case]).abs().max().item()
+            largest = max(1.0, expected[case].abs().max().item())
+            allowed[case] = TOLERANCE * largest + ROUNDING * rounding
+    return Cases(images, expected, allowed)
 
 
-def _need_onnx() -> None:
+def _trace(model: nn.Module, image_shape: Sequence[int], form: Form) -> ExportedProgram:
     try:
-        # torch.onnx asks for two of them itself, but only in the middle of its work.
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'exporting needs more libraries ({error}): pip install "metapool_kernels[export]"'
-        ) from error
-
-
-def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
-    try:
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch")},))
+        program = trace(model, image_shape, form)
     # Whatever a network does that cannot be traced: torch has no common base for these errors.
     except Exception as error:
         raise UserError(f"torch.export cannot take this network: {error}") from error
@@ -119,57 +199,69 @@ def _export(model: nn.Module, images: Tensor) -> ExportedProgram:
     return program
 
 
-def _program_bytes(program: ExportedProgram) -> bytes:
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    return file.getvalue()
-
-
-def _onnx_bytes(program: ExportedProgram) -> bytes:
-    try:
-        exported = torch.onnx.export(
-            program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
-    except Exception as error:
-        raise UserError(f"torch.onnx cannot take this network: {error}") from error
-    assert exported is not None
-    content: bytes = exported.model_proto.SerializeToString()
-    return content
-
-
-def _load_program(content: bytes) -> Callable[[Tensor], Tensor]:
+def _run_program(content: bytes, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
     module = torch.export.load(io.BytesIO(content)).module()
-
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = module(images)
-        return logits
-
-    return run
+    with torch.inference_mode():
+        return {case: module(batch) for case, batch in images.items()}
 
 
-def _load_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
+def _check(name: str, outputs: Mapping[str, Tensor], cases: Cases) -> float:
+    """The largest difference.
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    Raises:
+        UserError: it is larger than what is allowed.
+    """
+    differences = {case: cases.difference(case, got) for case, got in outputs.items()}
+    for case, difference in differences.items():
+        if not difference <= cases.allowed[case]:
+            raise UserError(
+                f"{name} computes something else than the network: outputs differ by "
+                f"{difference:.2g} ({case}), allowed are {cases.allowed[case]:.2g}"
+            )
+    return max(differences.values())
 
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
-        return torch.from_numpy(logits)
 
-    return run
+def _entry(answer: Answer, cases: Cases) -> dict[str, Any]:
+    outputs = {case: torch.from_numpy(output) for case, output in answer.outputs.items()}
+    return {
+        "files": _sizes(answer.files),
+        "difference": _check(next(iter(answer.files)), outputs, cases),
+        "outside": answer.outside,
+        "versions": answer.versions,
+        "seconds": {name: latency._asdict() for name, latency in answer.latencies.items()},
+    }
 
 
-def _difference(name: str, got: Tensor, expected: Tensor) -> float:
-    largest = (got - expected).abs().max().item()
-    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
-    # Also where it is NaN.
-    if not largest <= allowed:
-        raise UserError(
-            f"{name} computes something else than the network: outputs differ by {largest:.2g}, "
-            f"allowed are {allowed:.2g}"
-        )
-    return largest
+def _sizes(contents: Mapping[str, bytes]) -> dict[str, int]:
+    return {name: len(content) for name, content in contents.items()}
+
+
+def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What came of each target; times as multiples of those without enhancers too."""
+    rows = []
+    for name, entry in found.items():
+        if "reason" in entry:
+            continue
+        sizes = ", ".join(f"{file} ({size:,})" for file, size in entry["files"].items())
+        rows.append((name, sizes, f"{entry['difference']:.1e}", *_times(entry.get("seconds", {}))))
+        if entry.get("outside"):
+            rows[-1] = (*rows[-1][:-1], f"{rows[-1][-1]}; outside: {', '.join(entry['outside'])}")
+    head = ("target", "files (bytes)", "difference", "ms, one thread", "quartiles", "beside")
+    return format_table(head, rows)
+
+
+def _times(seconds: Mapping[str, Mapping[str, float]]) -> tuple[str, str, str]:
+    if SEARCHED not in seconds:
+        return "", "", ""
+    own = seconds[SEARCHED]
+    beside = ", ".join(
+        f"{own['median'] / other['median']:.2f} times {name}"
+        for name, other in seconds.items()
+        if name != SEARCHED
+    )
+    quartiles = f"{1e3 * own['lower']:.3g} to {1e3 * own['upper']:.3g}"
+    return f"{1e3 * own['median']:.3g}", quartiles, beside
+
+
+def _arrays(cases: Cases) -> dict[str, NDArray[np.float32]]:
+    return {case: images.numpy() for case, images in cases.images.items()}

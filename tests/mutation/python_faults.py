@@ -284,9 +284,19 @@ MODULES = (
         "one = len(pools) == 1",
     ),
     _in(
-        "modules", "nn.py", "exported averages count their padding",
-        "return nn.AvgPool2d(window, stride, padding, count_include_pad=count_include_pad)",
-        "return nn.AvgPool2d(window, stride, padding)",
+        "plain", "plain.py", "exported averages count their padding",
+        "nn.AvgPool2d(window, step, padding, count_include_pad=count_include_pad)",
+        "nn.AvgPool2d(window, step, padding)",
+    ),
+    _in(
+        "plain", "plain.py", "the second strip takes both strides",
+        "((kh, 1), (stride[0], 1))",
+        "((kh, 1), stride)",
+    ),
+    _in(
+        "plain", "plain.py", "a norm behind a pooling forgets its epsilon",
+        "norm.running_var.double() + norm.eps",
+        "norm.running_var.double()",
     ),
     _in(
         "modules", "functional.py", "weights sum to one over channels",

@@ -1,9 +1,14 @@
 """The files of a finished network: they run without this package and compute the same."""
 
+import copy
+import json
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,6 +22,7 @@ from metapool_kernels.search.export import TOLERANCE, export_network
 from metapool_kernels.search.run_folder import RunFolder
 
 SHAPE = (3, 8, 8)
+Found = dict[str, dict[str, Any]]
 LOAD = """
 import sys
 sys.modules["metapool_kernels"] = None
@@ -27,6 +33,9 @@ out = program.module()(images)
 torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 print(len(out), len([n for n in sys.modules if n.startswith("metapool")]))
 """
+
+
+FILES = ("network.pt2", "network.onnx")
 
 
 def network() -> nn.Module:
@@ -54,25 +63,30 @@ def network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, dict[str, float]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, Found]:
     model = network().train()
     folder = tmp_path_factory.mktemp("export")
     return folder, model, export_network(model, SHAPE, RunFolder(folder))
 
 
 def test_exporting_leaves_two_files_and_the_network_as_it_was(
-    exported: tuple[Path, nn.Module, dict[str, float]],
+    exported: tuple[Path, nn.Module, Found],
 ) -> None:
-    folder, model, largest = exported
-    assert {path.name for path in folder.iterdir()} == {"network.pt2", "network.onnx"} == {*largest}
-    assert all(0 <= difference < TOLERANCE for difference in largest.values())
+    folder, model, found = exported
+    assert {path.name for path in folder.iterdir()} == {*FILES, "targets.json"}
+    assert found == json.loads((folder / "targets.json").read_text())
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    assert found["torch"]["files"] | found["onnx"]["files"] == sizes
+    assert all(0 <= entry["difference"] < TOLERANCE for entry in found.values())
+    times = found["onnx"]["seconds"]["searched"]
+    assert 0 < times["lower"] <= times["median"] <= times["upper"]
     assert model.training and isinstance(model[1], SpatialEnhancer)
     assert isinstance(model[3], MetaPool2d)
 
 
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.costly), 7])
 def test_the_program_runs_where_the_package_is_not(
-    exported: tuple[Path, nn.Module, dict[str, float]], tmp_path: Path, batch: int
+    exported: tuple[Path, nn.Module, Found], tmp_path: Path, batch: int
 ) -> None:
     folder, model, _ = exported
     images = torch.randn(batch, *SHAPE)
@@ -91,7 +105,7 @@ def test_the_program_runs_where_the_package_is_not(
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_the_onnx_file_computes_the_same(
-    exported: tuple[Path, nn.Module, dict[str, float]], batch: int
+    exported: tuple[Path, nn.Module, Found], batch: int
 ) -> None:
     folder, model, _ = exported
     images = torch.randn(batch, *SHAPE)
@@ -137,23 +151,33 @@ def test_networks_that_cannot_be_exported_leave_no_file(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("shift", [1.0, float("nan")])
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+
+
+@pytest.mark.parametrize(
+    ("which", "file", "shift"),
+    [
+        (0, "network.pt2", 1.0),
+        (0, "network.pt2", float("nan")),
+        (1, "network.onnx", 1.0),
+        pytest.param(1, "network.onnx", float("nan"), marks=pytest.mark.costly),
+    ],
+)
 def test_a_file_that_computes_something_else_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, file: str, shift: float
 ) -> None:
-    honest = export.to_plain
+    honest, calls = export.trace, count()
 
-    def wrong(model: nn.Module) -> nn.Module:
-        plain = honest(model)
-        plain[2].bias = nn.Parameter(plain[2].bias + shift)  # type: ignore[index, operator, union-attr]
-        return plain
+    def wrong(model: nn.Module, *others: Any) -> Any:
+        copied = copy.deepcopy(model)
+        if next(calls) == which:
+            copied[2].bias = nn.Parameter(copied[2].bias + shift)  # type: ignore[index, operator, union-attr]
+        return honest(copied, *others)
 
-    monkeypatch.setattr(export, "to_plain", wrong)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
-    with pytest.raises(
-        UserError, match=r"network.pt2 computes something else .* differ by (1|nan)"
-    ):
-        export_network(model, SHAPE, RunFolder(tmp_path))
+    monkeypatch.setattr(export, "trace", wrong)
+    with pytest.raises(UserError, match=rf"{file} computes something else .* differ by (1|inf)"):
+        export_network(small(), SHAPE, RunFolder(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -164,3 +188,75 @@ def test_a_missing_library_is_named(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf'{library}.*pip install "metapool_kernels\[export\]"'):
         export_network(nn.Identity(), SHAPE, RunFolder(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_one_target_cannot_do_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    found = export_network(small(), SHAPE, RunFolder(tmp_path), targets=["ncnn", "onnx"])
+    assert 'pip install "metapool_kernels[ncnn]"' in found["ncnn"]["reason"]
+    assert found["onnx"]["files"].keys() == {"network.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "targets.json"}
+
+
+def test_files_tell_nothing_of_where_they_were_made(
+    exported: tuple[Path, nn.Module, Found],
+) -> None:
+    folder, _, _ = exported
+    for name in FILES:
+        content = (folder / name).read_bytes()
+        for word in (str(Path.cwd()), str(Path(torch.__file__).parent), ".py"):
+            assert word.encode() not in content, f"{name} has {word!r} in it"
+    assert b"metapool" not in (folder / "network.onnx").read_bytes()
+    assert torch.export.load(folder / "network.pt2").example_inputs is None
+
+
+def test_a_batch_is_called_so_and_nothing_else_has_a_name(
+    exported: tuple[Path, nn.Module, Found],
+) -> None:
+    """Whoever fixes it in the file, as tract wants it, changes one word in two places."""
+    folder, _, _ = exported
+    graph = onnx.load(folder / "network.onnx").graph
+    for value in (*graph.input, *graph.output):
+        named = [size.dim_param for size in value.type.tensor_type.shape.dim if size.dim_param]
+        assert named == ["batch"]
+    assert not graph.value_info
+
+
+def test_exported_operators_are_those_that_runtimes_take_fast(
+    exported: tuple[Path, nn.Module, Found],
+) -> None:
+    """No stack of five dimensions, no BatchNorm behind a pooling, no shapes that are computed."""
+    folder, _, _ = exported
+    nodes = onnx.load(folder / "network.onnx").graph.node
+    operators = {node.op_type for node in nodes}
+    slow = {"Concat", "ReduceSum", "Unsqueeze", "BatchNormalization", "Range", "Gather", "Shape"}
+    # Coordinate attention joins two strips, takes them apart and has a BatchNorm of its own.
+    assert operators & slow <= {"Concat"}
+    for node in nodes:
+        if node.op_type == "MaxPool":
+            assert 1 in next(a.ints for a in node.attribute if a.name == "kernel_shape")
+
+
+def test_what_float32_loses_is_allowed() -> None:
+    """A sum of a thousand that cancel: no float32 is nearer than that."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    lossy = copy.deepcopy(model)
+    lossy[2].bias = nn.Parameter(lossy[2].bias + 2e4)  # type: ignore[index, operator, union-attr]
+    lossy.append(Minus(2e4))
+    exact, rough = export.make_cases(model, SHAPE), export.make_cases(lossy, SHAPE)
+    case = "zeros"
+    rounding = (lossy(rough.images[case]) - rough.expected[case]).abs().max().item()
+    assert rough.allowed[case] > 5 * rounding > 5 * exact.allowed[case]
+
+
+class Minus(nn.Module):
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.number

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
-from metapool_kernels import nn as metapool_nn
+from metapool_kernels.plain import Scaled, WeightedSum
 from metapool_kernels.search.derive import derive_network
 from metapool_kernels.search.surgery import (
     Site,
@@ -112,7 +112,7 @@ def test_a_network_takes_enhancers_learns_and_gives_the_best_of_them(name: str) 
         out = derived(x)
         torch.testing.assert_close(out, reduced(x), rtol=1e-4, atol=1e-4 * out.abs().max().item())
         ours = {type(m) for m in derived.modules() if "metapool" in type(m).__module__}
-        assert ours == (set() if keep == 1 else {metapool_nn.WeightedSum})
+        assert ours == (set() if keep == 1 else {WeightedSum, Scaled})
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -328,13 +328,13 @@ def test_deriving_ranks_by_size_and_by_the_mean_over_channels() -> None:
     raw = nn.Sequential(SpatialEnhancer(2, FEW, normalize=None))
     raw[0].pool.alpha.data = torch.tensor([0.1, -0.9, 0.5])
     plain = derive_network(raw)[0][0]
-    assert isinstance(plain, metapool_nn.WeightedSum)
+    assert isinstance(plain, WeightedSum)
     assert isinstance(plain.pools[0], nn.MaxPool2d) and plain.weights.tolist() == [
         pytest.approx(-0.9)
     ]
     own = nn.Sequential(SpatialEnhancer(2, FEW, per_channel=True))
     own[0].pool.alpha.data = torch.tensor([[2.0, 0.0, 1.5], [-9.0, 0.0, 1.5]])
-    assert isinstance(derive_network(own)[0][0], nn.AvgPool2d)
+    assert isinstance(derive_network(own)[0][0][1], nn.AvgPool2d)
     whole = derive_network(own.eval(), keep=7)
     x = torch.randn(2, 2, 5, 5)
     torch.testing.assert_close(whole(x), own(x))
