@@ -39,6 +39,7 @@ def target_names(names: Sequence[str]) -> list[str]:
 
 def load_target(name: str) -> Target:
     """The target of one of :data:`NAMES`; its packages need not be there."""
+    (name,) = target_names([name])
     module = import_module(f"metapool_kernels.devices.targets.{name}")
     return cast(Target, getattr(module, _CLASSES[name])())
 

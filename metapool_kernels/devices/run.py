@@ -140,21 +140,21 @@ def _run_worker(name: str, folder: Path) -> None:
         )
     if done.returncode == -signal.SIGINT:
         raise KeyboardInterrupt
-    if done.returncode:
-        raise TargetError(_reason(done.returncode, log.read_text(errors="replace")))
+    if done.returncode or not (folder / worker.ANSWER).exists():
+        raise TargetError(_last_words(done.returncode, log.read_text(errors="replace")))
 
 
-def _reason(code: int, output: str) -> str:
-    """Of what a process has said the line that tells why it failed."""
+def _last_words(code: int, output: str) -> str:
+    """Of a process that has ended without an answer."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it says nothing"
-    if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}; its last words: {last}"
-    return last
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with {code}"
+    return f"its process ended {how}; its last words: {lines[-1] if lines else '(none)'}"
 
 
 def _read_answer(folder: Path, first: str) -> Answer:
     answer = json.loads((folder / worker.ANSWER).read_text())
+    if "reason" in answer:
+        raise TargetError(answer["reason"])
     outputs = folder / worker.OUTPUTS
     return Answer(
         files={name: (folder / first / name).read_bytes() for name in answer["files"]},

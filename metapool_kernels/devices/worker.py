@@ -31,8 +31,29 @@ Images = NDArray[np.float32]
 
 
 def main(name: str, folder: Path) -> None:
-    """Convert every network, run the images through the first, time all of them."""
+    """Write what came of the job, or why nothing did."""
     torch.set_num_threads(1)
+    try:
+        answer = _answer(name, folder)
+    except Exception as error:
+        answer = {"reason": _in_one_line(error)}
+    (folder / ANSWER).write_text(json.dumps(answer))
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The first line of what is wrong, and that of what it goes back to."""
+    root = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__ or root
+    lines = []
+    for each in (error, root):
+        text = next(filter(None, map(str.strip, str(each).splitlines())), "")
+        lines.append(f"{type(each).__name__}: {text}" if text else type(each).__name__)
+    return " <- ".join(dict.fromkeys(lines))
+
+
+def _answer(name: str, folder: Path) -> dict[str, Any]:
+    """Convert every network, run the images through the first, time all of them."""
     job = json.loads((folder / JOB).read_text())
     target = load_target(name)
     places = {network: folder / network for network in job["networks"]}
@@ -55,7 +76,7 @@ def main(name: str, folder: Path) -> None:
             for network, program in programs.items()
         }
         answer["latencies"] = interleaved(runs, job["samples"])
-    (folder / ANSWER).write_text(json.dumps(answer))
+    return answer
 
 
 def _outputs(

@@ -135,6 +135,7 @@ SECTIONS = (
             _tests("`torch.compile`: one graph, shapes without recompiling", "compile"),
             _tests("`torch.export`, AOTInductor", "export"),
             _tests("plain `torch.nn` forms of poolings and mixtures", "plain"),
+            _tests("what carries networks to the runtimes of devices", "devices"),
             _tests("`torch.func`, composed", "func"),
             _tests(
                 "autocast, parametrizations, meta device, copies, second derivatives",
