@@ -1,0 +1,130 @@
+"""``python -m benches.device_forms onnx``: what the form of an exported pooling costs on a runtime.
+
+MobileNetV2-0.35 with one kind of pooling in 16 layers, as ``torch.nn`` writes it by itself and as
+:class:`metapool_kernels.plain.Form` does, timed beside each other in the real runtime: one image,
+one thread. Needs the packages of the target. Adds to ``devices.json`` and ``.md`` under
+``benches/results/``; a minute or two for each target.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from benches.conditions import conditions, slug
+from benches.report import RESULTS
+from benches.tables import table
+from metapool_kernels.devices.registry import load_target
+from metapool_kernels.devices.run import TargetError, run_target
+from metapool_kernels.devices.target import trace
+from metapool_kernels.plain import Form, WeightedSum
+from metapool_kernels.search.surgery import add_enhancers
+
+WHOLE = Form(split_max=None, split_avg=None, pad_outside=False)
+STRIPS = Form(split_max=1, split_avg=1, pad_outside=True)
+PADDED = Form(split_max=None, split_avg=None, pad_outside=True)
+FORMS = {"whole": WHOLE, "padded outside": PADDED, "strips": STRIPS}
+
+POOLINGS = [f"{kind} {side}x{side}" for kind in ("max", "avg") for side in (3, 5, 7, 15)]
+NETWORKS = {
+    "skip": ("skip_connect",),
+    **{name: (name.replace(" ", "_pool_"),) for name in POOLINGS},
+}
+MIXTURE = ("max_pool_7x7", "avg_pool_7x7")
+
+
+class Stacked(nn.Module):
+    """A mixture as it is often written: its terms stacked, and summed over a fifth dimension."""
+
+    def __init__(self, mixture: WeightedSum) -> None:
+        super().__init__()
+        self.terms = mixture.terms
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([term(x) for term in self.terms]).sum(0)
+
+
+def network(candidates: tuple[str, ...], side: int) -> nn.Module:
+    """MobileNetV2-0.35 with enhancers of these candidates."""
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv2_035", num_classes=10)
+    add_enhancers(
+        model, torch.zeros(1, 3, side, side), r"blocks\.[1-6]\.\d+\.bn2", candidates=candidates
+    )
+    return model.eval()
+
+
+def measure(target: str, side: int, samples: int) -> dict[str, Any]:
+    """Medians in ms by network and form, or the reason why there is none."""
+    found: dict[str, Any] = {}
+    skip = trace(network(("skip_connect",), side), (3, side, side), WHOLE)
+    for name, candidates in [*NETWORKS.items(), ("max 7x7 + avg 7x7", MIXTURE)]:
+        model = network(candidates, side)
+        programs = {form: trace(model, (3, side, side), FORMS[form]) for form in _forms(name)}
+        try:
+            answer = run_target(target, {"skip": skip, **programs}, samples=samples)
+            found[name] = {key: 1e3 * each.median for key, each in answer.latencies.items()}
+        except TargetError as error:
+            found[name] = {"reason": str(error)}
+        print(target, name, json.dumps(found[name]), flush=True)
+    return found
+
+
+def _forms(name: str) -> list[str]:
+    """Those in which a network differs."""
+    if name == "skip":
+        return []
+    return [form for form in FORMS if form != "padded outside" or "avg" in name]
+
+
+def markdown(found: Mapping[str, Any]) -> Iterator[str]:
+    """The report."""
+    yield "# Poolings on the runtimes of devices\n"
+    yield "Made by `python -m benches.device_forms TARGET`. MobileNetV2-0.35 with the same pooling"
+    yield "in 16 layers, one image, one thread: times the same network with skip_connect, measured"
+    yield "in the same run; `whole` as torch.nn writes it, `strips` as (1, k) and (k, 1).\n"
+    for target, entry in found.items():
+        yield f"\n## {target}\n"
+        for name, text in entry["conditions"].items():
+            yield f"- {name}: {text}"
+        yield f"- images: {entry['side']} x {entry['side']}\n"
+        yield from table(("pooling", "skip, ms", *FORMS, "whole / strips"), _rows(entry["times"]))
+
+
+def _rows(times: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for name, row in times.items():
+        if "reason" in row:
+            yield (name, row["reason"], *[""] * (len(FORMS) + 1))
+            continue
+        each = [f"{row[form] / row['skip']:.2f}" if form in row else "" for form in FORMS]
+        gain = f"{row['whole'] / row['strips']:.2f}" if "strips" in row else ""
+        yield (name, f"{row['skip']:.2f}", *each, gain)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("targets", nargs="+")
+    parser.add_argument("--side", type=int, default=224, help="of the images")
+    parser.add_argument("--samples", type=int, default=30)
+    arguments = parser.parse_args()
+    folder = RESULTS / slug()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "devices.json"
+    for target in arguments.targets:
+        times = measure(target, arguments.side, arguments.samples)
+        # Read again: another target may have been measured meanwhile, in its own environment.
+        found = json.loads(file.read_text()) if file.exists() else {}
+        about = {name: text for name, text in conditions("").items() if name in ("CPU", "versions")}
+        about["packages"] = ", ".join(load_target(target).packages)
+        found[target] = {"conditions": about, "side": arguments.side, "times": times}
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "devices.md").write_text("\n".join(markdown(found)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
