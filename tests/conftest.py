@@ -65,7 +65,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What lies in this folder itself needs the op alone; folders below need more.
 
-    Tests marked large or slow run where ``-m`` names them, and nowhere else; of the others, those
+    Tests marked devices, large or slow run where ``-m`` names them, and nowhere else; of the others, those
     of ``--part``.
 
     The interpreter takes a second for a small map, a GPU for every kernel that it has to compile,
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("kernel")
-    for marker in ("large", "slow"):
+    for marker in ("devices", "large", "slow"):
         if marker not in config.option.markexpr:
             _keep(config, items, [item for item in items if not item.get_closest_marker(marker)])
     config.stash[selection.COLLECTED] = list(items)

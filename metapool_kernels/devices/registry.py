@@ -10,6 +10,7 @@ from metapool_kernels.devices.target import Target
 _CLASSES = {
     "onnx": "Onnx",
     "executorch": "ExecuTorch",
+    "executorch_portable": "ExecuTorchPortable",
     "litert": "LiteRT",
     "openvino": "OpenVino",
     "ncnn": "Ncnn",

@@ -1,0 +1,12 @@
+"""ExecuTorch without a delegate."""
+
+from typing import Any
+
+from metapool_kernels.devices.targets.executorch import ExecuTorch
+
+
+class ExecuTorchPortable(ExecuTorch):
+    """With its portable kernels alone, which run on every processor and are slow."""
+
+    def _partitioners(self) -> list[Any]:
+        return []

@@ -1,0 +1,107 @@
+"""Every target in its real runtime; METAPOOL_DEVICE says which, as `make test-devices` does."""
+
+import os
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metapool_kernels.devices.registry import load_target
+from metapool_kernels.devices.run import run_target
+from metapool_kernels.devices.target import trace
+from tests.devices import networks
+from tests.devices.networks import CHANNELS, HEIGHT, WIDTH
+
+pytestmark = pytest.mark.devices
+
+TARGETS = os.environ.get("METAPOOL_DEVICE", "onnx").split()
+TOLERANCE = 1e-5
+"""Of the largest output."""
+
+SMALL = (CHANNELS, HEIGHT, WIDTH)
+NETWORKS = {
+    "counted": (lambda: networks.EveryPooling(1, True), SMALL),
+    "uncounted": (lambda: networks.EveryPooling(1, False), SMALL),
+    "counted, stride 2": (lambda: networks.EveryPooling(2, True), SMALL),
+    "uncounted, stride (2, 1)": (lambda: networks.EveryPooling((2, 1), False), SMALL),
+    "attention": (networks.attention, SMALL),
+    "mobile": (networks.mobile, (3, 64, 64)),
+}
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+def differences(network: nn.Module, cases: Mapping[str, Tensor], outputs: Arrays) -> dict[str, str]:
+    """By case what is further from the truth than it may be, in words."""
+    found = {}
+    for name, batch in cases.items():
+        wanted = networks.truth(network, batch)
+        with torch.inference_mode():
+            own = (network(batch) - wanted).abs().max()
+        # An error of float32 itself, which the order of a sum decides, is nobody's fault.
+        allowed = max(TOLERANCE * wanted.abs().max(), 4 * own)
+        got = torch.from_numpy(outputs[name])
+        assert got.shape == wanted.shape
+        largest = (got - wanted).abs().max()
+        if not largest <= allowed:
+            found[name] = f"{largest:.2g} where {allowed:.2g} is allowed"
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_outputs(target: str, name: str) -> None:
+    make, shape = NETWORKS[name]
+    network = make().eval()
+    cases = {
+        f"{kind}, {batch}": images
+        for batch in (1, 4)
+        for kind, images in networks.images(batch, shape).items()
+    }
+    program = trace(network, shape, load_target(target).form)
+    answer = run_target(
+        target, {"network": program}, cases={key: batch.numpy() for key, batch in cases.items()}
+    )
+    assert not differences(network, cases, answer.outputs)
+    assert answer.files
+    assert answer.outside in (None, [])
+
+
+def test_differences_speak() -> None:
+    network = networks.EveryPooling(1, True).eval()
+    cases = networks.images(1, SMALL)
+    wrong = {}
+    for name, batch in cases.items():
+        out = networks.truth(network, batch).float()
+        wrong[name] = out.clone().numpy()
+        wrong[name][0, -1] += 2e-5 * out.abs().max().item() + (name == "zeros")
+    assert differences(network, cases, wrong).keys() == cases.keys()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_thread(target: str, tmp_path: Path) -> None:
+    # Large enough that a runtime would share it out.
+    network = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4)), nn.Flatten())
+    program = trace(network, (64, 48, 48), load_target(target).form)
+    images = torch.randn(1, 64, 48, 48).numpy()
+    runtime = load_target(target)
+    runtime.convert(program, tmp_path, 1)
+    run = runtime.load(tmp_path, 1)
+    run(images)
+    threads = len(os.listdir("/proc/self/task"))
+    wall, cpu = time.perf_counter(), _cpu()
+    for _ in range(20):
+        run(images)
+    wall, cpu = time.perf_counter() - wall, _cpu() - cpu
+    assert cpu <= 1.15 * wall, (cpu, wall, threads)
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
