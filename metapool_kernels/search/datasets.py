@@ -119,9 +119,9 @@ def _shows(name: str) -> bool:
 def _unread(images: Any) -> list[str]:
     """A warning where class folders hold files that are not taken for images, by their names."""
     read = set(files_of(images))
-    root = getattr(images, "root", None)
-    if not read or root is None:
+    if not (isinstance(images, (_VisibleImages, _TimmImages)) and read):
         return []
+    root = images.root
     suffixes: Counter[str] = Counter()
     for folder, _, names in os.walk(root, followlinks=True):
         inside = Path(folder).relative_to(root).parts
@@ -141,7 +141,7 @@ def _unread(images: Any) -> list[str]:
 
 def _nested(images: Any) -> list[str]:
     """A warning where classes have folders of their own, and so may not be the classes."""
-    if not isinstance(images, ImageFolder):
+    if not isinstance(images, _VisibleImages):  # others may have a root above their folder
         return []
     places = [Path(path).relative_to(images.root).parts for path, _ in images.samples]
     deep = next((parts for parts in places if len(parts) > 2), None)
@@ -252,7 +252,7 @@ class _TimmImages(Dataset[tuple[Image.Image, int]]):
 
     def __init__(self, reader: Any) -> None:
         self.reader = reader
-        self.root = getattr(reader, "root", None)
+        self.root = getattr(reader, "root", "")
         self.class_to_idx = reader.class_to_idx
         if hasattr(reader, "samples"):
             self.samples = reader.samples
