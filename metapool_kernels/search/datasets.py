@@ -3,6 +3,7 @@
 import inspect
 import operator
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from metapool_kernels.search.images import (
     read_image,
     training_transform,
 )
+
+_NAMED = 5
+"""How many file extensions a warning names."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,41 @@ class _VisibleImages(ImageFolder):  # type: ignore[misc]
         return all(map(_shows, parts)) and is_image_file(path)
 
 
+_CLUTTER = ("__macosx", "thumbs.db", "desktop.ini")
+"""What systems put into folders that one looks at, besides names that begin with a dot."""
+
+
 def _shows(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
+    return not name.startswith(".") and name.lower() not in _CLUTTER
 
 
-def _nested(images: ImageFolder) -> list[str]:
+def _unread(images: Any) -> list[str]:
+    """A warning where class folders hold files that are not taken for images, by their names."""
+    read = set(files_of(images))
+    if not (isinstance(images, (_VisibleImages, _TimmImages)) and read):
+        return []
+    root = images.root
+    suffixes: Counter[str] = Counter()
+    for folder, _, names in os.walk(root, followlinks=True):
+        inside = Path(folder).relative_to(root).parts
+        if inside and all(map(_shows, inside)):
+            others = (name for name in names if os.path.join(folder, name) not in read)
+            suffixes.update(Path(name).suffix.lower() for name in others if _shows(name))
+    if not suffixes:
+        return []
+    kinds = [f"{repr(suffix) if suffix else 'none'} ({n})" for suffix, n in suffixes.most_common()]
+    if len(kinds) > _NAMED:
+        kinds[_NAMED:] = ["others"]
+    return [
+        f"{suffixes.total()} files in class folders of {str(root)!r} are not read, as their "
+        f"extensions are none of those of images: {', '.join(kinds)}; save images as PNG or JPEG"
+    ]
+
+
+def _nested(images: Any) -> list[str]:
     """A warning where classes have folders of their own, and so may not be the classes."""
+    if not isinstance(images, _VisibleImages):  # others may have a root above their folder
+        return []
     places = [Path(path).relative_to(images.root).parts for path, _ in images.samples]
     deep = next((parts for parts in places if len(parts) > 2), None)
     if deep is None:
@@ -219,6 +252,7 @@ class _TimmImages(Dataset[tuple[Image.Image, int]]):
 
     def __init__(self, reader: Any) -> None:
         self.reader = reader
+        self.root = getattr(reader, "root", "")
         self.class_to_idx = reader.class_to_idx
         if hasattr(reader, "samples"):
             self.samples = reader.samples
@@ -333,7 +367,7 @@ def _assemble(config: DataConfig, train: _Part, evaluation: _Part) -> Data:
         evaluation=range(len(evaluation.targets)),
         classes=classes,
         image_shape=(channels, height, width),
-        warnings=tuple(_nested(train.images)) if isinstance(train.images, ImageFolder) else (),
+        warnings=(*_nested(train.images), *_unread(train.images), *_unread(evaluation.images)),
     )
 
 

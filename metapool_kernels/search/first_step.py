@@ -16,6 +16,9 @@ from metapool_kernels.search.processes import seed_epoch
 LARGEST_ERROR = 0.01
 """Of a gradient, as a share of its length; rounding alone makes far less."""
 
+_SUM_ERROR = 1e-3
+"""Of probabilities that should sum to one."""
+
 _IMAGES = 8
 """How many the gradients are compared on."""
 
@@ -23,8 +26,11 @@ _IMAGES = 8
 _REFUSALS = (RuntimeError, ValueError, LookupError, ArithmeticError)
 
 
-def check_first_step(search: Search) -> None:
+def check_first_step(search: Search) -> list[str]:
     """Take a step of each level as the search does, on its images and labels, and take it back.
+
+    Returns:
+        Warnings: what is doubtful about the network.
 
     Raises:
         UserError: the network does not train on such batches or with these optimizers, the
@@ -46,6 +52,7 @@ def check_first_step(search: Search) -> None:
     for loss in _take_back_steps(search, *batches):
         if not loss.isfinite():
             raise UserError(f"the loss of the first step is {loss.item()}; check model.weights")
+    return _softmax_warnings(search, batches[0][0])
 
 
 def _take_back_steps(
@@ -66,6 +73,27 @@ def _take_back_steps(
         restore()
         search.begin_training()
     return losses
+
+
+def _softmax_warnings(search: Search, batch: Batch) -> list[str]:
+    """A warning where all outputs for a batch are probabilities.
+
+    Cross entropy takes a softmax itself. A second one leaves hardly any gradient; log_softmax does
+    no harm, as its own softmax is what it was taken of.
+    """
+    restore = _snapshot(search.supernet.model)
+    search.model.train()
+    with torch.no_grad(), search.accelerator.autocast():
+        outputs = search.supernet.model(batch[0])
+    restore()
+    error = (outputs.float().sum(1) - 1).abs().max()
+    rounding = torch.finfo(outputs.dtype).eps
+    if (outputs < 0).any() or error > max(_SUM_ERROR, rounding):
+        return []
+    return [
+        f"{search.config.model.name!r} ends in a softmax, and the loss takes another: it hardly "
+        "learns; let it return what goes into the softmax"
+    ]
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:

@@ -48,12 +48,12 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
         split.check(data)
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))
     search = Search(config, backbone, data, split, accelerator, initial_tensors(config))
-    check_first_step(search)
+    doubts = check_first_step(search)
 
     def begin() -> None:
         run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)
         run.write(run_folder.SPLIT, json.dumps(asdict(split)) + "\n")
-        warn(split_warnings(data, split))
+        warn([*split_warnings(data, split), *doubts])
 
     on_main(accelerator, begin)
     checkpoint = run.load_checkpoint()

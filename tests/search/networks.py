@@ -149,6 +149,16 @@ class NotANumber(Small):
         return super().features(x) / (0.0 if self.training else 1.0)
 
 
+class Softmax(Small):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).softmax(1)
+
+
+class LogSoftmax(Small):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).log_softmax(1)
+
+
 def _weight_norm(num_classes: int, in_chans: int) -> nn.Module:
     network = Small(num_classes, in_chans)
     nn.utils.parametrizations.weight_norm(network.mid)
@@ -242,4 +252,5 @@ def few_classes(num_classes: int, in_chans: int) -> nn.Module:
 
 held, reentrant, unsteady, several = Held, Reentrant, Unsteady, Several
 no_backward, not_a_number, recomputed = NoBackward, NotANumber, AllAgain
+ordinary, softmax, log_softmax = Small, Softmax, LogSoftmax
 """As ``model.name`` asks for them."""

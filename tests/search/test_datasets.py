@@ -257,6 +257,15 @@ def test_torchvision_names_that_do_not_work(name: str, said: str, tmp_path: Path
     assert said in refusal(tmp_path, kind="torchvision", name=name)
 
 
+def test_imagenet_has_its_root_above_its_parts(tmp_path: Path) -> None:
+    """Where classes are not the folders that the root holds, none is taken for a nested one."""
+    root = make_image_folder(tmp_path, classes=2)
+    (root / "val" / "class_0" / "note.txt").touch()
+    torch.save(({"class_0": ("tench",), "class_1": ("shark",)}, []), root / "meta.bin")
+    data = load(root, kind="torchvision", name="ImageNet")
+    assert data.classes == ["tench", "shark"] and data.warnings == ()
+
+
 @pytest.mark.parametrize("evaluation", ["val", "validation"])
 def test_timm_by_name_on_a_folder(evaluation: str, tmp_path: Path) -> None:
     make_image_folder(tmp_path, parts=("train", evaluation))

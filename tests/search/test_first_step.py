@@ -59,6 +59,19 @@ def test_what_can_be_searched_is(name: str, tmp_path: Path) -> None:
     assert search(name, tmp_path / "run", search__alpha__method="second-order") == 0
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("name, warned", [("softmax", True), ("log_softmax", False)])
+def test_a_network_that_ends_in_a_softmax_is_warned_about(
+    name: str, warned: bool, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss takes one itself; of log_softmax it makes the same."""
+    first_order = {"search__alpha__method": "first-order"}
+    assert search(name, tmp_path / "run", precision=precision, **first_order) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "softmax" in line]
+    expected = f"metapool: warning: 'tests.search.networks:{name}' ends in a softmax"
+    assert len(warnings) == warned and all(line.startswith(expected) for line in warnings)
+
+
 @pytest.mark.costly
 def test_gradient_checkpointing_of_timm_changes_no_number(tmp_path: Path) -> None:
     folders = tmp_path / "saving", tmp_path / "plain"

@@ -1,6 +1,7 @@
 """Data that would make a result worthless are noticed before anything is trained."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,32 @@ def test_folders_one_level_off(tmp_path: Path) -> None:
     assert "are in one class, 'images', and there is nothing to tell apart" in said
     (warning,) = load(tmp_path / "two").warnings
     assert "train/left/class_0' count as class 'left'" in warning
+
+
+@pytest.mark.parametrize("kind", ["folder", "timm"])
+def test_files_that_are_not_read_are_counted(kind: str, tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path / "images")
+    for name in ("train/class_0/a.HEIC", "train/class_1/deep/b.heic", "train/class_1/c"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    unsaid = ("list.csv", ".DS_Store", "class_0/Thumbs.db", "class_0/.git/config")
+    for name in (*(f"val/{name}" for name in unsaid), "val/class_1/d.jpe\n"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    train, val = load(root, kind=kind, name="folder").warnings
+    counted = r"files in class folders of .*/{}' are not read, .* images: {}; save images as PNG"
+    assert re.match("3 " + counted.format("train", r"'\.heic' \(2\), none \(1\)"), train)
+    assert re.match("1 " + counted.format("val", r"'\.jpe\\n' \(1\)"), val)
+
+
+def test_of_many_extensions_five_are_named(tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path)
+    for number in range(8):
+        for count in range(8 - number):
+            (root / "train" / "class_2" / f"{count}.x{number}").touch()
+    (warning,) = load(root).warnings
+    assert warning.startswith("36 files in class folders")
+    assert "'.x0' (8), '.x1' (7), '.x2' (6), '.x3' (5), '.x4' (4), others; " in warning
 
 
 def photo(path: Path, exif: bytes) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
