@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -127,9 +128,10 @@ def _program_bytes(program: ExportedProgram) -> bytes:
 
 def _onnx_bytes(program: ExportedProgram) -> bytes:
     try:
-        exported = torch.onnx.export(
-            program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
+        with redirect_stdout(io.StringIO()):  # onnxscript 0.6.0 prints how many rules it applied
+            exported = torch.onnx.export(
+                program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+            )
     except Exception as error:
         raise UserError(f"torch.onnx cannot take this network: {error}") from error
     assert exported is not None
