@@ -19,7 +19,8 @@ from metapool_kernels import nn as modules
 from metapool_kernels import reference
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.search.backbone import make_backbone
-from metapool_kernels.search.config import Config, config_parser, to_config
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.config_file import config_parser, to_config
 from metapool_kernels.search.data import split_data
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.loop import Search

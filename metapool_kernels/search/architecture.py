@@ -1,22 +1,14 @@
 """``architecture.json``: what a search has found, and all it takes to build it again."""
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import jsonargparse
 
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.json_file import parse_json
+from metapool_kernels.search.json_file import Format
 from metapool_kernels.search.stopping import Reason
-
-FORMAT = "metapool-architecture"
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -80,52 +72,6 @@ class Architecture:
     insert_after_type: str | None = None
 
 
-def to_json(architecture: Architecture) -> str:
-    """The content of ``architecture.json``."""
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(architecture)}
-    return json.dumps(content, indent=2) + "\n"
-
-
-def load_architecture(path: Path) -> Architecture:
-    """Read ``architecture.json``.
-
-    Raises:
-        UserError: there is none, it is cut off, not such a file, from a newer version, or holds
-            something that cannot be.
-    """
-    try:
-        content = parse_json(path.read_text(), finite=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {str(path)!r}; run 'metapool search' to its end") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} is not a complete JSON file: {error}") from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise UserError(f"{str(path)!r} is not an architecture file of metapool search")
-    version = content.pop("format_version", None)
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise UserError(
-            f"{str(path)!r} has format version {version}; this metapool_kernels reads "
-            f"{FORMAT_VERSION}: use the version that wrote it"
-        )
-    try:
-        architecture = _parse(content)
-        _check(architecture)
-    except MemoryError:
-        raise  # which says nothing about the file
-    # The parser meets whatever stands in the file, and not all that it trips over is its own error.
-    except Exception as error:
-        raise UserError(f"{str(path)!r} is not valid: {error}") from error
-    return architecture
-
-
-def _parse(content: dict[str, Any]) -> Architecture:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--architecture", type=Architecture, required=True)
-    parsed = parser.parse_object({"architecture": content})
-    architecture: Architecture = parser.instantiate(parsed).architecture
-    return architecture
-
-
 def _check(architecture: Architecture) -> None:
     parse_candidates(architecture.candidates)
     unknown = set(architecture.extra_candidates) - set(EXTRA_CANDIDATES)
@@ -155,3 +101,28 @@ def _check(architecture: Architecture) -> None:
         fits = len(layer.weights) == len(layer.choice) and min(layer.weights) > 0
         if not fits or not math.isclose(sum(layer.weights), 1, rel_tol=1e-4):
             raise ValueError(f"layer {layer.name!r} has weights {layer.weights} for its choice")
+
+
+_FORMAT = Format(
+    kind=Architecture,
+    name="metapool-architecture",
+    version=1,
+    what="an architecture file of metapool search",
+    origin="run 'metapool search' to its end",
+    check=_check,
+)
+
+
+def to_json(architecture: Architecture) -> str:
+    """The content of ``architecture.json``."""
+    return _FORMAT.to_json(architecture)
+
+
+def load_architecture(path: Path) -> Architecture:
+    """Read ``architecture.json``.
+
+    Raises:
+        UserError: there is none, it is cut off, not such a file, from a newer version, or holds
+            something that cannot be.
+    """
+    return _FORMAT.load(path)

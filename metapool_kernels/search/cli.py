@@ -1,4 +1,4 @@
-"""``metapool search | adapt | evaluate | plot | export``."""
+"""``metapool cost | search | adapt | evaluate | plot | export``."""
 
 import os
 import select
@@ -23,13 +23,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 from metapool_kernels.devices.registry import NAMES, target_names
-from metapool_kernels.search.config import Config, check_sections, config_parser, to_config
+from metapool_kernels.search.config import Config, UserPath
+from metapool_kernels.search.config_file import check_sections, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, ToldError, UserError
 from metapool_kernels.search.interrupts import never_lost
 from metapool_kernels.search.run_folder import ADAPT, CONFIG
 from metapool_kernels.search.yaml_file import MODE, parse_yaml
 
 _COMMANDS = {
+    "cost": "measure or count what each pooling costs in each layer, for search.cost.file",
     "search": "choose a pooling for every layer",
     "adapt": "train the network that was found, and its controls at the same budget",
     "evaluate": "measure these networks on the images that no training has seen",
@@ -110,6 +112,10 @@ def _run(command: str, config: Config, settings: Any) -> None:
     elif command == "adapt":
         again = {"resume": settings.resume, "overwrite": settings.overwrite}
         module.run_adapt(config, jobs=int(settings.jobs), **again)
+    elif command == "cost":
+        module.run_cost(config, target=settings.target, file=settings.file)
+    elif command == "plot":
+        module.run_plot(config, beside=settings.beside)
     elif command == "export":
         module.run_export(config, _targets(settings.target))
     else:
@@ -168,37 +174,63 @@ def _parser() -> jsonargparse.ArgumentParser:
             f"({', '.join(preset_names())}); may be repeated, the later one wins; options win over "
             "all of them",
         )
-        if name == "search":
-            command.add_argument(
-                "--dry_run",
-                action="store_true",
-                help="print where enhancers would go, and write nothing",
-            )
-        if name in ("search", "adapt"):
-            either = command.add_mutually_exclusive_group()
-            either.add_argument(
-                "--resume", action="store_true", help="go on after the last finished epoch"
-            )
-            either.add_argument(
-                "--overwrite", action="store_true", help="delete what the output folder holds"
-            )
-        if name == "export":
-            command.add_argument(
-                "--target",
-                default="onnx",
-                help=f"runtimes to convert for and to try the result in: {','.join(NAMES)}, one or "
-                "several with commas between them; each is an extra of this package",
-            )
-        if name == "adapt":
-            command.add_argument(
-                "--jobs",
-                type=PositiveInt,
-                default=1,
-                help="networks to train at a time, each in a process of its own; give each its "
-                "share of the cores by --threads",
-            )
+        _add_options(name, command)
         commands.add_subcommand(name, command, help=description)
     return parser
+
+
+def _add_options(name: str, command: jsonargparse.ArgumentParser) -> None:
+    """What a command takes beside the settings."""
+    if name == "search":
+        command.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="print where enhancers would go, and write nothing",
+        )
+    if name in ("search", "adapt"):
+        either = command.add_mutually_exclusive_group()
+        either.add_argument(
+            "--resume", action="store_true", help="go on after the last finished epoch"
+        )
+        either.add_argument(
+            "--overwrite", action="store_true", help="delete what the output folder holds"
+        )
+    if name == "export":
+        command.add_argument(
+            "--target",
+            default="onnx",
+            help=f"runtimes to convert for and to try the result in: {','.join(NAMES)}, one or "
+            "several with commas between them; each is an extra of this package",
+        )
+    if name == "adapt":
+        command.add_argument(
+            "--jobs",
+            type=PositiveInt,
+            default=1,
+            help="networks to train at a time, each in a process of its own; give each its "
+            "share of the cores by --threads",
+        )
+    if name == "cost":
+        command.add_argument(
+            "--target",
+            required=True,
+            help="a runtime on this machine, as in metapool export; or counted "
+            "(multiply-adds and comparisons), counted-bytes",
+        )
+        command.add_argument(
+            "--file",
+            type=UserPath,
+            help="where the table goes; the output folder's name with .cost.json behind it "
+            "unless it is given",
+        )
+    if name == "plot":
+        command.add_argument(
+            "--beside",
+            type=UserPath,
+            nargs="+",
+            default=[],
+            help="folders of other evaluated runs, to be drawn beside this one in front.png",
+        )
 
 
 def _targets(text: str) -> list[str]:
@@ -230,7 +262,7 @@ class _Config(jsonargparse.ActionConfigFile):  # type: ignore[misc, name-defined
 
 def _how_to_go_on(command: str, config: Config) -> str:
     folder = Path(config.output) / (ADAPT if command == "adapt" else "")
-    if not (folder / CONFIG).exists():
+    if command == "cost" or not (folder / CONFIG).exists():
         return "nothing has been written"
     option = ["--resume"] if command in ("search", "adapt") else []
     call = ["metapool", command, "--config", str(folder / CONFIG), *option]

@@ -1,17 +1,13 @@
-"""The settings, as dataclasses. The YAML file and the command line both fill these.
+"""The settings, as dataclasses; ``config_file.py`` fills them from files and the command line.
 
 Defaults are those of the author's experiments on CIFAR-10 where they are known, ours elsewhere.
 """
 
-import filecmp
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import jsonargparse
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeInt,
@@ -24,8 +20,6 @@ from jsonargparse.typing import (
 )
 
 from metapool_kernels import DEFAULT_CANDIDATES
-from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.yaml_file import MODE
 
 Method = Literal["first-order", "fomaml", "second-order", "finite-difference"]
 Rule = Literal["margin", "max_probability", "entropy", "stable_ranking", "perturbation"]
@@ -268,6 +262,25 @@ class StopConfig:
 
 
 @dataclass
+class CostConfig:
+    """What a network may cost on its device.
+
+    The expected cost is the sum over the layers of p_j t_j, as a multiple of what the network costs
+    with skip_connect in every layer: 1 there, 1.5 where poolings add half of that.
+
+    Args:
+        file: the costs of the candidates, see ``metapool cost``; null: costs play no part.
+        weight: of the expected cost beside the loss on the alpha half; 0 only takes note of it.
+        budget: what the expected cost is held to: its weight begins with ``weight``, rises while
+            the cost is higher and falls while it is lower, but not below 0. null: it stays.
+    """
+
+    file: UserPath | None = None
+    weight: NonNegativeFinite = 0.0
+    budget: PositiveFinite | None = None
+
+
+@dataclass
 class SearchConfig:
     """The search.
 
@@ -280,6 +293,7 @@ class SearchConfig:
         weights: the lower level.
         alpha: the upper level.
         stop: the stopping rule.
+        cost: what the network may cost on its device.
     """
 
     epochs: PositiveInt = 100
@@ -290,6 +304,7 @@ class SearchConfig:
     weights: WeightConfig = field(default_factory=WeightConfig)
     alpha: AlphaConfig = field(default_factory=AlphaConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
 
 
 @dataclass
@@ -340,106 +355,3 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-
-
-def config_parser(**options: Any) -> jsonargparse.ArgumentParser:
-    """A parser of all settings; ``options`` are those of ``jsonargparse.ArgumentParser``."""
-    parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **options
-    )
-    parser.add_class_arguments(Config)
-    return parser
-
-
-def check_sections(settings: jsonargparse.Namespace) -> None:
-    """Refuse sections without settings, of which jsonargparse makes ``None``.
-
-    Raises:
-        ValueError: there is one.
-    """
-    for name in _sections(Config):
-        if settings.get(name) is None:
-            raise ValueError(f"section {name!r} is empty; put settings into it or take it out")
-
-
-def to_config(settings: jsonargparse.Namespace) -> Config:
-    """What a parser has instantiated, as one object of plain numbers."""
-    return Config(**{item.name: _plain(settings[item.name]) for item in fields(Config)})
-
-
-def _sections(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Names of the settings that hold others, the outer ones first."""
-    for item in fields(kind):
-        if is_dataclass(item.type):
-            yield f"{prefix}{item.name}"
-            yield from _sections(item.type, f"{prefix}{item.name}.")
-
-
-def _plain(value: Any) -> Any:
-    """``value`` without jsonargparse's own types, which checkpoints could not hold."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _plain(getattr(value, f.name)) for f in fields(value)})
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_plain, value))
-    for kind in (float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
-
-
-def to_yaml(config: Config) -> str:
-    """All settings as YAML."""
-    parser = config_parser()
-    text: str = parser.dump(parser.parse_object(asdict(config)))
-    return text
-
-
-def load_config(path: Path) -> Config:
-    """Read what :func:`to_yaml` has written.
-
-    Raises:
-        UserError: the file is not there or is no such file.
-    """
-    parser = config_parser()
-    try:
-        settings = parser.parse_path(str(path))
-        check_sections(settings)
-        return to_config(parser.instantiate(settings))
-    except (jsonargparse.ArgumentError, TypeError, ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} holds no settings of metapool search: {error}") from error
-
-
-_CHANGE_NO_NUMBER = ("data.root", "data.download", "data.workers")
-"""What a run may go on with otherwise: the images themselves are compared, see data.py."""
-
-
-def differences(old: Config, new: Config, sections: Sequence[str]) -> list[str]:
-    """What has changed between two configurations in some of their fields, in words.
-
-    A section is a field (``data.kind``) or all that is below it (``data``). What can change no
-    number is left out.
-    """
-    before, after = (dict(_leaves(asdict(config), "")) for config in (old, new))
-    return [
-        f"{name}: {before.get(name)} -> {after.get(name)}"
-        for name in sorted(before | after)
-        if any(f"{name}.".startswith(f"{section}.") for section in sections)
-        and name not in _CHANGE_NO_NUMBER
-        and before.get(name) != after.get(name)
-        and not (name == "model.weights" and _same_file(old.model.weights, new.model.weights))
-    ]
-
-
-def _same_file(one: str | None, other: str | None) -> bool:
-    try:
-        return one is not None and other is not None and filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return False
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

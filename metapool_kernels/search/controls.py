@@ -9,6 +9,7 @@ from torch import nn
 from metapool_kernels.candidates import parse_candidate
 from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.config import Control
+from metapool_kernels.search.cost_table import CostTable
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder
@@ -51,6 +52,16 @@ def build_network(
             architecture.backbone.load_initial_weights(network, initial)
         return network
     return derive(_with_choices(name, architecture, seed), seed, initial=initial)
+
+
+def network_cost(
+    name: str, architecture: Architecture, seed: int, table: CostTable
+) -> float | None:
+    """What ``searched`` or a control costs by a table, if it has all that it takes."""
+    if name == "none":
+        return table.none
+    layers = _with_choices(name, architecture, seed).layers
+    return table.network({layer.name: layer.choice for layer in layers})
 
 
 def _with_choices(name: str, architecture: Architecture, seed: int) -> Architecture:

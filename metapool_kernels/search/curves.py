@@ -89,6 +89,27 @@ def _mark_warmup(panel: Axes, search: Sequence[SearchEpoch]) -> None:
         )
 
 
+def cost_figure(search: Sequence[SearchEpoch]) -> Figure:
+    """Expected cost over the epochs of a search, and the weight of one unit of it."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    panel = figure.subplots()
+    behind = panel.twinx()
+    epochs = [row.epoch for row in search]
+    for axes, column, color, marker, label in (
+        (panel, "expected_cost", BLUE, "o", "expected cost (skip_connect: 1)"),
+        (behind, "cost_weight", ORANGE, "s", "weight of one unit of it"),
+    ):
+        numbers = [getattr(row, column) for row in search]
+        axes.plot(epochs, numbers, color=color, marker=marker, markersize=4)
+        axes.set_ylabel(label, color=color)
+        axes.tick_params(axis="y", colors=color)
+        axes.spines["top"].set_visible(False)
+    behind.set_ylim(bottom=0)
+    panel.set_xlabel("epoch of the search")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
 def training_figure(
     search: Sequence[SearchEpoch], training: Mapping[str, Sequence[Sequence[TrainingEpoch]]]
 ) -> Figure:

@@ -1,7 +1,6 @@
 """``metapool evaluate``: accuracy of the trained networks on the evaluation split."""
 
 import json
-from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,9 +10,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from metapool_kernels.search import run_folder
-from metapool_kernels.search.architecture import load_architecture
-from metapool_kernels.search.config import Config, load_config
-from metapool_kernels.search.controls import load_network, meaning, network_names
+from metapool_kernels.search.architecture import Architecture, load_architecture
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.config_file import load_config
+from metapool_kernels.search.controls import load_network, meaning, network_cost, network_names
+from metapool_kernels.search.cost_table import FORMAT, CostTable, load_table
 from metapool_kernels.search.data import Data, evaluation_batches, image_settings
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.gains import costs, gains, spread_note
@@ -21,7 +22,7 @@ from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main
 from metapool_kernels.search.report import format_table, warn
-from metapool_kernels.search.results import Results, load_results
+from metapool_kernels.search.results import Evaluation, Results, load_results
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder, network_folder
 from metapool_kernels.search.steps import to_device
 
@@ -52,30 +53,50 @@ def run_evaluate(config: Config) -> None:
         warn(data.warnings)
         if split.differs_in_evaluation(data):
             warn([f"the {len(data.evaluation)} images for evaluation are not those of the search"])
+    table = _cost_table(config, searched, architecture)
     networks: dict[str, dict[str, Any]] = {}
     for (name, seed), folder in trained.items():
         network = load_network(name, architecture, seed, folder).to(accelerator.device)
         entry = networks.setdefault(name, _head(name, network, trained_with))
         entry["seeds"][str(seed)] = measure(network, data, config, accelerator)
+        if table is not None:
+            entry["seeds"][str(seed)]["cost"] = network_cost(name, architecture, seed, table)
     for entry in networks.values():
         accuracies = [result["accuracy"] for result in entry["seeds"].values()]
         entry["mean"] = mean(accuracies)
         entry["std"] = stdev(accuracies) if len(accuracies) > 1 else None
-    results = {"images": len(data.evaluation), "networks": networks}
+    results: dict[str, Any] = {"images": len(data.evaluation), "networks": networks}
+    if table is not None:
+        results["cost"] = {"target": table.target, "unit": table.unit, "skip": table.skip}
 
     def finish() -> None:
         searched.write(run_folder.EVALUATION, json.dumps(results, indent=2) + "\n")
         draw(searched)
-        print(_table(results))
-        _print_gains(load_results(searched))
+        _print(load_results(searched))
         print(f"report: {searched / run_folder.REPORT}")
 
     on_main(accelerator, finish)
 
 
-def _print_gains(results: Results) -> None:
-    if results.evaluation is None:
-        return
+def _cost_table(
+    config: Config, searched: RunFolder, architecture: Architecture
+) -> CostTable | None:
+    """That of the search, or another one if the settings name another."""
+    own, file = searched / run_folder.COST, config.search.cost.file
+    if own.exists() and file in (None, load_config(searched / run_folder.CONFIG).search.cost.file):
+        table: CostTable | None = FORMAT.load(own)
+    else:
+        table = load_table(config.search.cost)
+    if table is None:
+        return None
+    candidates = [*architecture.candidates, *architecture.extra_candidates]
+    name = "search.cost.file"
+    return table.fitted(name, architecture.backbone, architecture.layers, candidates)
+
+
+def _print(results: Results) -> None:
+    assert results.evaluation is not None
+    print(_table(results.evaluation))
     print("\nThe searched network has, in accuracy:")
     for line in gains(results.evaluation):
         print(f"  {line}")
@@ -118,21 +139,24 @@ def measure(
     }
 
 
-def _table(results: Mapping[str, Any]) -> str:
+def _table(evaluation: Evaluation) -> str:
+    unit = evaluation.cost
     rows = []
-    for name, entry in results["networks"].items():
-        spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
-        correct = [str(result["correct"]) for result in entry["seeds"].values()]
+    for name, result in evaluation.networks.items():
+        spread = "" if result.std is None else f" ± {result.std:.2f}"
+        correct = [str(one.correct) for one in result.seeds.values()]
         rows.append(
             (
                 name,
-                entry["start"],
-                str(entry["epochs"]),
-                f"{entry['parameters']:,}",
-                f"{entry['mean']:.2f}%{spread}",
-                f"{', '.join(correct)} of {results['images']}",
+                result.start,
+                str(result.epochs),
+                f"{result.parameters:,}",
+                *([] if unit is None else [unit.text(result.cost)]),
+                f"{result.mean:.2f}%{spread}",
+                f"{', '.join(correct)} of {evaluation.images}",
                 meaning(name),
             )
         )
-    head = ("network", "start", "epochs", "parameters", "accuracy", "correct", "what it shows")
-    return format_table(head, rows)
+    cost = () if unit is None else (f"cost ({unit.target})",)
+    head = ("network", "start", "epochs", "parameters", *cost, "accuracy", "correct")
+    return format_table((*head, "what it shows"), rows)

@@ -7,6 +7,7 @@ from statistics import fmean, median, stdev
 from scipy.special import stdtrit
 
 from metapool_kernels.search.controls import meaning
+from metapool_kernels.search.cost_table import amount
 from metapool_kernels.search.curves import in_order, network_name
 from metapool_kernels.search.results import Evaluation, Results
 from metapool_kernels.search.run_folder import SEARCHED
@@ -79,6 +80,22 @@ def spread_note(evaluation: Evaluation) -> str:
 
 def costs(results: Results) -> str:
     """What the search took, and what the network takes beside the one without enhancers."""
+    return f"{_training_costs(results)}{_device_cost(results.evaluation)}"
+
+
+def _device_cost(evaluation: Evaluation | None) -> str:
+    if evaluation is None or evaluation.cost is None or SEARCHED not in evaluation.networks:
+        return ""
+    unit, cost = evaluation.cost, evaluation.networks[SEARCHED].cost
+    if cost is None:
+        return ""
+    return (
+        f" By the cost table ({unit.target}) it takes {amount(cost, unit.unit)}, "
+        f"{cost / unit.skip:.2f} times as much as with skip_connect in every layer."
+    )
+
+
+def _training_costs(results: Results) -> str:
     seconds = sum(row.seconds for row in results.search)
     text = f"The search took {seconds:.0f} s in {len(results.search)} epochs"
     epochs = {

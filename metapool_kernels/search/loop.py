@@ -18,6 +18,7 @@ from metapool_kernels.search.bilevel import (
     importances,
 )
 from metapool_kernels.search.config import Config
+from metapool_kernels.search.cost_table import CostTable
 from metapool_kernels.search.data import (
     Batch,
     Data,
@@ -26,6 +27,7 @@ from metapool_kernels.search.data import (
     steps_per_epoch,
     training_batches,
 )
+from metapool_kernels.search.expected_cost import ExpectedCost
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer, make_weight_optimizer
 from metapool_kernels.search.processes import (
     check_processes,
@@ -58,11 +60,14 @@ class Search:
         split: Split,
         accelerator: Accelerator,
         initial: Mapping[str, Tensor] | None = None,
+        table: CostTable | None = None,
     ) -> None:
         """Build the supernet, with its weights as drawn or as ``initial``.
 
+        ``table`` has what the candidates cost, where costs play a part.
+
         Raises:
-            UserError: the schedule, the model or the number of processes does not work.
+            UserError: the schedule, the model, the number of processes or the table does not work.
         """
         self.config = config
         self.settings = settings = config.search
@@ -81,6 +86,10 @@ class Search:
             deadline=deadline,
             progressive=settings.progressive,
         )
+        self.table = None
+        if table is not None:
+            names = self.supernet.candidate_names
+            self.table = table.fitted("search.cost.file", backbone, self.supernet.sites, names)
         self.begin_training()
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
@@ -97,6 +106,10 @@ class Search:
         self.alpha_optimizer = make_alpha_optimizer(
             self.supernet.alphas(self.layers), settings.alpha
         )
+        self.cost = None
+        if self.table is not None:
+            costs = self.table.relative(self.supernet.candidate_names)
+            self.cost = ExpectedCost(costs, settings.cost, settings.alpha.lr)
 
     def train(self, run: RunFolder) -> None:
         """Search until every layer has stopped, saving after each epoch.
@@ -129,6 +142,8 @@ class Search:
         self._stop_layers()
         row["seconds"] = round(time.perf_counter() - started, 2)  # what a rule measures counts
         row["stopped"] = len(self.stopping.stops)
+        if self.cost is not None:
+            row |= self.cost.numbers(self.supernet.alphas(self.stopping.open_layers))
         self.history.append(row)
         return row
 
@@ -186,7 +201,8 @@ class Search:
 
     def _alpha_step(self, found: Sequence[Hypergradient]) -> tuple[Tensor, Tensor]:
         alphas = self.supernet.alphas(self.stopping.open_layers)
-        return alpha_step(self.accelerator, alphas, self.alpha_optimizer, found)
+        of_cost = None if self.cost is None else self.cost.step(alphas)
+        return alpha_step(self.accelerator, alphas, self.alpha_optimizer, found, of_cost)
 
     def _weight_step(self, train: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         weights = self.settings.weights
@@ -263,7 +279,10 @@ class Search:
             self.model = prepare_model(self.accelerator, self.supernet.model)
 
     def _importances(self) -> dict[str, list[float]]:
-        """Of the open layers' candidates, for the loss on the alpha half, over all processes."""
+        """Of the open layers' candidates, over all processes.
+
+        For the loss on the alpha half and the weighted cost: to leave out a dear one saves.
+        """
         layers = self.stopping.open_layers
         count = min(
             self.settings.stop.batches,
@@ -273,14 +292,19 @@ class Search:
         # The same images at each check.
         batches = list(islice(self._batches(self.split.alpha, 0, self.config.seed), count))
         self.supernet.model.train()
-        found = importances(self.objective([], layers), [], self.supernet.alphas(layers), batches)
-        means = mean_over_processes(self.accelerator, found)
+        alphas = self.supernet.alphas(layers)
+        objective = self.objective([], layers)
+        if self.cost is not None:
+            objective = self.cost.beside(objective, alphas)
+        means = mean_over_processes(self.accelerator, importances(objective, [], alphas, batches))
         return {layer: mean.tolist() for layer, mean in zip(layers, means, strict=True)}
 
     def _discretise(self, stop: Stop) -> None:
         alpha = self.supernet.alpha(stop.layer)
         forget(self.alpha_optimizer, alpha)
         self.stopped_alphas[stop.layer] = alpha.detach().tolist()
+        if self.cost is not None:
+            self.cost.settle(stop.layer, stop.keep)
         for weight in self.supernet.discretise(stop.layer, stop.keep):
             forget(self.weight_optimizer, weight)
 
@@ -298,6 +322,8 @@ class Search:
             "history": self.history,
             "trajectory": self.trajectory,
         }
+        if self.cost is not None:
+            state["cost_multiplier"] = self.cost.multiplier
         return Checkpoint(self.supernet.model.state_dict(), state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -319,3 +345,5 @@ class Search:
         self.history = state["history"]
         self.trajectory = state["trajectory"]
         self.stopped_alphas = state["stopped_alphas"]
+        if self.cost is not None:
+            self.cost.multiplier = state["cost_multiplier"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from metapool_kernels.search.architecture import Architecture
-from metapool_kernels.search.config import Config, SearchConfig, StopConfig
+from metapool_kernels.search.config import Config, CostConfig, SearchConfig, StopConfig
 from metapool_kernels.search.controls import meaning
 from metapool_kernels.search.curves import in_order, network_name, spread_text
 from metapool_kernels.search.gains import costs, gains, spread_note
@@ -15,6 +15,8 @@ from metapool_kernels.search.results import Evaluation, NetworkResult, Results
 from metapool_kernels.search.run_folder import (
     ALPHA,
     CONTROLS,
+    COSTS,
+    FRONT,
     HEAT_MAP,
     RECEPTIVE_FIELD,
     SEARCHED,
@@ -23,6 +25,11 @@ from metapool_kernels.search.run_folder import (
 )
 
 _SECTIONS = {
+    FRONT: (
+        "Accuracy against cost",
+        "Costs are sums over the layers of the table, search.cost.file; bars are standard errors "
+        "over the seeds. The line joins the networks that no other beats in both.",
+    ),
     HEAT_MAP: (
         "Which pooling, and how clearly",
         "The softmax of each layer's alpha when the layer stopped. The table above holds the "
@@ -31,6 +38,11 @@ _SECTIONS = {
     ALPHA: (
         "How the choices came about",
         "The softmax of alpha at the start and after each epoch; thick: what was chosen.",
+    ),
+    COSTS: (
+        "Expected cost",
+        "The sum over the layers of p_j t_j at the end of each epoch, in times the network with "
+        "skip_connect in every layer; layers that have stopped have the cost of what they keep.",
     ),
     RECEPTIVE_FIELD: (
         "Receptive field along depth",
@@ -165,10 +177,17 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
             "<p>Not measured yet: <code>metapool adapt</code> trains the network that was found "
             "and its controls, <code>metapool evaluate</code> measures them.</p>"
         )
+    unit = evaluation.cost
     table = _table(
         (
-            *("network", "start", "epochs", "parameters", "accuracy", "by seed", "mean loss"),
-            "what it shows",
+            *(
+                "network",
+                "start",
+                "epochs",
+                "parameters",
+                *([f"cost ({unit.target})"] if unit else []),
+            ),
+            *("accuracy", "by seed", "mean loss", "what it shows"),
         ),
         [
             (
@@ -176,6 +195,7 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
                 result.start,
                 str(result.epochs),
                 f"{result.parameters:,}",
+                *([unit.text(result.cost)] if unit else []),
                 _spread(result),
                 "; ".join(
                     f"{seed}: {one.accuracy:.2f} % ({one.correct})"
@@ -221,9 +241,17 @@ def settings(results: Results) -> list[tuple[str, str]]:
             f"{stop.rule}, {_threshold(stop)}, patience {stop.patience}, average {stop.ema:g}, "
             f"deadline {stop.deadline:.3g} of the epochs, then {stop.keep}",
         ),
+        *_cost(config.search.cost),
         ("seed", str(architecture.seed)),
         *((f"{name} version", version) for name, version in architecture.versions.items()),
     ]
+
+
+def _cost(cost: CostConfig) -> list[tuple[str, str]]:
+    if cost.file is None:
+        return []
+    budget = "no budget" if cost.budget is None else f"budget {cost.budget:g}"
+    return [("cost", f"weight {cost.weight:g}, {budget}, from {cost.file}")]
 
 
 def _after(architecture: Architecture) -> tuple[str, str | None]:

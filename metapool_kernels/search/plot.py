@@ -1,12 +1,20 @@
 """``metapool plot``: the pictures and the report of a finished search."""
 
+from collections.abc import Sequence
+
 import torch
 from matplotlib.figure import Figure
 
 from metapool_kernels.search.architecture import Architecture
 from metapool_kernels.search.config import Config
-from metapool_kernels.search.curves import controls_figure, step_time_figure, training_figure
+from metapool_kernels.search.curves import (
+    controls_figure,
+    cost_figure,
+    step_time_figure,
+    training_figure,
+)
 from metapool_kernels.search.derive import derive
+from metapool_kernels.search.front import front_figure
 from metapool_kernels.search.page import report_page
 from metapool_kernels.search.plots import (
     alpha_figure,
@@ -15,10 +23,12 @@ from metapool_kernels.search.plots import (
     receptive_field_figure,
 )
 from metapool_kernels.search.receptive_field import receptive_fields
-from metapool_kernels.search.results import load_results
+from metapool_kernels.search.results import Results, load_results
 from metapool_kernels.search.run_folder import (
     ALPHA,
     CONTROLS,
+    COSTS,
+    FRONT,
     HEAT_MAP,
     RECEPTIVE_FIELD,
     REPORT,
@@ -28,19 +38,27 @@ from metapool_kernels.search.run_folder import (
 )
 
 
-def run_plot(config: Config) -> None:
+def run_plot(config: Config, *, beside: Sequence[str] = ()) -> None:
     """Draw what the folder ``config.output`` holds and print which files that made.
 
+    Args:
+        config: the settings.
+        beside: folders of other evaluated runs, whose searched networks :data:`FRONT` shows too.
+
     Raises:
-        UserError: the folder holds no finished search, or a damaged file.
+        UserError: a folder holds no finished search, or a damaged file, or costs of another kind.
     """
     run = RunFolder(config.output)
-    for name in draw(run):
+    for name in draw(run, [load_results(RunFolder(folder)) for folder in beside]):
         print(run / name)
 
 
-def draw(run: RunFolder) -> list[str]:
+def draw(run: RunFolder, beside: Sequence[Results] = ()) -> list[str]:
     """Write the pictures and the report into a run folder. Needs no images.
+
+    Args:
+        run: the folder.
+        beside: other runs, for :data:`FRONT`.
 
     Returns:
         The names of the files.
@@ -59,6 +77,10 @@ def draw(run: RunFolder) -> list[str]:
     }
     if results.evaluation is not None:
         figures[CONTROLS] = controls_figure(results.evaluation)
+    if results.search[-1].expected_cost is not None:
+        figures[COSTS] = cost_figure(results.search)
+    if beside or (results.evaluation is not None and results.evaluation.cost is not None):
+        figures[FRONT] = front_figure(results, beside)
     pictures = {name: png(figure) for name, figure in figures.items()}
     for name, picture in pictures.items():
         run.write(name, picture)

@@ -4,17 +4,18 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import jsonargparse
+from statistics import fmean
+from typing import TypeVar
 
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import Architecture, load_architecture
-from metapool_kernels.search.config import Config, load_config
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.config_file import load_config
+from metapool_kernels.search.cost_table import amount
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.json_file import parse_json
+from metapool_kernels.search.json_file import parse_json, to_object
 from metapool_kernels.search.run_folder import PROBABILITIES, RunFolder
 
 T = TypeVar("T")
@@ -36,6 +37,9 @@ class SearchEpoch:
         seconds: what the epoch took.
         step_ms: mean time of a step, in milliseconds.
         stopped: how many layers had stopped at the end of the epoch.
+        expected_cost: at the end of the epoch, in times the network with skip_connect in every
+            layer; None without ``search.cost.file``.
+        cost_weight: what one unit of it then weighed.
     """
 
     epoch: int
@@ -46,6 +50,8 @@ class SearchEpoch:
     seconds: float
     step_ms: float
     stopped: int
+    expected_cost: float | None = None
+    cost_weight: float | None = None
 
 
 @dataclass
@@ -76,6 +82,7 @@ class SeedResult:
     correct: int
     accuracy: float
     loss: float
+    cost: float | None = None
 
 
 @dataclass
@@ -89,13 +96,33 @@ class NetworkResult:
     mean: float
     std: float | None
 
+    @property
+    def cost(self) -> float | None:
+        """Mean over the seeds, which differ where choices are drawn, if it is known."""
+        costs = [seed.cost for seed in self.seeds.values() if seed.cost is not None]
+        return fmean(costs) if len(costs) == len(self.seeds) else None
+
+
+@dataclass
+class CostUnit:
+    """What costs are: where and in what they were measured, and that of skip_connect everywhere."""
+
+    target: str
+    unit: str
+    skip: float
+
+    def text(self, cost: float | None) -> str:
+        """A cost in words, also as a multiple of the network with skip_connect; "" for None."""
+        return "" if cost is None else f"{amount(cost, self.unit)} ({cost / self.skip:.2f})"
+
 
 @dataclass
 class Evaluation:
-    """``evaluation.json``: how many images, and each kind of network by its name."""
+    """``evaluation.json``: how many images, each kind of network by its name, what costs are."""
 
     images: int
     networks: dict[str, NetworkResult]
+    cost: CostUnit | None = None
 
 
 @dataclass
@@ -182,7 +209,7 @@ def _load_json(path: Path, kind: type[T]) -> T:
         content = parse_json(_read(path))
     except ValueError as error:
         raise UserError(f"{str(path)!r} is not a complete JSON file: {error}") from error
-    return _parse(path, kind, content)
+    return to_object(path, kind, content)
 
 
 def _load_csv(path: Path, kind: type[T]) -> list[T]:
@@ -191,9 +218,13 @@ def _load_csv(path: Path, kind: type[T]) -> list[T]:
     # A cut in the last number would leave another number; only the end of the line tells.
     if not text.endswith("\n"):
         raise UserError(f"{str(path)!r} is cut off: its last line has no end")
-    columns = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    for name in columns:
+    known = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    columns = []
+    for name, field in known.items():
         count = list(reader.fieldnames or ()).count(name)
+        if count == 0 and field.default is not MISSING:
+            continue
+        columns.append(name)
         if count != 1:
             raise UserError(f"{str(path)!r} has {count or 'no'} column{'s'[:count]} {name!r}")
     lines = list(reader)
@@ -215,19 +246,6 @@ def _epoch(path: Path, kind: type[T], line: dict[str, str | None]) -> T:
     except ValueError as error:
         raise UserError(f"{str(path)!r} has a damaged line {line}: {error}") from error
     return kind(**values)
-
-
-def _parse(path: Path, kind: type[T], content: Any) -> T:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--content", type=kind, required=True)
-    try:
-        parsed: T = parser.instantiate(parser.parse_object({"content": content})).content
-    except MemoryError:
-        raise  # which says nothing about the file
-    # The parser meets whatever stands in the file, and not all that it trips over is its own error.
-    except Exception as error:
-        raise UserError(f"{str(path)!r} is not valid: {error}") from error
-    return parsed
 
 
 def _read(path: Path) -> str:

@@ -21,12 +21,8 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from metapool_kernels.search.config import (
-    Config,
-    differences,
-    load_config,
-    to_yaml,
-)
+from metapool_kernels.search.config import Config
+from metapool_kernels.search.config_file import differences, load_config, to_yaml
 from metapool_kernels.search.data import Split
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.json_file import parse_json
@@ -43,12 +39,15 @@ ADAPT = "adapt"
 SEARCHED = "searched"
 EVALUATION = "evaluation.json"
 EXPORT = "export"
+COST = "cost.json"
 ALPHA = "alpha_over_epochs.png"
 HEAT_MAP = "alpha_heat_map.png"
 RECEPTIVE_FIELD = "receptive_field.png"
 STEP_TIME = "step_time.png"
 TRAINING = "training.png"
 CONTROLS = "controls.png"
+COSTS = "cost_over_epochs.png"
+FRONT = "front.png"
 REPORT = "report.html"
 CHECKPOINT_VERSION = 1
 
@@ -64,12 +63,15 @@ _CONTENTS = (
     ADAPT,
     EVALUATION,
     EXPORT,
+    COST,
     ALPHA,
     HEAT_MAP,
     RECEPTIVE_FIELD,
     STEP_TIME,
     TRAINING,
     CONTROLS,
+    COSTS,
+    FRONT,
     REPORT,
 )
 _NETWORKS = (SEARCHED, "none", "skip", "random", "uniform", "fixed-*")

@@ -13,6 +13,8 @@ from metapool_kernels.search import planted, run_folder
 from metapool_kernels.search.architecture import Architecture, Layer, to_json
 from metapool_kernels.search.backbone import TEACHER, Backbone, make_backbone
 from metapool_kernels.search.config import Config
+from metapool_kernels.search.cost_table import FORMAT as COSTS
+from metapool_kernels.search.cost_table import load_table
 from metapool_kernels.search.data import split_data, split_warnings
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
@@ -47,12 +49,16 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
         split = run.load_split()
         split.check(data)
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))
-    search = Search(config, backbone, data, split, accelerator, initial_tensors(config))
+    own = run / run_folder.COST
+    table = COSTS.load(own) if resume and own.exists() else load_table(config.search.cost)
+    search = Search(config, backbone, data, split, accelerator, initial_tensors(config), table)
     doubts = check_first_step(search)
 
     def begin() -> None:
         run.begin(config, SETTINGS, resume=resume, overwrite=overwrite)
         run.write(run_folder.SPLIT, json.dumps(asdict(split)) + "\n")
+        if table is not None:
+            run.write(run_folder.COST, COSTS.to_json(table))
         warn([*split_warnings(data, split), *doubts])
 
     on_main(accelerator, begin)
@@ -68,6 +74,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
         run.write(run_folder.ARCHITECTURE, to_json(architecture))
         print(layer_table(architecture))
         warn(choice_warnings(architecture))
+        warn([] if search.cost is None else search.cost.warnings())
         draw(run)
         print(f"report: {run / run_folder.REPORT}")
 

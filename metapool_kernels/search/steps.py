@@ -61,8 +61,11 @@ def alpha_step(
     alphas: Sequence[Tensor],
     optimizer: Optimizer,
     hypergradients: Sequence[Hypergradient],
+    cost_gradients: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Move the architecture parameters along the mean of some hypergradients, of all processes.
+
+    ``cost_gradients``, which all processes have alike, are added to it.
 
     Returns:
         Loss and accuracy in percent, before the step.
@@ -71,6 +74,9 @@ def alpha_step(
     means = [torch.stack(gradients).mean(0) for gradients in per_alpha]
     for alpha, gradient in zip(alphas, mean_over_processes(accelerator, means), strict=True):
         alpha.grad = gradient
+    if cost_gradients is not None:
+        for alpha, gradient in zip(alphas, cost_gradients, strict=True):
+            alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient
     optimizer.step()
     loss = torch.stack([found.loss for found in hypergradients]).mean()
     return loss, torch.stack([found.accuracy for found in hypergradients]).mean()

@@ -97,6 +97,12 @@ AREAS: dict[str, Area] = {
     "bilevel step": Area(
         _files("bilevel", "steps", "stateless", "perturbation", folder="tests/search")
     ),
+    "cost": Area(
+        (
+            *_files("front", "cost_table", "expected_cost", folder="tests/search"),
+            *("-m", "not costly", "-k", "not (not_work or not_there or not_compare or drawn)"),
+        )
+    ),
 }
 """By name, in the order in which they are run: what takes longest comes first."""
 

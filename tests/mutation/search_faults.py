@@ -11,6 +11,10 @@ def _bilevel(name: str, right: str, wrong: str, file: str = "bilevel.py") -> Fau
     return Fault(name, "bilevel step", f"metapool_kernels/search/{file}", right, wrong)
 
 
+def _cost(name: str, right: str, wrong: str, file: str = "expected_cost.py") -> Fault:
+    return Fault(name, "cost", f"metapool_kernels/search/{file}", right, wrong)
+
+
 STOPPING = (
     _stopping(
         "a margin of exactly delta is too little",
@@ -183,4 +187,137 @@ BILEVEL = (
     ),
 )
 
-FAULTS = (*STOPPING, *BILEVEL)
+COST = (
+    _cost(
+        "a stopped layer costs what its best costs, also where it keeps two",
+        "self._open.pop(layer)[list(keep)].sum()",
+        "self._open.pop(layer)[list(keep)[:1]].sum()",
+    ),
+    _cost(
+        "a stopped layer costs nothing",
+        "        if self.cost is not None:\n            self.cost.settle(stop.layer, stop.keep)\n",
+        "        if self.cost is not None:\n            self.cost.settle(stop.layer, ())\n",
+        file="loop.py",
+    ),
+    _cost(
+        "the gradient has no weight",
+        "torch.autograd.grad(weight * expected, leaves)",
+        "torch.autograd.grad(expected, leaves)",
+    ),
+    _cost(
+        "the multiplier falls where the cost is too high",
+        "self.multiplier + self._rate * excess",
+        "self.multiplier - self._rate * excess",
+    ),
+    _cost(
+        "the multiplier falls below nothing",
+        "self.multiplier = max(0.0, self.multiplier + self._rate * excess)",
+        "self.multiplier = self.multiplier + self._rate * excess",
+    ),
+    _cost(
+        "cost and multiplier swing",
+        "DAMPING = 5.0",
+        "DAMPING = 0.0",
+    ),
+    _cost(
+        "a budget below the cheapest choice passes",
+        "config.budget < cheapest:",
+        "config.budget < 0:",
+    ),
+    _cost(
+        "importances know no cost",
+        "return loss + weight * self.of(of_alphas).to(loss), accuracy",
+        "return loss, accuracy",
+    ),
+    _cost(
+        "what cost says never reaches alpha",
+        "            alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient\n",
+        "            pass\n",
+        file="steps.py",
+    ),
+    _cost(
+        "a run that goes on begins with the first weight",
+        'self.cost.multiplier = state["cost_multiplier"]',
+        "pass",
+        file="loop.py",
+    ),
+    _cost(
+        "a run that goes on takes the table as it is by now",
+        "table = COSTS.load(own) if resume and own.exists() else load_table(config.search.cost)",
+        "table = load_table(config.search.cost)",
+        file="search.py",
+    ),
+    _cost(
+        "a search that takes note of costs is another",
+        "return list(torch.autograd.grad(weight * expected, leaves)) if weight > 0 else None",
+        "return list(torch.autograd.grad((weight or 1.0) * expected, leaves))",
+    ),
+    _cost(
+        "costs are no shares",
+        "[layer.costs.get(name, 0.0) / self.skip for name in candidates]",
+        "[layer.costs.get(name, 0.0) for name in candidates]",
+        file="cost_table.py",
+    ),
+    _cost(
+        "a table of another network passes",
+        "if own[key] != other[key]]",
+        "if key == key.upper()]",
+        file="cost_table.py",
+    ),
+    _cost(
+        "maps of another size pass",
+        "(found.channels, found.map_size) != size:",
+        "found.channels != size[0]:",
+        file="cost_table.py",
+    ),
+    _cost(
+        "a negative cost passes",
+        'if not 0 <= cost < math.inf:\n                raise ValueError(f"{candidate} in',
+        'if not cost < math.inf:\n                raise ValueError(f"{candidate} in',
+        file="cost_table.py",
+    ),
+    _cost(
+        "what is not known costs nothing",
+        "                    return None\n                total +=",
+        "                    pass\n                total +=",
+        file="cost_table.py",
+    ),
+    _cost(
+        "a candidate faster than nothing has a negative cost",
+        "max(0.0, found[_name(place, candidate)] - skip)",
+        "found[_name(place, candidate)] - skip",
+        file="cost.py",
+    ),
+    _cost(
+        "what is no table is overwritten",
+        "        _check_is_table(path)\n    unit",
+        "        pass\n    unit",
+        file="cost.py",
+    ),
+    _cost(
+        "windows are counted whole",
+        "sum(side - 1 for side in sides)",
+        "(math.prod(sides) - 1)",
+        file="counting.py",
+    ),
+    _cost(
+        "the places of maxima are moved too",
+        "if t.is_floating_point())",
+        "if t.nbytes)",
+        file="counting.py",
+    ),
+    _cost(
+        "a network that another beats is on the front",
+        "point.accuracy > best[-1].accuracy:",
+        "point.accuracy != best[-1].accuracy:",
+        file="front.py",
+    ),
+    _cost(
+        "bars are deviations",
+        "result.std / math.sqrt(len(result.seeds))",
+        "result.std",
+        file="front.py",
+    ),
+)
+
+FAULTS = (*STOPPING, *BILEVEL, *COST)

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from metapool_kernels.search import training
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import load_config
+from metapool_kernels.search.config_file import load_config
 from metapool_kernels.search.controls import build_network, random_choices, uniform_mixture
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.backbone import make_backbone
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import (
-    Config,
-    ModelConfig,
-    PlantedConfig,
-    config_parser,
-    load_config,
-    to_config,
-)
+from metapool_kernels.search.config import Config, ModelConfig, PlantedConfig
+from metapool_kernels.search.config_file import config_parser, load_config, to_config
 from metapool_kernels.search.data import Data, split_data, split_warnings
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.planted import (

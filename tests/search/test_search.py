@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from metapool_kernels.search import loop
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import load_config
+from metapool_kernels.search.config_file import load_config
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.run_folder import RunFolder
 from tests.search.runs import REPOSITORY, metrics, options, start
