@@ -137,6 +137,7 @@ SECTIONS = (
             _tests("plain `torch.nn` forms of poolings and mixtures", "plain"),
             _tests("what carries networks to the runtimes of devices", "devices"),
             _tests("`torch.func`, composed", "func"),
+            _tests("the page on other frameworks: PyTorch's row, what to set", "frameworks"),
             _tests(
                 "autocast, parametrizations, meta device, copies, second derivatives",
                 "autocast",
