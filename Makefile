@@ -38,7 +38,8 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 
 .PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter \
 	test-cuda-host test-cuda-host-sanitized test-sanitized test-older test-compatibility \
-	test-threads test-slow test-large fuzz mutate checked search bench bench-import bench-report \
+	test-devices test-threads test-slow test-large \
+	fuzz mutate checked search bench bench-import bench-report \
 	bench-search gpu-check gpu-pack gpu-model lint format install clean
 
 test: $(VENV)/.installed  ## a case of each kind, some minutes on two cores
@@ -93,6 +94,9 @@ test-older: $(VENV)/.installed  ## the wheel under torch 2.13.0 (CPU build), the
 
 test-compatibility: $(VENV)/.installed  ## torch 2.10 to the newest, Python 3.10 to 3.13, the lowest version of every package, wheel and sdist; an hour or two
 	$(RUN)/python -m tests.compatibility $(COMPATIBILITY)
+
+test-devices: $(VENV)/.installed  ## exported networks in the real runtimes, each in an environment of its own; DEVICES="openvino ncnn" for some
+	$(RUN)/python -m tests.devices.environments $(DEVICES)
 
 test-threads: $(VENV)/.installed  ## the CPU kernels under ThreadSanitizer (GCC)
 	$(RUN)/python -m tests.threads

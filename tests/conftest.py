@@ -65,8 +65,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What lies in this folder itself needs the op alone; folders below need more.
 
-    Tests marked devices, large or slow run where ``-m`` names them, and nowhere else; of the others, those
-    of ``--part``.
+    Tests marked devices, large or slow run where ``-m`` names them, and nowhere else; of the
+    others, those of ``--part``.
 
     The interpreter takes a second for a small map, a GPU for every kernel that it has to compile,
     and CUDA's threads on the CPU take turns: of the tests of one of BACKENDS, those run whose names

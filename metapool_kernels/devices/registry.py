@@ -17,7 +17,7 @@ _CLASSES = {
     "mnn": "Mnn",
     "tract": "Tract",
 }
-_EXTRAS = {"onnx": "export"}
+_EXTRAS = {"onnx": "export", "executorch_portable": "executorch"}
 _ALIASES = {"onnxruntime": "onnx"}
 
 NAMES = tuple(_CLASSES)

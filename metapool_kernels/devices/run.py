@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 import metapool_kernels
 from metapool_kernels.devices import worker
 from metapool_kernels.devices.latency import Latency
-from metapool_kernels.devices.registry import load_target, missing_packages
+from metapool_kernels.devices.registry import extra, load_target, missing_packages
 from metapool_kernels.devices.target import PROGRAM, trace
 
 
@@ -56,7 +56,7 @@ def check_installed(name: str) -> None:
     missing = missing_packages(load_target(name))
     if missing:
         raise TargetError(
-            f'it needs {" and ".join(missing)}: pip install "metapool_kernels[{name}]"'
+            f'it needs {" and ".join(missing)}: pip install "metapool_kernels[{extra(name)}]"'
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -34,14 +35,21 @@ class CoordinateAttention(nn.Module):
         self.column_gate = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        rows = x.mean(3, keepdim=True)
-        columns = x.mean(2, keepdim=True).transpose(2, 3)
-        rows, columns = self.shared(torch.cat((rows, columns), 2)).split((height, width), 2)
-        row_gate = self.row_gate(rows).sigmoid()
-        column_gate = self.column_gate(columns.transpose(2, 3)).sigmoid()
-        out: Tensor = x * row_gate * column_gate
+        if self.training:
+            rows, columns = self._shared_of_both(x)
+        else:
+            # The same, in operators that delegates of devices take.
+            rows = self.shared(F.avg_pool2d(x, (1, x.shape[3])))
+            columns = self.shared(F.avg_pool2d(x, (x.shape[2], 1)))
+        out: Tensor = x * self.row_gate(rows).sigmoid() * self.column_gate(columns).sigmoid()
         return out
+
+    def _shared_of_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns are one batch for the norm."""
+        rows, columns = x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)
+        both = self.shared(torch.cat((rows, columns), 2))
+        rows, columns = both.split(x.shape[2:], 2)
+        return rows, columns.transpose(2, 3)
 
 
 EXTRA_CANDIDATES: Mapping[str, Callable[[int], nn.Module]] = {

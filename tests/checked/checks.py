@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from metapool_kernels.devices.registry import NAMES, extra
 from tests.compatibility import plans
 
 
@@ -229,6 +230,13 @@ SECTIONS = (
                 "compiler or of PyTorch",
                 "selection",
                 "recorded",
+            ),
+            _target(
+                "exported networks in the real runtimes of devices: every pooling, strides, "
+                "mixtures, attention, a MobileNetV2, odd images",
+                "test-devices",
+                *dict.fromkeys(f"test-devices-{extra(name)}" for name in NAMES),
+                in_ci=False,
             ),
             Check("this page", ("tests/checked",)),
         ),

@@ -43,6 +43,9 @@ def test_coordinate_attention_is_what_the_paper_says(channels: int, hidden: int)
             column = gate(x[:, :, :, j].sum(2) / 3, module.column_gate)
             expected[:, :, i, j] = x[:, :, i, j] * row * column
     torch.testing.assert_close(module(x), expected)
+    # In training rows and columns go through the norm together.
+    module.train().shared.eval()
+    torch.testing.assert_close(module(x), expected)
 
 
 def test_rows_and_columns_share_the_statistics_of_the_norm() -> None:

@@ -1,5 +1,6 @@
 """ExecuTorch."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
-from metapool_kernels.devices.target import Converted, Runner, with_batch
+from metapool_kernels.devices.target import Converted, Runner, image_shape
 from metapool_kernels.plain import Form
-
-FILE = "network.pte"
 
 
 class ExecuTorch:
@@ -20,17 +20,19 @@ class ExecuTorch:
     packages = ("executorch",)
     form = Form()
     any_batch = False
+    file = "network.pte"
 
     def convert(self, program: ExportedProgram, folder: Path, batch: int) -> Converted:
-        """Write ``network.pte``."""
+        """Write :attr:`file`."""
         from executorch.exir import to_edge_transform_and_lower
 
-        lowered = to_edge_transform_and_lower(
-            with_batch(program, batch), partitioner=self._partitioners()
-        )
+        module = program.module()
+        _step_behind_averages(module)
+        fixed = torch.export.export(module, (torch.zeros(batch, *image_shape(program)),))
+        lowered = to_edge_transform_and_lower(fixed, partitioner=self._partitioners())
         outside = _outside(lowered.exported_program())
-        (folder / FILE).write_bytes(lowered.to_executorch().buffer)
-        return Converted([FILE], outside)
+        (folder / self.file).write_bytes(lowered.to_executorch().buffer)
+        return Converted([self.file], outside)
 
     def load(self, folder: Path, batch: int) -> Runner:
         """Its method ``forward``, on a pool of one thread."""
@@ -38,7 +40,7 @@ class ExecuTorch:
         from executorch.runtime import Runtime
 
         portable_lib._unsafe_reset_threadpool(1)
-        forward = Runtime.get().load_program(folder / FILE).load_method("forward")
+        forward = Runtime.get().load_program(folder / self.file).load_method("forward")
         assert forward is not None
 
         def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -52,6 +54,29 @@ class ExecuTorch:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
         return [XnnpackPartitioner()]
+
+
+def _step_behind_averages(module: GraphModule) -> None:
+    """Averages that do not count their padding have stride 1, what is too much is dropped.
+
+    With a stride XNNPACK gives wrong rows where the window is higher than the map.
+    """
+    aten = torch.ops.aten
+    for node in module.graph.find_nodes(op="call_function", target=aten.avg_pool2d.default):
+        if len(node.args) < 6 or node.args[5] or max(node.args[2]) == 1:
+            continue
+        x, window, stride, padding, *_ = node.args
+        with module.graph.inserting_before(node):
+            found = module.graph.call_function(
+                aten.avg_pool2d.default, (x, window, [1, 1], padding, False, False)
+            )
+            for dim, step in zip((2, 3), stride, strict=True):
+                found = module.graph.call_function(
+                    aten.slice.Tensor, (found, dim, 0, sys.maxsize, step)
+                )
+        node.replace_all_uses_with(found)
+        module.graph.erase_node(node)
+    module.recompile()
 
 
 def _outside(program: ExportedProgram) -> list[str]:

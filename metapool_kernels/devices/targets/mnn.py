@@ -27,10 +27,8 @@ class Mnn:
 
         onnx, file = folder / "from.onnx", folder / FILE
         onnx.write_bytes(onnx_bytes(program))
-        _tools.mnnconvert(
-            ["mnnconvert", "--framework", "ONNX", "--modelFile", str(onnx), "--MNNModel", str(file)]
-            + ["--bizCode", "metapool"]
-        )
+        files = ["--modelFile", str(onnx), "--MNNModel", str(file)]
+        _tools.mnnconvert(["mnnconvert", "--framework", "ONNX", *files, "--bizCode", "metapool"])
         onnx.unlink()
         if not file.exists():
             raise RuntimeError("MNN's converter has written no file")

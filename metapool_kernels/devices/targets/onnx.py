@@ -14,7 +14,6 @@ from metapool_kernels.plain import Form
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-FILE = "network.onnx"
 INPUT = "images"
 OUTPUT = "logits"
 BATCH = "batch"
@@ -26,11 +25,12 @@ class Onnx:
     packages = ("onnx", "onnxscript", "onnxruntime")
     form = Form()
     any_batch = True
+    file = "network.onnx"
 
     def convert(self, program: ExportedProgram, folder: Path, batch: int) -> Converted:
-        """Write ``network.onnx``."""
-        (folder / FILE).write_bytes(onnx_bytes(program))
-        return Converted([FILE])
+        """Write :attr:`file`."""
+        (folder / self.file).write_bytes(onnx_bytes(program))
+        return Converted([self.file])
 
     def load(self, folder: Path, batch: int) -> Runner:
         """A session on one thread."""
@@ -39,7 +39,9 @@ class Onnx:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(folder / FILE, options, ["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            folder / self.file, options, ["CPUExecutionProvider"]
+        )
 
         def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
             (logits,) = session.run([OUTPUT], {INPUT: images})

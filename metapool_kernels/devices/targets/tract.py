@@ -6,20 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metapool_kernels.devices.target import Runner
-from metapool_kernels.devices.targets.onnx import FILE, Onnx
+from metapool_kernels.devices.targets.onnx import Onnx
 
 
 class Tract(Onnx):
     """It reads ONNX files itself."""
 
     packages = ("onnx", "onnxscript", "tract")
+    file = "network.tract.onnx"
 
     def load(self, folder: Path, batch: int) -> Runner:
         """The model, optimised for this size of batch; tract knows no threads."""
         import tract
 
-        model = tract.onnx().load(folder / FILE)
-        model.set_input_fact(0, _fact(folder / FILE, batch))
+        model = tract.onnx().load(folder / self.file)
+        model.set_input_fact(0, _fact(folder / self.file, batch))
         runnable = model.into_model().into_runnable()
 
         def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
