@@ -1,82 +1,110 @@
 """``python -m benches.search_cost``: is a network that was searched with costs faster, and as good?
 
 On the problem of ``make search`` (``configs/mnist.yaml``): what candidates cost in onnxruntime is
-measured once; then, for each weight of the costs and each seed, a search, and trainings of what it
-has found. All networks that were found are timed beside each other in onnxruntime, whole. Leaves
-``search_cost.json`` and ``.md`` under ``benches/results/``. Half an hour on two cores; ``--quick``
-takes one seed.
+measured once; then, for each variant and seed, a search, and two trainings of what it has found.
+All networks that were found are timed beside each other in onnxruntime, whole. Leaves
+``search_cost.json`` and ``.md`` under ``benches/results/``. Fifteen minutes on two cores;
+``--quick`` takes one seed.
 """
 
 import argparse
+import io
 import json
 import math
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
 
 from benches.conditions import conditions, slug
 from benches.report import QUICK_RESULTS, RESULTS
-from benches.search_quality import metapool, several
+from benches.search_epoch import make_config
 from benches.tables import table
 from metapool_kernels.devices.run import measure_networks
+from metapool_kernels.search.adapt import Trainer
 from metapool_kernels.search.architecture import load_architecture
-from metapool_kernels.search.controls import build_network
+from metapool_kernels.search.controls import build_network, load_network
+from metapool_kernels.search.cost import run_cost
+from metapool_kernels.search.evaluate import measure as evaluate
 from metapool_kernels.search.gains import paired_difference
 from metapool_kernels.search.run_folder import ARCHITECTURE, SEARCHED
+from metapool_kernels.search.search import run_search
 
 TARGET = "onnxruntime"
-WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2)
-"""Of the expected cost, a multiple of what the network costs with skip_connect everywhere."""
-
-IMAGE_SHAPE = (1, 28, 28)
+BASE = "no cost"
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "weight 0.1": {"search.cost.weight": 0.1},
+    "top-1": {"search.stop.keep": "top-1"},
+    "top-1, weight 0.1": {"search.stop.keep": "top-1", "search.cost.weight": 0.1},
+    "top-1, weight 0.3": {"search.stop.keep": "top-1", "search.cost.weight": 0.3},
+}
+"""Settings beside those of configs/mnist.yaml, which keep the two best of a layer that is open at
+two thirds of the epochs."""
 
 TRAININGS = 2
-ADAPT = {"adapt.seeds": TRAININGS, "adapt.controls": '["none", "random"]'}
 
 
-def searched(
-    number: int, weight: float, costs: Path, networks: dict[str, nn.Module]
-) -> dict[str, Any]:
-    """Search, adapt and evaluate with one seed: what was found, and its accuracy.
+class Job(NamedTuple):
+    """A search and what comes after it."""
 
-    The network goes into ``networks``, by its choices.
-    """
-    seed = TRAININGS * number  # no two searches share a training
-    changes = {**ADAPT, "search.cost.file": costs, "search.cost.weight": weight}
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder, "run")
-        for command in ("search", "adapt", "evaluate"):
-            metapool(command, "mnist", run, seed, changes)
-        evaluated = json.loads((run / "evaluation.json").read_text())["networks"]
-        architecture = load_architecture(run / ARCHITECTURE)
-    choices = ", ".join(" + ".join(sorted(layer.choice)) for layer in architecture.layers)
-    networks[choices] = build_network(SEARCHED, architecture, seed)
+    variant: str
+    seed: int
+    costs: str
+    folder: str
+
+
+def searched(job: Job) -> dict[str, Any]:
+    """Search, train and evaluate: what was found, and its accuracy."""
+    run = Path(job.folder, f"{job.variant}, {job.seed}")
+    changes = {"search.cost.file": job.costs, "adapt.seeds": TRAININGS, **VARIANTS[job.variant]}
+    config = make_config("mnist", {"output": str(run), "seed": job.seed, **changes})
+    torch.set_num_threads(1)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        run_search(config, resume=False, overwrite=False)
+        trainer = Trainer(config)
+        accuracies = []
+        for seed in range(job.seed, job.seed + TRAININGS):
+            trainer.train(SEARCHED, seed, quiet=True)
+            own = trainer.folder(SEARCHED, seed)
+            network = load_network(SEARCHED, trainer.architecture, seed, own)
+            result = evaluate(network, trainer.data, config, trainer.accelerator)
+            accuracies.append(result["accuracy"])
+    layers = trainer.architecture.layers
     return {
-        "seed": seed,
-        "choices": choices,
-        "accuracy": {name: entry["mean"] for name, entry in evaluated.items()},
+        "variant": job.variant,
+        "seed": job.seed,
+        "choices": ", ".join(" + ".join(sorted(layer.choice)) for layer in layers),
+        "accuracy": statistics.fmean(accuracies),
+        "run": str(run),
     }
 
 
-def measure(seeds: int, jobs: int, weights: Sequence[float], samples: int) -> dict[str, Any]:
-    """Everything: rows by weight, and milliseconds of each network by its choices."""
-    networks: dict[str, nn.Module] = {}
+def measure(seeds: int, jobs: int, samples: int) -> dict[str, Any]:
+    """Everything: a row for each search, and milliseconds of each network by its choices."""
+    networks, shapes, rows = {}, {}, []
     with tempfile.TemporaryDirectory() as folder:
-        costs = Path(folder, "cost.json")
-        print(metapool("cost", "mnist", Path(folder, "run"), 0, {"target": TARGET, "file": costs}))
-        rows = {
-            str(weight): several(
-                partial(searched, weight=weight, costs=costs, networks=networks), seeds, jobs
-            )
-            for weight in weights
-        }
-        cost_table = json.loads(costs.read_text())
-    shapes = dict.fromkeys(networks, IMAGE_SHAPE)
+        costs = str(Path(folder, "cost.json"))
+        run_cost(make_config("mnist", {"output": folder}), target=TARGET, file=costs)
+        work = [
+            # No two searches of a variant share a training.
+            Job(variant, TRAININGS * number, costs, folder)
+            for number in range(seeds)
+            for variant in VARIANTS
+        ]
+        with get_context("spawn").Pool(jobs) as pool:
+            for row in pool.imap(searched, work):
+                architecture = load_architecture(Path(row.pop("run"), ARCHITECTURE))
+                networks[row["choices"]] = build_network(SEARCHED, architecture, 0)
+                shapes[row["choices"]] = architecture.backbone.image_shape
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+        cost_table = json.loads(Path(costs).read_text())
     latencies = measure_networks(TARGET, networks, shapes, samples=samples)
     return {
         "cost table": cost_table,
@@ -94,41 +122,42 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
     for name, text in found["conditions"].items():
         yield f"- {name}: {text}"
     yield f"\nImages of MNIST (`configs/mnist.yaml`), {TARGET}, one thread, one image. For each"
-    yield f"weight and seed a search and {TRAININGS} trainings of its network. Times are those of"
+    yield f"variant and seed a search and {TRAININGS} trainings of its network. Times are those of"
     yield "whole networks, measured beside each other; how many times faster is the geometric mean"
     yield "over the seeds; differences are paired by seed, with their standard error.\n"
-    head = ("weight of the cost", "accuracy", "more than weight 0", "ms", "times faster", "choices")
-    yield from table(head, map(partial(_row, found), found["rows"]))
+    head = ("search", "accuracy", f"more than {BASE}", "ms", "times faster", "choices")
+    yield from table(head, (_row(found["rows"], found["milliseconds"], name) for name in VARIANTS))
     yield "\n| network | ms: median | lower quartile | upper quartile |\n|---|---:|---:|---:|"
     for name, numbers in sorted(found["milliseconds"].items(), key=lambda pair: pair[1][0]):
         yield f"| {name} | " + " | ".join(f"{number:.4f}" for number in numbers) + " |"
 
 
-def _row(found: Mapping[str, Any], weight: str) -> Sequence[str]:
-    rows, base = found["rows"][weight], found["rows"]["0.0"]
-    accuracies = {str(row["seed"]): row["accuracy"][SEARCHED] for row in rows}
-    difference, error = paired_difference(
-        accuracies, {str(row["seed"]): row["accuracy"][SEARCHED] for row in base}
+def _row(
+    rows: Sequence[Mapping[str, Any]], milliseconds: Mapping[str, Sequence[float]], variant: str
+) -> Sequence[str]:
+    own, base = (
+        {str(row["seed"]): row for row in rows if row["variant"] == name}
+        for name in (variant, BASE)
     )
-    times, base_times = ([_milliseconds(found, row) for row in each] for each in (rows, base))
-    faster = math.exp(
-        statistics.fmean(math.log(b / t) for b, t in zip(base_times, times, strict=True))
+    accuracies, base_accuracies = (
+        {seed: row["accuracy"] for seed, row in each.items()} for each in (own, base)
     )
-    choices = [row["choices"] for row in rows]
+    difference, error = paired_difference(accuracies, base_accuracies)
+    times, base_times = (
+        {seed: milliseconds[row["choices"]][0] for seed, row in each.items()}
+        for each in (own, base)
+    )
+    faster = math.exp(statistics.fmean(math.log(base_times[s] / times[s]) for s in times))
+    choices = [row["choices"] for row in own.values()]
     often = sorted(set(choices), key=lambda choice: -choices.count(choice))
     return (
-        weight,
+        variant,
         f"{statistics.fmean(accuracies.values()):.2f}%",
-        "" if weight == "0.0" else f"{difference:+.2f}" + (f" ± {error:.2f}" if error else ""),
-        f"{statistics.fmean(times):.4f}",
+        "" if variant == BASE else f"{difference:+.2f}" + (f" ± {error:.2f}" if error else ""),
+        f"{statistics.fmean(times.values()):.4f}",
         f"{faster:.2f}",
         "; ".join(f"{choices.count(choice)} x {choice}" for choice in often),
     )
-
-
-def _milliseconds(found: Mapping[str, Any], row: Mapping[str, Any]) -> float:
-    median: float = found["milliseconds"][row["choices"]][0]
-    return median
 
 
 def main() -> None:
@@ -136,15 +165,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2, help="searches at a time")
-    parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS, help="0 is among them")
     parser.add_argument("--quick", action="store_true", help="one seed, kept under runs/")
     arguments = parser.parse_args()
     folder = QUICK_RESULTS if arguments.quick else RESULTS / slug()
     folder.mkdir(parents=True, exist_ok=True)
-    weights = [0.0, *(weight for weight in arguments.weights if weight)]
     found = {"conditions": conditions("as it is")}
     seeds, samples = (1, 30) if arguments.quick else (arguments.seeds, 300)
-    found |= measure(seeds, arguments.jobs, weights, samples)
+    found |= measure(seeds, arguments.jobs, samples)
     (folder / "search_cost.json").write_text(json.dumps(found, indent=1) + "\n")
     text = "\n".join(markdown(found)) + "\n"
     (folder / "search_cost.md").write_text(text)

@@ -47,7 +47,7 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -
     accelerator = make_accelerator(config)
     if jobs > 1 and accelerator.num_processes > 1:
         raise UserError("--jobs is for one process; several, as of torchrun, train together")
-    trainer = _Trainer(config)
+    trainer = Trainer(config)
     run, searched = trainer.run, trainer.searched
     # An optimizer that cannot be made, or not used, is named before anything is deleted.
     make_weight_optimizer([torch.zeros(1)], config.adapt.weights, steps=1)
@@ -79,11 +79,11 @@ def _train_quietly(config: Config) -> Callable[[tuple[str, int]], None]:
     """What trains one network after the other, in a process beside the main one."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trainer = _Trainer(config)
+    trainer = Trainer(config)
     return lambda network: trainer.train(*network, quiet=True)
 
 
-class _Trainer:
+class Trainer:
     """Trains any of the networks of a finished search.
 
     Raises:
@@ -104,9 +104,11 @@ class _Trainer:
         self.images = sorted(split.weight + split.alpha)
 
     def folder(self, name: str, seed: int) -> RunFolder:
+        """Where a network is kept."""
         return RunFolder(self.run / network_folder(name) / str(seed))
 
     def is_trained(self, name: str, seed: int) -> bool:
+        """Whether a network has been trained to its end."""
         return (self.folder(name, seed) / run_folder.WEIGHTS).exists()
 
     def train(self, name: str, seed: int, *, quiet: bool = False) -> None:
