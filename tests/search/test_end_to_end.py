@@ -52,4 +52,4 @@ def test_from_search_to_export(name: str, tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "random" in page
     exported = {path.name for path in (tmp_path / "run" / "export").iterdir()}
-    assert exported == {"network.pt2", "network.onnx"}
+    assert exported == {"network.pt2", "network.onnx", "targets.json"}
