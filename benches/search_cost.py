@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from benches.conditions import conditions, slug
 from benches.report import QUICK_RESULTS, RESULTS
@@ -27,13 +28,14 @@ from benches.search_epoch import make_config
 from benches.tables import table
 from metapool_kernels.devices.run import measure_networks
 from metapool_kernels.search.adapt import Trainer
-from metapool_kernels.search.architecture import load_architecture
-from metapool_kernels.search.controls import build_network, load_network
+from metapool_kernels.search.backbone import make_backbone
+from metapool_kernels.search.controls import load_network
 from metapool_kernels.search.cost import run_cost
 from metapool_kernels.search.evaluate import measure as evaluate
 from metapool_kernels.search.gains import paired_difference
-from metapool_kernels.search.run_folder import ARCHITECTURE, SEARCHED
+from metapool_kernels.search.run_folder import SEARCHED
 from metapool_kernels.search.search import run_search
+from metapool_kernels.search.surgery import find_sites, insert_enhancer
 
 TARGET = "onnxruntime"
 BASE = "no cost"
@@ -47,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Settings beside those of configs/mnist.yaml, which keep the two best of a layer that is open at
 two thirds of the epochs."""
 
+IMAGE_SHAPE = (1, 28, 28)
 TRAININGS = 2
 
 
@@ -81,13 +84,29 @@ def searched(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "choices": ", ".join(" + ".join(sorted(layer.choice)) for layer in layers),
         "accuracy": statistics.fmean(accuracies),
-        "run": str(run),
     }
 
 
-def measure(seeds: int, jobs: int, samples: int) -> dict[str, Any]:
-    """Everything: a row for each search, and milliseconds of each network by its choices."""
-    networks, shapes, rows = {}, {}, []
+def network(choices: str) -> nn.Module:
+    """What a search has found, with weights as drawn and equal shares: its time is the same."""
+    config = make_config("mnist", {"output": "none"}).model
+    model = make_backbone(config, IMAGE_SHAPE, 10).build(seed=0)
+    sites = find_sites(model, config.insert_after, torch.zeros(1, *IMAGE_SHAPE))
+    for site, choice in zip(sites, choices.split(", "), strict=True):
+        insert_enhancer(model, site.name, site.channels, choice.split(" + "))
+    return model.eval()
+
+
+def times(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, list[float]]:
+    """Milliseconds of each network that was found: median and quartiles."""
+    networks = {row["choices"]: network(row["choices"]) for row in rows}
+    shapes = dict.fromkeys(networks, IMAGE_SHAPE)
+    found = measure_networks(TARGET, networks, shapes, samples=samples)
+    return {name: [1e3 * seconds for seconds in latency] for name, latency in found.items()}
+
+
+def measure(seeds: int, jobs: int) -> dict[str, Any]:
+    """The cost table, and a row for each search."""
     with tempfile.TemporaryDirectory() as folder:
         costs = str(Path(folder, "cost.json"))
         run_cost(make_config("mnist", {"output": folder}), target=TARGET, file=costs)
@@ -97,22 +116,13 @@ def measure(seeds: int, jobs: int, samples: int) -> dict[str, Any]:
             for number in range(seeds)
             for variant in VARIANTS
         ]
+        rows = []
         with get_context("spawn").Pool(jobs) as pool:
             for row in pool.imap(searched, work):
-                architecture = load_architecture(Path(row.pop("run"), ARCHITECTURE))
-                networks[row["choices"]] = build_network(SEARCHED, architecture, 0)
-                shapes[row["choices"]] = architecture.backbone.image_shape
-                rows.append(row)
                 print(json.dumps(row), flush=True)
+                rows.append(row)
         cost_table = json.loads(Path(costs).read_text())
-    latencies = measure_networks(TARGET, networks, shapes, samples=samples)
-    return {
-        "cost table": cost_table,
-        "rows": rows,
-        "milliseconds": {
-            name: [1e3 * seconds for seconds in latency] for name, latency in latencies.items()
-        },
-    }
+    return {"cost table": cost_table, "rows": rows}
 
 
 def markdown(found: Mapping[str, Any]) -> Iterator[str]:
@@ -143,18 +153,18 @@ def _row(
         {seed: row["accuracy"] for seed, row in each.items()} for each in (own, base)
     )
     difference, error = paired_difference(accuracies, base_accuracies)
-    times, base_times = (
+    own_times, base_times = (
         {seed: milliseconds[row["choices"]][0] for seed, row in each.items()}
         for each in (own, base)
     )
-    faster = math.exp(statistics.fmean(math.log(base_times[s] / times[s]) for s in times))
+    faster = math.exp(statistics.fmean(math.log(base_times[s] / own_times[s]) for s in own_times))
     choices = [row["choices"] for row in own.values()]
     often = sorted(set(choices), key=lambda choice: -choices.count(choice))
     return (
         variant,
         f"{statistics.fmean(accuracies.values()):.2f}%",
         "" if variant == BASE else f"{difference:+.2f}" + (f" ± {error:.2f}" if error else ""),
-        f"{statistics.fmean(times.values()):.4f}",
+        f"{statistics.fmean(own_times.values()):.4f}",
         f"{faster:.2f}",
         "; ".join(f"{choices.count(choice)} x {choice}" for choice in often),
     )
@@ -165,14 +175,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2, help="searches at a time")
+    parser.add_argument("--times", action="store_true", help="time what was found before again")
     parser.add_argument("--quick", action="store_true", help="one seed, kept under runs/")
     arguments = parser.parse_args()
     folder = QUICK_RESULTS if arguments.quick else RESULTS / slug()
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"conditions": conditions("as it is")}
-    seeds, samples = (1, 30) if arguments.quick else (arguments.seeds, 300)
-    found |= measure(seeds, arguments.jobs, samples)
-    (folder / "search_cost.json").write_text(json.dumps(found, indent=1) + "\n")
+    file = folder / "search_cost.json"
+    if arguments.times:
+        found = json.loads(file.read_text())
+    else:
+        found = measure(1 if arguments.quick else arguments.seeds, arguments.jobs)
+    found["conditions"] = conditions("as it is")
+    found["milliseconds"] = times(found["rows"], 30 if arguments.quick else 300)
+    file.write_text(json.dumps(found, indent=1) + "\n")
     text = "\n".join(markdown(found)) + "\n"
     (folder / "search_cost.md").write_text(text)
     print(text)

@@ -95,7 +95,7 @@ def planted(seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
         run = Path(folder, "run")
         metapool("search", "planted", run, seed, changes)
         layers = json.loads((run / "architecture.json").read_text())["layers"]
-    config = make_config("planted", {"output": "", "seed": seed, **changes})
+    config = make_config("planted", {"output": "none", "seed": seed, **changes})
     return {
         "seed": seed,
         "planted": planted_windows(config),
@@ -140,9 +140,9 @@ def several(work: Callable[[int], dict[str, Any]], seeds: int, jobs: int) -> lis
 def measure_epochs(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds of each epoch, while nothing else runs."""
     epochs = 2 if arguments.quick else 8
-    large = {"output": "", **LARGE}
+    large = {"output": "none", **LARGE}
     return {
-        "digits": epoch_seconds("digits", {"output": ""}, epochs, (OURS, ALL_OPEN, EAGER)),
+        "digits": epoch_seconds("digits", {"output": "none"}, epochs, (OURS, ALL_OPEN, EAGER)),
         "224 x 224": epoch_seconds("digits", large, min(epochs, 4), (ALL_OPEN, EAGER)),
     }
 

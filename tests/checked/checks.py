@@ -236,7 +236,6 @@ SECTIONS = (
                 "mixtures, attention, a MobileNetV2, odd images",
                 "test-devices",
                 *dict.fromkeys(f"test-devices-{extra(name)}" for name in NAMES),
-                in_ci=False,
             ),
             Check("this page", ("tests/checked",)),
         ),

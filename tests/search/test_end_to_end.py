@@ -21,13 +21,18 @@ LITTLE: dict[str, Any] = {
     "adapt.epochs": 1,
     "adapt.controls": ["none", "random"],
 }
-CONFIGS = {"cifar10": {}, "imagenet": {"data.image_size": 64, "data.accumulate": 2}}
+CONFIGS = {
+    "mnist": {"data.accumulate": 2},
+    "cifar10": {},
+    "imagenet": {"data.image_size": 64, "data.accumulate": 2},
+}
+LAYERS = {"mnist": 2, "cifar10": 16, "imagenet": 16}
 
 
 @pytest.mark.costly
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "imagenet" else ()) for name in CONFIGS],
+    [pytest.param(name, marks=() if name == "mnist" else pytest.mark.slow) for name in CONFIGS],
 )
 def test_from_search_to_export(name: str, tmp_path: Path) -> None:
     make_image_folder(tmp_path / "images", classes=3, train=4, val=2)
@@ -44,8 +49,8 @@ def test_from_search_to_export(name: str, tmp_path: Path) -> None:
     ]
     for command in ("search", "adapt", "evaluate", "export"):
         assert main([command, *arguments]) == 0
-    assert len(load_architecture(tmp_path / "run" / "architecture.json").layers) == 16
-    assert [row["stopped"] for row in metrics(tmp_path / "run")] == ["0", "16"]
+    assert len(load_architecture(tmp_path / "run" / "architecture.json").layers) == LAYERS[name]
+    assert [row["stopped"] for row in metrics(tmp_path / "run")] == ["0", str(LAYERS[name])]
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert results["images"] == 6
     assert list(results["networks"]) == ["searched", "none", "random"]

@@ -233,11 +233,13 @@ def test_exported_operators_are_those_that_runtimes_take_fast(
     nodes = onnx.load(folder / "network.onnx").graph.node
     operators = {node.op_type for node in nodes}
     slow = {"Concat", "ReduceSum", "Unsqueeze", "BatchNormalization", "Range", "Gather", "Shape"}
-    # Coordinate attention joins two strips, takes them apart and has a BatchNorm of its own.
-    assert operators & slow <= {"Concat"}
+    # Coordinate attention has one of its own, behind a convolution of two strips in turn.
+    assert operators & slow <= {"BatchNormalization"}
+    assert [node.op_type for node in nodes].count("BatchNormalization") <= 2
     for node in nodes:
         if node.op_type == "MaxPool":
-            assert 1 in next(a.ints for a in node.attribute if a.name == "kernel_shape")
+            height, width = next(a.ints for a in node.attribute if a.name == "kernel_shape")
+            assert 1 in (height, width) or height * width < 25
 
 
 def test_what_float32_loses_is_allowed() -> None:
