@@ -136,7 +136,10 @@ SECTIONS = (
             _tests("`torch.compile`: one graph, shapes without recompiling", "compile"),
             _tests("`torch.export`, AOTInductor", "export"),
             _tests("plain `torch.nn` forms of poolings and mixtures", "plain"),
-            _tests("what carries networks to the runtimes of devices", "devices"),
+            Check(
+                "what carries networks to the runtimes of devices",
+                ("tests/devices/test_carrying.py",),
+            ),
             _tests("`torch.func`, composed", "func"),
             _tests("the page on other frameworks: PyTorch's row, what to set", "frameworks"),
             _tests(

@@ -1,4 +1,4 @@
-"""What carries a network to a runtime: processes, reasons, timing. The runtimes: tests/devices."""
+"""What carries a network to a runtime: processes, reasons, timing; test_targets.py has these."""
 
 import sys
 from pathlib import Path
@@ -107,7 +107,9 @@ def test_a_runtime_that_crashes_takes_nothing_with_it(
 
 def test_ctrl_c_in_a_worker_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nkill -INT $$\n")
+    # What runs in the background ignores the signal, and its children do so too.
+    lines = ("import os, signal", "signal.signal(2, signal.SIG_DFL)", "os.kill(os.getpid(), 2)")
+    python.write_text("\n".join((f"#!{sys.executable}", *lines)))
     python.chmod(0o755)
     program = trace(nn.Flatten(), SHAPE, FORM)
     monkeypatch.setattr(sys, "executable", str(python))
