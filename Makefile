@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python_bindings/*.h \
 	python_bindings/*.cpp)
 TEST_SOURCES := $(wildcard tests/cuda_host/*.h tests/threads/*.cpp)
-SHARE = 0.04
+SHARE = 0.03
 SEARCH := --config configs/mnist.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)

@@ -84,7 +84,7 @@ def test_ctrl_c_reaches_workers_too_and_is_told_once(tmp_path: Path) -> None:
     while process.poll() is None and not (folder / "metrics.csv").exists():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130
     assert told(errors).endswith(f"metapool search --config '{folder}/config.yaml' --resume")
     assert len(metrics(folder)) < 8
@@ -101,7 +101,7 @@ def test_a_pipe_that_closes_ends_a_search_that_goes_on_later(
     assert process.stdout.readline().startswith("epoch   1")
     process.stdout.close()
     line = told(process.stderr.read())
-    assert process.wait(timeout=60) == 2
+    assert process.wait(timeout=240) == 2
     assert line.startswith("metapool: nobody reads") and line.endswith("config.yaml --resume")
     assert main(["search", "--config", str(folder / "config.yaml"), "--resume"]) == 0
     assert_same_search(finished, folder)
@@ -112,7 +112,7 @@ def test_a_notebook_s_backend_does_not_matter(tmp_path: Path) -> None:
     process = run(
         "plot", f"--output={folder}", MPLBACKEND="module://matplotlib_inline.backend_inline"
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert (process.returncode, errors) == (0, "")
     assert (folder / "report.html").exists()
 
