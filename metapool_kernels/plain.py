@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -145,10 +146,18 @@ def freeze_norms(model: nn.Module) -> None:
     """
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
         for k, (before, norm) in enumerate(pairwise(sequence), 1):
-            if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
-                continue
-            if not isinstance(before, (nn.Conv2d, nn.ConvTranspose2d)):
+            behind_convolution = isinstance(before, (nn.Conv2d, nn.ConvTranspose2d))
+            if not behind_convolution and _is_mere_norm(norm):
                 sequence[k] = ScaleShift(norm)
+
+
+def _is_mere_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Not of a subclass, as timm's with an activation, without hooks, its statistics fixed."""
+    return (
+        type(module) is nn.BatchNorm2d
+        and module.running_mean is not None
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
 
 
 class _Zeros(nn.Module):

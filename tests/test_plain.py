@@ -1,6 +1,7 @@
 """The plain torch.nn forms: the same numbers, whatever form is asked for."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -123,10 +124,29 @@ def test_a_norm_behind_a_pooling_is_one_scale_and_shift(affine: bool) -> None:
     assert kinds.count(nn.BatchNorm2d) == 1, "the one behind a convolution, which takes it in"
 
 
-def test_norms_of_batches_stay() -> None:
-    """Without running statistics there is nothing that could be fixed."""
-    model = nn.Sequential(nn.MaxPool2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+class NormAndAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def hooked() -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(3)
+    norm.register_forward_hook(lambda module, args, out: out + 1)
+    return norm
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.BatchNorm2d(3, track_running_stats=False), lambda: NormAndAct(3), hooked]
+)
+def test_norms_that_do_something_else_stay(make: Callable[[], nn.Module]) -> None:
+    """Of the batch itself, with an activation, with a hook."""
+    model = nn.Sequential(nn.MaxPool2d(3), make()).eval()
+    x = torch.randn(2, 3, 6, 6)
+    expected = model(x)
     freeze_norms(model)
+    assert torch.equal(model(x), expected)
     assert isinstance(model[1], nn.BatchNorm2d)
 
 

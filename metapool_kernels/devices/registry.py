@@ -1,11 +1,14 @@
 """Targets by their names."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from metapool_kernels.devices.target import Target
+if TYPE_CHECKING:  # names are asked for by command lines that need no torch.export
+    from metapool_kernels.devices.target import Target
 
 _CLASSES = {
     "onnx": "Onnx",
@@ -38,11 +41,11 @@ def target_names(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(known))
 
 
-def load_target(name: str) -> Target:
+def load_target(name: str) -> "Target":
     """The target of one of :data:`NAMES`; its packages need not be there."""
     (name,) = target_names([name])
     module = import_module(f"metapool_kernels.devices.targets.{name}")
-    return cast(Target, getattr(module, _CLASSES[name])())
+    return cast("Target", getattr(module, _CLASSES[name])())
 
 
 def extra(name: str) -> str:
@@ -50,9 +53,18 @@ def extra(name: str) -> str:
     return _EXTRAS.get(name, name)
 
 
-def missing_packages(target: Target) -> list[str]:
+def missing_packages(target: "Target") -> list[str]:
     """Those that it needs and that are not installed."""
     return [name for name in target.packages if not _is_there(name)]
+
+
+def package_versions(target: "Target") -> dict[str, str]:
+    """Of what it needs, but for packages that are installed under another name."""
+    found = {}
+    for package in target.packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _is_there(name: str) -> bool:

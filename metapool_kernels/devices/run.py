@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
     files: dict[str, bytes]
     outside: list[str] | None
-    versions: dict[str, str | None]
+    versions: dict[str, str]
     outputs: dict[str, NDArray[np.float32]]
     latencies: dict[str, Latency]
 

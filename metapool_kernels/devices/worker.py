@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch.export import ExportedProgram
 
 from metapool_kernels.devices.latency import interleaved
-from metapool_kernels.devices.registry import load_target
+from metapool_kernels.devices.registry import load_target, package_versions
 from metapool_kernels.devices.target import PROGRAM, Target, image_shape
 
 JOB = "job.json"
@@ -65,7 +64,7 @@ def _answer(name: str, folder: Path) -> dict[str, Any]:
     first = job["networks"][0]
     answer: dict[str, Any] = {
         **converted[first]._asdict(),
-        "versions": {package: _version(package) for package in target.packages},
+        "versions": package_versions(target),
     }
     if (folder / IMAGES).exists():
         outputs = _outputs(target, programs[first], places[first], load_file(folder / IMAGES))
@@ -101,13 +100,6 @@ def _outputs(
 def _noise(program: ExportedProgram) -> Images:
     shape = (1, *image_shape(program))
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # one that is installed under another name
-        return None
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -258,9 +256,7 @@ def _versions(target: str) -> dict[str, str]:
     known = {"metapool_kernels": metapool_kernels.__version__, "torch": torch.__version__}
     if target not in COUNTED:
         (name,) = registry.target_names([target])
-        for package in registry.load_target(name).packages:
-            with suppress(PackageNotFoundError):  # one that is installed under another name
-                known[package] = version(package)
+        known |= registry.package_versions(registry.load_target(name))
     return known
 
 
