@@ -15,8 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benches.conditions import conditions, slug
-from benches.report import RESULTS
+from benches.conditions import conditions
+from benches.report import results_folder
 from benches.tables import table
 from metapool_kernels.devices.registry import load_target
 from metapool_kernels.devices.run import TargetError, run_target
@@ -112,8 +112,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224, help="of the images")
     parser.add_argument("--samples", type=int, default=30)
     arguments = parser.parse_args()
-    folder = RESULTS / slug()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(quick=False)
     file = folder / "devices.json"
     for target in arguments.targets:
         times = measure(target, arguments.side, arguments.samples)

@@ -25,6 +25,14 @@ from benches.timing import QUICK, Effort, Times, keep_memory
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("runs", "bench-quick")  # not kept: small batches say little
 
+
+def results_folder(quick: bool) -> Path:
+    """Where figures of this machine go; made if it is not there."""
+    folder = QUICK_RESULTS if quick else RESULTS / slug()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 NOTES = """\
 Peers are called in turn, round by round; a figure is the median [lower, upper quartile] of all
 calls. A peer whose result differs from the definition has no figures. A "copy" is `out.copy_(x)`
@@ -122,7 +130,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     began = time.perf_counter()
-    folder = arguments.out or (QUICK_RESULTS if arguments.quick else RESULTS / slug())
+    folder = arguments.out or results_folder(arguments.quick)
     write(collect(arguments.quick, arguments.system_malloc), folder)
     print(f"{time.perf_counter() - began:.0f} s in all; see {folder / 'report.md'}")
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from benches.conditions import conditions, slug
-from benches.report import QUICK_RESULTS, RESULTS
+from benches.conditions import conditions
+from benches.report import results_folder
 from benches.search_epoch import make_config
 from benches.tables import table
 from metapool_kernels.devices.run import measure_networks
@@ -178,8 +178,7 @@ def main() -> None:
     parser.add_argument("--times", action="store_true", help="time what was found before again")
     parser.add_argument("--quick", action="store_true", help="one seed, kept under runs/")
     arguments = parser.parse_args()
-    folder = QUICK_RESULTS if arguments.quick else RESULTS / slug()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(arguments.quick)
     file = folder / "search_cost.json"
     if arguments.times:
         found = json.loads(file.read_text())

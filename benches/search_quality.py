@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benches.conditions import conditions, slug
-from benches.report import QUICK_RESULTS, RESULTS
+from benches.conditions import conditions
+from benches.report import results_folder
 from benches.search_epoch import ALL_OPEN, CONFIGS, EAGER, OURS, epoch_seconds, make_config, ratio
 from benches.tables import table
 from metapool_kernels.search.gains import paired_difference
@@ -278,8 +278,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds = 1
-    folder = QUICK_RESULTS if arguments.quick else RESULTS / slug()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(arguments.quick)
     file = folder / "search_quality.json"
     found = json.loads(file.read_text()) if arguments.only and file.exists() else {}
     found["conditions"] = conditions("as it is")
