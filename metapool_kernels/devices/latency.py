@@ -36,7 +36,8 @@ def interleaved(runs: Mapping[str, Callable[[], object]], samples: int) -> dict[
 
 def _count(run: Callable[[], object]) -> int:
     run()
-    seconds, count = _seconds(run, 1), 1
+    # What interrupts the one run that is looked at would leave samples of a single one.
+    seconds, count = min(_seconds(run, 1) for _ in range(3)), 1
     while seconds < SAMPLE:
         count = max(2 * count, int(count * SAMPLE / max(seconds, 1e-9)))
         seconds = _seconds(run, count)
