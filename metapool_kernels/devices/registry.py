@@ -12,7 +12,9 @@ if TYPE_CHECKING:  # names are asked for by command lines that need no torch.exp
 
 _CLASSES = {
     "onnx": "Onnx",
+    "onnx_int8": "OnnxInt8",
     "executorch": "ExecuTorch",
+    "executorch_int8": "ExecuTorchInt8",
     "executorch_portable": "ExecuTorchPortable",
     "litert": "LiteRT",
     "openvino": "OpenVino",
@@ -20,7 +22,12 @@ _CLASSES = {
     "mnn": "Mnn",
     "tract": "Tract",
 }
-_EXTRAS = {"onnx": "export", "executorch_portable": "executorch"}
+_EXTRAS = {
+    "onnx": "export",
+    "onnx_int8": "export",
+    "executorch_int8": "executorch",
+    "executorch_portable": "executorch",
+}
 _ALIASES = {"onnxruntime": "onnx"}
 
 NAMES = tuple(_CLASSES)

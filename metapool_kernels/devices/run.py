@@ -36,7 +36,7 @@ class Answer(NamedTuple):
         files: of the first network, by name.
         outside: operators that the runtime's fast part leaves to another; None without such a part.
         versions: of the packages.
-        outputs: of the first network, by case.
+        outputs: of the first network, by the names of cases and singles.
         latencies: of each network.
     """
 
@@ -65,6 +65,8 @@ def run_target(
     programs: Mapping[str, ExportedProgram],
     *,
     cases: Mapping[str, NDArray[np.float32]] | None = None,
+    singles: Mapping[str, NDArray[np.float32]] | None = None,
+    calibration: NDArray[np.float32] | None = None,
     samples: int = 0,
 ) -> Answer:
     """Convert networks, load what came in the real runtime, on one thread, and try it there.
@@ -73,6 +75,8 @@ def run_target(
         name: of the target, one of :data:`metapool_kernels.devices.registry.NAMES`.
         programs: by :func:`metapool_kernels.devices.target.trace`, in the target's form.
         cases: batches of images for the first of them, of any sizes.
+        singles: the same, but run one image at a time.
+        calibration: images that a target of integers reads its ranges off; None: noise.
         samples: how often each network is timed, with one image; 0: not at all.
 
     Raises:
@@ -84,8 +88,10 @@ def run_target(
         for network, program in programs.items():
             (folder / network).mkdir()
             (folder / network / PROGRAM).write_bytes(program_bytes(program))
-        if cases:
-            save_file(dict(cases), folder / worker.IMAGES)
+        save_file(dict(cases or {}), folder / worker.CASES)
+        save_file(dict(singles or {}), folder / worker.SINGLES)
+        ranges = {} if calibration is None else {worker.CALIBRATION: calibration}
+        save_file(ranges, folder / worker.CALIBRATION)
         job = {"networks": list(programs), "samples": samples}
         (folder / worker.JOB).write_text(json.dumps(job))
         _run_worker(name, folder)
@@ -155,12 +161,11 @@ def _read_answer(folder: Path, first: str) -> Answer:
     answer = json.loads((folder / worker.ANSWER).read_text())
     if "reason" in answer:
         raise TargetError(answer["reason"])
-    outputs = folder / worker.OUTPUTS
     return Answer(
         files={name: (folder / first / name).read_bytes() for name in answer["files"]},
         outside=answer["outside"],
         versions=answer["versions"],
-        outputs=load_file(outputs) if outputs.exists() else {},
+        outputs=load_file(folder / worker.OUTPUTS),
         latencies={name: Latency(*numbers) for name, numbers in answer["latencies"].items()}
         if "latencies" in answer
         else {},

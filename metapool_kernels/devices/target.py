@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -59,6 +59,15 @@ class Target(Protocol):
         ...
 
 
+@runtime_checkable
+class Int8Target(Target, Protocol):
+    """One whose files compute in 8-bit integers, with ranges that are read off images."""
+
+    def calibrate(self, images: NDArray[np.float32]) -> None:
+        """Take the images (N, C, H, W) that the next conversions read ranges off."""
+        ...
+
+
 def image_shape(program: ExportedProgram) -> tuple[int, ...]:
     """Of one input: (C, H, W)."""
     (name,) = program.graph_signature.user_inputs
@@ -84,6 +93,10 @@ def trace(network: nn.Module, shape: Sequence[int], form: Form) -> ExportedProgr
     # Many runtimes know one layout alone, and converters write copies and views for another.
     plain = plain.to(memory_format=torch.contiguous_format)
     freeze_norms(plain)
+    for module in plain.modules():
+        # Converters have no rule for an activation in place, and spell it out: half of their time.
+        if getattr(module, "inplace", False) is True:
+            setattr(module, "inplace", False)  # noqa: B010
     images = (torch.zeros(3, *shape),)
     program = torch.export.export(plain, images, dynamic_shapes=({0: Dim("batch")},))
     forget_origin(program)

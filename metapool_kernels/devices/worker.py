@@ -6,7 +6,6 @@ holds ``job.json`` and what it names; what is found is written there.
 
 import json
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,13 @@ from torch.export import ExportedProgram
 
 from metapool_kernels.devices.latency import interleaved
 from metapool_kernels.devices.registry import load_target, package_versions
-from metapool_kernels.devices.target import PROGRAM, Target, image_shape
+from metapool_kernels.devices.target import PROGRAM, Converted, Int8Target, Target, image_shape
 
 JOB = "job.json"
 ANSWER = "answer.json"
-IMAGES = "images.safetensors"
+CASES = "cases.safetensors"
+SINGLES = "singles.safetensors"
+CALIBRATION = "calibration.safetensors"
 OUTPUTS = "outputs.safetensors"
 
 Images = NDArray[np.float32]
@@ -55,10 +56,11 @@ def _answer(name: str, folder: Path) -> dict[str, Any]:
     """Convert every network, run the images through the first, time all of them."""
     job = json.loads((folder / JOB).read_text())
     target = load_target(name)
+    calibration = load_file(folder / CALIBRATION).get(CALIBRATION)
     places = {network: folder / network for network in job["networks"]}
     programs = {network: torch.export.load(places[network] / PROGRAM) for network in places}
     converted = {
-        network: target.convert(program, places[network], 1)
+        network: _convert(target, program, places[network], 1, calibration)
         for network, program in programs.items()
     }
     first = job["networks"][0]
@@ -66,9 +68,19 @@ def _answer(name: str, folder: Path) -> dict[str, Any]:
         **converted[first]._asdict(),
         "versions": package_versions(target),
     }
-    if (folder / IMAGES).exists():
-        outputs = _outputs(target, programs[first], places[first], load_file(folder / IMAGES))
-        save_file(outputs, folder / OUTPUTS)
+    cases, singles = load_file(folder / CASES), load_file(folder / SINGLES)
+    runners = {1: target.load(places[first], 1)}
+    for batch in {len(images) for images in cases.values()} - {1}:
+        place = places[first]
+        if not target.any_batch:
+            place = place / f"batch_{batch}"
+            place.mkdir()
+            _convert(target, programs[first], place, batch, calibration)
+        runners[batch] = target.load(place, batch)
+    outputs = {case: runners[len(images)](images) for case, images in cases.items()}
+    for case, images in singles.items():
+        outputs[case] = np.concatenate([runners[1](image[None]) for image in images])
+    save_file({case: np.ascontiguousarray(out) for case, out in outputs.items()}, folder / OUTPUTS)
     if job["samples"]:
         runs = {
             network: partial(target.load(places[network], 1), _noise(program))
@@ -78,27 +90,17 @@ def _answer(name: str, folder: Path) -> dict[str, Any]:
     return answer
 
 
-def _outputs(
-    target: Target, program: ExportedProgram, place: Path, cases: Mapping[str, Images]
-) -> dict[str, Images]:
-    """What the files make of the images, by case; those of another batch are made for it."""
-    runners = {1: target.load(place, 1)}
-    found = {}
-    for name, images in cases.items():
-        batch = len(images)
-        if batch not in runners:
-            folder = place
-            if not target.any_batch:
-                folder = place / f"batch_{batch}"
-                folder.mkdir()
-                target.convert(program, folder, batch)
-            runners[batch] = target.load(folder, batch)
-        found[name] = np.ascontiguousarray(runners[batch](images))
-    return found
+def _convert(
+    target: Target, program: ExportedProgram, place: Path, batch: int, calibration: Images | None
+) -> Converted:
+    """Ranges of integers are read off noise if there is nothing else: enough for taking times."""
+    if isinstance(target, Int8Target):
+        target.calibrate(_noise(program, 8) if calibration is None else calibration)
+    return target.convert(program, place, batch)
 
 
-def _noise(program: ExportedProgram) -> Images:
-    shape = (1, *image_shape(program))
+def _noise(program: ExportedProgram, batch: int = 1) -> Images:
+    shape = (batch, *image_shape(program))
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 

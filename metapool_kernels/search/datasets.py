@@ -24,14 +24,13 @@ from metapool_kernels.search.data import Data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.images import (
     ImageSet,
-    evaluation_transform,
     files_of,
     get_image,
     mode_of,
     one_line,
     read_image,
-    training_transform,
 )
+from metapool_kernels.search.transforms import evaluation_transform, training_transform
 
 _NAMED = 5
 """How many file extensions a warning names."""

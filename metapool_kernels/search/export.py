@@ -3,8 +3,10 @@
 import copy
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +23,16 @@ from metapool_kernels.devices.run import (
     program_bytes,
     run_target,
 )
-from metapool_kernels.devices.target import PROGRAM, trace
+from metapool_kernels.devices.target import PROGRAM, Int8Target, trace
 from metapool_kernels.plain import FORM, Form
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.controls import build_network, load_network
+from metapool_kernels.search.data import evaluation_batches, image_settings
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.inspection import load_inspected
+from metapool_kernels.search.processes import make_accelerator
 from metapool_kernels.search.report import format_table
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder
 
@@ -41,6 +46,34 @@ ROUNDING = 10
 
 SAMPLES = 30
 """How often each network is timed."""
+
+
+CALIBRATION = 128
+"""Training images that the ranges of integers are read off."""
+
+EVALUATION = 1000
+"""Images that a file of integers is judged by, at most."""
+
+_BATCH = 64
+
+
+class Images(NamedTuple):
+    """Real images, which files of integers are made with and judged by.
+
+    Attributes:
+        calibration: (N, C, H, W), of those that the network was trained on.
+        evaluation: (M, C, H, W), of others.
+        targets: (M,), their class numbers.
+    """
+
+    calibration: Tensor
+    evaluation: Tensor
+    targets: Tensor
+
+    def accuracy(self, outputs: Tensor) -> float:
+        """Of outputs (M, classes) for the evaluation, in percent."""
+        correct = (outputs.argmax(1) == self.targets).sum().item()
+        return 100 * correct / len(self.targets)
 
 
 class Cases(NamedTuple):
@@ -62,7 +95,8 @@ def run_export(config: Config, targets: Sequence[str] = ("onnx",)) -> None:
     """``metapool export``: write the adapted network of the run's seed into ``export/``.
 
     Raises:
-        UserError: it has not been trained, or as for :func:`export_network`.
+        UserError: it has not been trained, the images for targets of integers are not there any
+            more, or as for :func:`export_network`.
     """
     searched = RunFolder(config.output)
     architecture = load_architecture(searched / run_folder.ARCHITECTURE)
@@ -71,12 +105,40 @@ def run_export(config: Config, targets: Sequence[str] = ("onnx",)) -> None:
     network = load_network(SEARCHED, architecture, seed, trained)
     folder = RunFolder(searched / run_folder.EXPORT)
     beside = {name: build_network(name, architecture, seed) for name in ("none", "skip")}
+    images = _images(config, searched) if any(map(_is_int8, targets)) else None
     found = export_network(
-        network, architecture.backbone.image_shape, folder, targets=targets, beside=beside
+        network,
+        architecture.backbone.image_shape,
+        folder,
+        targets=targets,
+        beside=beside,
+        images=images,
     )
     print(_table(found))
     if _reasons(found):
         raise UserError(f"no file for {_reasons(found)}")
+
+
+def _is_int8(target: str) -> bool:
+    return isinstance(load_target(target), Int8Target)
+
+
+def _images(config: Config, searched: RunFolder) -> Images:
+    """Some of those that the networks were trained on, and of those for evaluation."""
+    searched.check_settings(config, image_settings(config))
+    data = load_inspected(config, make_accelerator(config))
+    split = searched.load_split()
+    split.check(data)
+    trained_on = np.random.default_rng(0).permutation([*split.weight, *split.alpha])
+    step = ceil(len(data.evaluation) / EVALUATION)
+    parts = [
+        (data.train_set, trained_on[:CALIBRATION].tolist()),
+        (data.evaluation_set, data.evaluation[::step]),
+    ]
+    (calibration, _), (evaluation, targets) = (
+        map(torch.cat, zip(*evaluation_batches(*part, config.data), strict=True)) for part in parts
+    )
+    return Images(calibration, evaluation, targets)
 
 
 def export_network(
@@ -86,6 +148,7 @@ def export_network(
     *,
     targets: Sequence[str] = ("onnx",),
     beside: Mapping[str, nn.Module] | None = None,
+    images: Images | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write ``network.pt2``, the files of each target, and ``targets.json`` about them.
 
@@ -100,11 +163,13 @@ def export_network(
         run: where the files go.
         targets: names in :data:`metapool_kernels.devices.registry.NAMES`.
         beside: other networks, whose time on each target is told beside that of ``model``.
+        images: what targets of integers need. They are not compared but judged by accuracy.
 
     Returns:
         By target, ``torch`` the first: either ``files`` (bytes by name), ``difference`` (the
-        largest), ``outside``, ``versions`` and ``seconds`` (median and quartiles by network), or
-        the ``reason`` why there is none.
+        largest), ``outside``, ``versions`` and ``seconds`` (median and quartiles by network), for
+        integers ``accuracy`` (of the file, of the network in float32, of how many images), or the
+        ``reason`` why there is none.
 
     Raises:
         UserError: the network cannot be exported, ``network.pt2`` computes something else, no
@@ -115,17 +180,21 @@ def export_network(
     if targets and all(found[name] for name in targets):
         raise UserError(_reasons(found))
     cases = make_cases(model, image_shape)
-    program = _trace(model, image_shape, FORM)
-    contents = {PROGRAM: program_bytes(program)}
+    networks = {SEARCHED: model, **(beside or {})}
+    trace_once = cache(lambda key, form: _trace(networks[key], image_shape, form))
+    contents = {PROGRAM: program_bytes(trace_once(SEARCHED, FORM))}
     outputs = _run_program(contents[PROGRAM], cases.images)
     found["torch"] = {"files": _sizes(contents), "difference": _check(PROGRAM, outputs, cases)}
-    networks = {SEARCHED: model, **(beside or {})}
     for name in (name for name in targets if not found[name]):
         form = load_target(name).form
         try:
-            programs = {key: _trace(each, image_shape, form) for key, each in networks.items()}
-            answer = run_target(name, programs, cases=_arrays(cases), samples=SAMPLES)
-            found[name] = _entry(answer, cases)
+            programs = {key: trace_once(key, form) for key in networks}
+            if _is_int8(name):
+                answer, judged = _in_integers(name, programs, model, images)
+            else:
+                answer = run_target(name, programs, cases=_arrays(cases), samples=SAMPLES)
+                judged = _compared(answer, cases)
+            found[name] = _entry(answer, judged)
             contents |= answer.files
         except (TargetError, UserError) as error:
             found[name] = _failed(error)
@@ -200,7 +269,10 @@ def _trace(model: nn.Module, image_shape: Sequence[int], form: Form) -> Exported
 
 
 def _run_program(content: bytes, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    module = torch.export.load(io.BytesIO(content)).module()
+    with warnings.catch_warnings():
+        # torch 2.10 means the bytes in memory that it has just read itself.
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        module = torch.export.load(io.BytesIO(content)).module()
     with torch.inference_mode():
         return {case: module(batch) for case, batch in images.items()}
 
@@ -221,11 +293,42 @@ def _check(name: str, outputs: Mapping[str, Tensor], cases: Cases) -> float:
     return max(differences.values())
 
 
-def _entry(answer: Answer, cases: Cases) -> dict[str, Any]:
+def _compared(answer: Answer, cases: Cases) -> dict[str, Any]:
     outputs = {case: torch.from_numpy(output) for case, output in answer.outputs.items()}
+    return {"difference": _check(next(iter(answer.files)), outputs, cases)}
+
+
+def _in_integers(
+    name: str, programs: Mapping[str, ExportedProgram], model: nn.Module, images: Images | None
+) -> tuple[Answer, dict[str, Any]]:
+    """Made with real images and judged by them."""
+    if images is None:
+        raise TargetError("it reads ranges off images, and none are given")
+    answer = run_target(
+        name,
+        programs,
+        singles={"evaluation": images.evaluation.numpy()},
+        calibration=images.calibration.numpy(),
+        samples=SAMPLES,
+    )
+    single = copy.deepcopy(model).cpu().eval()
+    with torch.inference_mode():
+        expected = torch.cat([single(batch) for batch in images.evaluation.split(_BATCH)])
+    got = torch.from_numpy(answer.outputs["evaluation"])
+    if got.shape != expected.shape or not got.isfinite().all():
+        raise TargetError("its outputs are of another shape, or not finite")
+    accuracy = {
+        "file": images.accuracy(got),
+        "float32": images.accuracy(expected),
+        "images": len(got),
+    }
+    return answer, {"difference": (got - expected).abs().max().item(), "accuracy": accuracy}
+
+
+def _entry(answer: Answer, judged: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "files": _sizes(answer.files),
-        "difference": _check(next(iter(answer.files)), outputs, cases),
+        **judged,
         "outside": answer.outside,
         "versions": answer.versions,
         "seconds": {name: latency._asdict() for name, latency in answer.latencies.items()},
@@ -243,11 +346,32 @@ def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
         if "reason" in entry:
             continue
         sizes = ", ".join(f"{file} ({size:,})" for file, size in entry["files"].items())
-        rows.append((name, sizes, f"{entry['difference']:.1e}", *_times(entry.get("seconds", {}))))
+        notes = []
         if entry.get("outside"):
-            rows[-1] = (*rows[-1][:-1], f"{rows[-1][-1]}; outside: {', '.join(entry['outside'])}")
-    head = ("target", "files (bytes)", "difference", "ms, one thread", "quartiles", "beside")
+            notes.append(f"outside: {', '.join(entry['outside'])}")
+        if "accuracy" in entry:
+            notes.append(_accuracy(entry["accuracy"]))
+        times = _times(entry.get("seconds", {}))
+        rows.append((name, sizes, f"{entry['difference']:.1e}", *times, "; ".join(notes)))
+    head = (
+        "target",
+        "files (bytes)",
+        "difference",
+        "ms, one thread",
+        "quartiles",
+        "beside",
+        "notes",
+    )
     return format_table(head, rows)
+
+
+def _accuracy(accuracy: Mapping[str, float]) -> str:
+    """Before and after."""
+    images = accuracy["images"]
+    return (
+        f"accuracy {accuracy['file']:.2f}%, in float32 {accuracy['float32']:.2f}% "
+        f"({images:,} images)"
+    )
 
 
 def _times(seconds: Mapping[str, Mapping[str, float]]) -> tuple[str, str, str]:

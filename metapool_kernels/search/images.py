@@ -1,23 +1,16 @@
-"""From an image file or a dataset's image to the tensor that a network takes."""
+"""Images of files and datasets, as their transform takes them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
-from metapool_kernels.search.config import DataConfig
 from metapool_kernels.search.errors import UserError
-
-MEAN = STD = 0.5
-"""Of every channel: pixels from 0 to 1 become numbers from -1 to 1."""
 
 _GRAY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B"}
 _UNLIMITED = {"I", "F"}  # 32 bits, and nothing says which value is white
@@ -87,56 +80,6 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
     return _upright(image).convert(mode)
 
 
-def evaluation_transform(config: DataConfig, mode: str) -> transforms.Compose:
-    """Resize, cut out the middle, normalise."""
-    return transforms.Compose([*_middle(config), transforms.ToTensor(), _normalize(mode)])
-
-
-def training_transform(config: DataConfig, mode: str) -> transforms.Compose:
-    """As :func:`evaluation_transform`, varied at random as ``data.augment`` asks for.
-
-    Raises:
-        UserError: timm does not know the policy.
-    """
-    augment = config.augment
-    channels = len(mode)
-    no_jitter: Any = None  # timm's annotation leaves out that this switches it off
-    try:
-        resized, policy, final = create_transform(
-            config.image_size,
-            is_training=True,
-            hflip=0.0,
-            color_jitter=no_jitter,
-            auto_augment=augment.policy,
-            mean=(MEAN,) * channels,
-            std=(STD,) * channels,
-            re_prob=augment.erase,
-            separate=True,
-        )
-    except (AssertionError, LookupError, ValueError, TypeError) as error:
-        raise UserError(
-            f"data.augment.policy {augment.policy!r} is none of timm's: {one_line(error)}"
-        ) from error
-    crop = {
-        "none": _middle(config),
-        "pad": [
-            *_middle(config),
-            transforms.RandomCrop(config.image_size, padding=config.image_size // 8),
-        ],
-        "resized": [resized],
-    }[augment.crop]
-    return transforms.Compose([*crop, transforms.RandomHorizontalFlip(augment.flip), policy, final])
-
-
-def _middle(config: DataConfig) -> list[Any]:
-    size = config.image_size
-    return [transforms.Resize(size, InterpolationMode.BILINEAR), transforms.CenterCrop(size)]
-
-
-def _normalize(mode: str) -> transforms.Normalize:
-    return transforms.Normalize((MEAN,) * len(mode), (STD,) * len(mode))
-
-
 class ImageSet(Dataset[tuple[Tensor, int]]):
     """The images of another dataset as tensors, with class numbers.
 
@@ -153,7 +96,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         images: Any,
         targets: Sequence[int],
         mode: str,
-        transform: transforms.Compose,
+        transform: Callable[[Image.Image], Tensor],
         name: str,
     ) -> None:
         self.images = images

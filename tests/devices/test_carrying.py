@@ -5,6 +5,8 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from metapool_kernels.devices.registry import (
 )
 from metapool_kernels.devices.run import TargetError, measure_networks, run_target
 from metapool_kernels.devices.target import image_shape, trace, with_batch
+from metapool_kernels.devices.targets.onnx_int8 import OnnxInt8
 from metapool_kernels.devices.worker import _in_one_line
 from metapool_kernels.plain import FORM
 
@@ -45,6 +48,15 @@ def test_a_trace_takes_any_batch_or_one_alone() -> None:
     assert isinstance(model[1], SpatialEnhancer) and model[0].weight.stride()[1] == 1
 
 
+def test_activations_are_traced_out_of_place() -> None:
+    """Converters have no rule for others; the network itself keeps them."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(inplace=True), nn.Flatten()).eval()
+    targets = {str(node.target) for node in trace(model, SHAPE, FORM).graph.nodes}
+    assert "aten.hardtanh.default" in targets or "aten.relu6.default" in targets, targets
+    assert not [target for target in targets if target.endswith("_.default")]
+    assert model[1].inplace
+
+
 def test_a_trace_is_contiguous_whatever_the_network_was() -> None:
     """Of channels_last some runtimes take nothing, and converters write copies of it for others."""
     program = trace(network(), SHAPE, FORM)
@@ -56,7 +68,7 @@ def test_a_trace_is_contiguous_whatever_the_network_was() -> None:
 
 def test_targets_by_name() -> None:
     assert target_names(["onnxruntime", "ncnn", "onnx"]) == ["onnx", "ncnn"]
-    assert extra("onnx") == "export" and extra("ncnn") == "ncnn"
+    assert extra("onnx_int8") == extra("onnx") == "export" and extra("ncnn") == "ncnn"
     for names, message in (([], "no target is given; there are onnx, "), (["tflite"], "'tflite'")):
         with pytest.raises(ValueError, match=message):
             target_names(names)
@@ -129,6 +141,43 @@ def test_a_worker_answers_with_what_the_runtime_computes() -> None:
         torch.testing.assert_close(
             torch.from_numpy(answer.outputs[case]), expected, rtol=1e-5, atol=1e-5
         )
+
+
+def test_ranges_of_integers_are_read_off_the_images() -> None:
+    """Of images a hundred times as large, nothing can be told apart."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), SpatialEnhancer(4), nn.Flatten()).eval()
+    images = np.random.default_rng(0).standard_normal((4, *SHAPE), np.float32)
+    expected = model(torch.from_numpy(images)).detach().numpy()
+    errors = {}
+    for scale in (1, 100):
+        answer = run_target(
+            "onnx_int8",
+            {"it": trace(model, SHAPE, FORM)},
+            cases={"four": images},
+            singles={"one at a time": images},
+            calibration=scale * images,
+        )
+        assert answer.files.keys() == {"network.int8.onnx"}
+        four, each = answer.outputs["four"], answer.outputs["one at a time"]
+        np.testing.assert_array_equal(four, each)
+        errors[scale] = np.abs(four - expected).max() / np.abs(expected).max()
+    assert errors[1] < 0.1 < 0.5 < errors[100]
+
+
+def test_onnxruntime_pools_in_integers(tmp_path: Path) -> None:
+    """Whatever was chosen, in what onnxruntime makes of the file when it loads it."""
+    mixture = SpatialEnhancer(4, ("max_pool_3x3", "avg_pool_3x3", "avg_pool_7x7", "skip_connect"))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), mixture, nn.Conv2d(4, 4, 1), nn.Flatten()).eval()
+    target = OnnxInt8()
+    target.calibrate(np.random.default_rng(0).standard_normal((8, *SHAPE), np.float32))
+    target.convert(trace(model, SHAPE, target.form), tmp_path, 1)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(tmp_path / target.file, options, ["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node]
+    assert operators.count("QLinearAveragePool") == 3
+    assert operators.count("QLinearConv") == 2 and operators.count("QLinearAdd") == 4
+    assert not {"AveragePool", "Pad", "Conv", "Add"} & set(operators)
 
 
 @pytest.mark.costly

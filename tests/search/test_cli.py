@@ -1,5 +1,7 @@
 """Mistakes end with exit code 2, one line on stderr, and nothing overwritten."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,19 @@ def test_a_second_run_into_the_same_folder_is_refused(
     ("arguments", "named"),
     [([], "search,adapt,evaluate"), (["sarch"], "sarch"), (["search"], "output")],
 )
+def test_help_and_mistakes_wait_for_nothing_but_torch() -> None:
+    """timm, which brings torchvision, takes as long to import as torch itself."""
+    code = (
+        "import sys\n"
+        "from metapool_kernels.search.cli import main\n"
+        "assert main(['search', '--search.epochs', 'many']) == 2\n"
+        "print(*{'timm', 'torchvision', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "search.epochs" in done.stderr and not done.stdout.split()
+
+
 def test_a_command_that_is_none(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

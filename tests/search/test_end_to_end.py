@@ -47,8 +47,9 @@ def test_from_search_to_export(name: str, tmp_path: Path) -> None:
         str(REPOSITORY / "configs" / f"{name}.yaml"),
         *(f"--{setting}={value}" for setting, value in changes.items()),
     ]
-    for command in ("search", "adapt", "evaluate", "export"):
+    for command in ("search", "adapt", "evaluate"):
         assert main([command, *arguments]) == 0
+    assert main(["export", *arguments, "--target", "onnx,onnx_int8"]) == 0
     assert len(load_architecture(tmp_path / "run" / "architecture.json").layers) == LAYERS[name]
     assert [row["stopped"] for row in metrics(tmp_path / "run")] == ["0", str(LAYERS[name])]
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -56,5 +57,9 @@ def test_from_search_to_export(name: str, tmp_path: Path) -> None:
     assert list(results["networks"]) == ["searched", "none", "random"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "random" in page
-    exported = {path.name for path in (tmp_path / "run" / "export").iterdir()}
-    assert exported == {"network.pt2", "network.onnx", "targets.json"}
+    exported = tmp_path / "run" / "export"
+    files = {"network.pt2", "network.onnx", "network.int8.onnx", "targets.json"}
+    assert {path.name for path in exported.iterdir()} == files
+    accuracy = json.loads((exported / "targets.json").read_text())["onnx_int8"]["accuracy"]
+    assert accuracy["images"] == 6
+    assert accuracy["float32"] == results["networks"]["searched"]["seeds"]["0"]["accuracy"]

@@ -4,7 +4,6 @@ import copy
 import json
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer, fused_meta_pool
+from metapool_kernels.devices.targets.onnx_int8 import OnnxInt8
+from metapool_kernels.plain import FORM
 from metapool_kernels.search import export
 from metapool_kernels.search.attention import CoordinateAttention
 from metapool_kernels.search.errors import UserError
@@ -156,28 +157,32 @@ def small() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("which", "file", "shift"),
+    ("file", "shift"),
     [
-        (0, "network.pt2", 1.0),
-        (0, "network.pt2", float("nan")),
-        (1, "network.onnx", 1.0),
-        pytest.param(1, "network.onnx", float("nan"), marks=pytest.mark.costly),
+        ("network.pt2", 1.0),
+        ("network.pt2", float("nan")),
+        ("network.onnx", 1.0),
+        pytest.param("network.onnx", float("nan"), marks=pytest.mark.costly),
     ],
 )
 def test_a_file_that_computes_something_else_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, file: str, shift: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, shift: float
 ) -> None:
-    honest, calls = export.trace, count()
+    model, shifted = small(), small()
+    shifted.load_state_dict(model.state_dict())
+    shifted[2].bias = nn.Parameter(shifted[2].bias + shift)  # type: ignore[operator]
+    wrong = export.trace(shifted, SHAPE, FORM)
+    honest = export.run_target
+    if file == "network.pt2":
+        monkeypatch.setattr(export, "trace", lambda *_: wrong)
+    else:
 
-    def wrong(model: nn.Module, *others: Any) -> Any:
-        copied = copy.deepcopy(model)
-        if next(calls) == which:
-            copied[2].bias = nn.Parameter(copied[2].bias + shift)  # type: ignore[index, operator, union-attr]
-        return honest(copied, *others)
+        def run(name: str, programs: Found, **options: Any) -> Any:
+            return honest(name, dict.fromkeys(programs, wrong), **options)
 
-    monkeypatch.setattr(export, "trace", wrong)
+        monkeypatch.setattr(export, "run_target", run)
     with pytest.raises(UserError, match=rf"{file} computes something else .* differ by (1|inf)"):
-        export_network(small(), SHAPE, RunFolder(tmp_path))
+        export_network(model, SHAPE, RunFolder(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -201,12 +206,55 @@ def test_what_one_target_cannot_do_stops_no_other(
     assert {path.name for path in tmp_path.iterdir()} == {*FILES, "targets.json"}
 
 
+@pytest.fixture(scope="module")
+def in_integers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found, list[Any]]:
+    folder = tmp_path_factory.mktemp("integers")
+    model, images = small(), torch.randn(130, *SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(images)
+    clear = logits.diff(dim=1).abs().flatten().topk(10).indices
+    targets = logits.argmax(1)[clear]
+    targets[0] = 1 - targets[0]
+    given = export.Images(images, images[clear], targets)
+    forms = []
+    honest = export.trace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace", lambda *these: forms.append(these[-1]) or honest(*these))
+        found = export_network(
+            model, SHAPE, RunFolder(folder), targets=["onnx", "onnx_int8"], images=given
+        )
+    return folder, found, forms
+
+
+def test_a_file_of_integers_is_judged_by_its_accuracy(
+    in_integers: tuple[Path, Found, list[Any]],
+) -> None:
+    folder, found, _ = in_integers
+    assert found["onnx_int8"]["accuracy"] == {"file": 90.0, "float32": 90.0, "images": 10}
+    assert 1e-4 < found["onnx_int8"]["difference"] < 0.2
+    quantized = onnx.load(folder / "network.int8.onnx")
+    assert [node.op_type for node in quantized.graph.node].count("QuantizeLinear") >= 3
+    assert found["onnx_int8"]["files"].keys() == {"network.int8.onnx"}
+    assert "accuracy 90.00%, in float32 90.00% (10 images)" in export._table(found)
+    assert "accuracy" not in found["onnx"]
+
+
+def test_targets_of_one_form_share_a_trace(in_integers: tuple[Path, Found, list[Any]]) -> None:
+    assert in_integers[2] == [FORM, OnnxInt8.form]
+
+
+def test_integers_need_images(tmp_path: Path) -> None:
+    found = export_network(small(), SHAPE, RunFolder(tmp_path), targets=["onnx_int8", "onnx"])
+    assert "none are given" in found["onnx_int8"]["reason"]
+    assert found["onnx"]["files"]
+
+
 def test_files_tell_nothing_of_where_they_were_made(
-    exported: tuple[Path, nn.Module, Found],
+    exported: tuple[Path, nn.Module, Found], in_integers: tuple[Path, Found, list[Any]]
 ) -> None:
     folder, _, _ = exported
-    for name in FILES:
-        content = (folder / name).read_bytes()
+    for path in (*(folder / name for name in FILES), in_integers[0] / "network.int8.onnx"):
+        content, name = path.read_bytes(), path.name
         for word in (str(Path.cwd()), str(Path(torch.__file__).parent), ".py"):
             assert word.encode() not in content, f"{name} has {word!r} in it"
     assert b"metapool" not in (folder / "network.onnx").read_bytes()
@@ -214,15 +262,15 @@ def test_files_tell_nothing_of_where_they_were_made(
 
 
 def test_a_batch_is_called_so_and_nothing_else_has_a_name(
-    exported: tuple[Path, nn.Module, Found],
+    exported: tuple[Path, nn.Module, Found], in_integers: tuple[Path, Found, list[Any]]
 ) -> None:
     """Whoever fixes it in the file, as tract wants it, changes one word in two places."""
-    folder, _, _ = exported
-    graph = onnx.load(folder / "network.onnx").graph
-    for value in (*graph.input, *graph.output):
-        named = [size.dim_param for size in value.type.tensor_type.shape.dim if size.dim_param]
-        assert named == ["batch"]
-    assert not graph.value_info
+    for path in (exported[0] / "network.onnx", in_integers[0] / "network.int8.onnx"):
+        graph = onnx.load(path).graph
+        for value in (*graph.input, *graph.output):
+            named = [size.dim_param for size in value.type.tensor_type.shape.dim if size.dim_param]
+            assert named == ["batch"]
+        assert not graph.value_info
 
 
 def test_exported_operators_are_those_that_runtimes_take_fast(

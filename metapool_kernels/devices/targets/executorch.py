@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from metapool_kernels.devices.target import Converted, Runner, image_shape
 from metapool_kernels.plain import Form
@@ -26,9 +27,8 @@ class ExecuTorch:
         """Write :attr:`file`."""
         from executorch.exir import to_edge_transform_and_lower
 
-        module = program.module()
-        _step_behind_averages(module)
-        fixed = torch.export.export(module, (torch.zeros(batch, *image_shape(program)),))
+        images = torch.zeros(batch, *image_shape(program))
+        fixed = torch.export.export(self._module(program), (images,))
         lowered = to_edge_transform_and_lower(fixed, partitioner=self._partitioners())
         outside = _outside(lowered.exported_program())
         (folder / self.file).write_bytes(lowered.to_executorch().buffer)
@@ -50,6 +50,12 @@ class ExecuTorch:
 
         return run
 
+    def _module(self, program: ExportedProgram) -> GraphModule:
+        """The network in operators that the delegate takes, for batches of any size."""
+        module = program.module()
+        _step_behind_averages(module)
+        return module
+
     def _partitioners(self) -> list[Any]:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -62,21 +68,37 @@ def _step_behind_averages(module: GraphModule) -> None:
     With a stride XNNPACK gives wrong rows where the window is higher than the map.
     """
     aten = torch.ops.aten
-    for node in module.graph.find_nodes(op="call_function", target=aten.avg_pool2d.default):
-        if len(node.args) < 6 or node.args[5] or max(node.args[2]) == 1:
+    for node in averages(module):
+        given = arguments(node)
+        if given["count_include_pad"] or max(given["stride"]) == 1:
             continue
-        x, window, stride, padding, *_ = node.args
         with module.graph.inserting_before(node):
             found = module.graph.call_function(
-                aten.avg_pool2d.default, (x, window, [1, 1], padding, False, False)
+                aten.avg_pool2d.default,
+                (given["self"], given["kernel_size"], [1, 1], given["padding"], False, False),
             )
-            for dim, step in zip((2, 3), stride, strict=True):
+            for dim, step in zip((2, 3), given["stride"], strict=True):
                 found = module.graph.call_function(
                     aten.slice.Tensor, (found, dim, 0, sys.maxsize, step)
                 )
         node.replace_all_uses_with(found)
         module.graph.erase_node(node)
     module.recompile()
+
+
+def averages(module: GraphModule) -> list[Node]:
+    """The average poolings of a network."""
+    target = torch.ops.aten.avg_pool2d.default
+    return list(module.graph.find_nodes(op="call_function", target=target))
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """What an operator is called with, by name; the defaults where it is silent."""
+    assert isinstance(node.target, OpOverload)
+    schema = node.target._schema.arguments
+    given = {parameter.name: value for parameter, value in zip(schema, node.args, strict=False)}
+    defaults = {parameter.name: parameter.default_value for parameter in schema}
+    return defaults | given | node.kwargs
 
 
 def _outside(program: ExportedProgram) -> list[str]:

@@ -52,30 +52,30 @@ class Onnx:
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
-    """The file, with no word about the machine that it was made on.
-
-    The size of a batch is called ``batch`` wherever it stands. Shapes between the layers are left
-    out: whoever fixes the batch would have to change every one of them.
-    """
-    import onnx
-
+    """The file, as :func:`tidy` leaves it."""
     exported = torch.onnx.export(
         program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
     assert exported is not None
-    model = exported.model_proto
-    _forget_origin(model)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    del model.graph.value_info[:]
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString()
-    return content
+    return tidy(exported.model_proto)
 
 
-def _forget_origin(model: "ModelProto") -> None:
-    """Stack traces and names of classes, which torch notes at every node."""
+def tidy(model: "ModelProto") -> bytes:
+    """The file of a model, with no word about the machine that it was made on.
+
+    The size of a batch is called ``batch`` wherever it stands. Shapes between the layers are left
+    out: whoever fixes the batch would have to change every one of them. So are stack traces and
+    names of classes, which torch notes at every node.
+    """
+    import onnx
+
     graph = model.graph
     for holder in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         holder.doc_string = ""
         del holder.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    del graph.value_info[:]
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
