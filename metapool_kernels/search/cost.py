@@ -75,16 +75,19 @@ def run_cost(config: Config, *, target: str, file: str | None) -> None:
 
     Raises:
         UserError: the settings do not work, there is no such target, its packages are missing, it
-            cannot take the networks, or the file is not to be overwritten.
+            cannot take the networks, or the file cannot be written or is not to be overwritten.
     """
     path = Path(f"{Path(config.output)}.cost.json" if file is None else file)
+    folder = RunFolder(path.parent)
     if path.exists():
         _check_is_table(path)
+    else:
+        folder.check_writable()
     unit, measure = _measure(target)
     data = load_data(config)
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))
     table = make_table(config, backbone, target, unit, measure)
-    RunFolder(path.parent).write(path.name, FORMAT.to_json(table))
+    folder.write(path.name, FORMAT.to_json(table))
     print(cost_text(table))
     print(f"costs: {path}; set search.cost.file to it, and search.cost.weight or .budget")
 

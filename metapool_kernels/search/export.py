@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from math import ceil
@@ -348,11 +349,12 @@ def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
         sizes = ", ".join(f"{file} ({size:,})" for file, size in entry["files"].items())
         notes = []
         if entry.get("outside"):
-            notes.append(f"outside: {', '.join(entry['outside'])}")
+            times = Counter(entry["outside"])
+            notes.append(f"outside: {', '.join(f'{n} {name}' for name, n in times.items())}")
         if "accuracy" in entry:
             notes.append(_accuracy(entry["accuracy"]))
-        times = _times(entry.get("seconds", {}))
-        rows.append((name, sizes, f"{entry['difference']:.1e}", *times, "; ".join(notes)))
+        latencies = _times(entry.get("seconds", {}))
+        rows.append((name, sizes, f"{entry['difference']:.1e}", *latencies, "; ".join(notes)))
     head = (
         "target",
         "files (bytes)",

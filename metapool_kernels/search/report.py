@@ -101,7 +101,7 @@ def choice_warnings(architecture: Architecture) -> list[str]:
         return []
     return [
         f"{len(skipping)} of {len(architecture.layers)} layers chose skip_connect; "
-        "the search may have collapsed"
+        "the search may have collapsed, unless search.cost asked for that"
     ]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from shlex import quote
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -177,6 +178,20 @@ class RunFolder:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {str(target)!r}: {error.strerror}") from error
+
+    def check_writable(self) -> None:
+        """Notice in time that nothing can be written here.
+
+        Raises:
+            UserError: the folder cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write into {str(self.path)!r}: {reason}") from error
 
     def load_split(self) -> Split:
         """The split that the search has used.

@@ -18,7 +18,7 @@ from metapool_kernels.search.cost_table import FORMAT, CostTable, LayerCost, amo
 from metapool_kernels.search.counting import count
 from metapool_kernels.search.errors import UserError
 from tests.search.run_by_hand import CANDIDATES, LAYERS, architecture
-from tests.search.runs import SHALLOW, options
+from tests.search.runs import CONFIG, SHALLOW, options
 
 
 def table(**changes: Any) -> CostTable:
@@ -205,6 +205,16 @@ def test_costs_are_what_comes_beyond_skip_connect(
     assert main(["cost", *arguments, "--target", "counted"]) == 2
     assert "not overwritten" in capsys.readouterr().err
     assert path.read_text() == "precious"
+
+
+def test_a_file_that_cannot_be_written_is_noticed_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cost, "make_table", lambda *_: pytest.fail("measured"))
+    arguments = ["--config", str(CONFIG), "--target", "counted"]
+    assert main(["cost", *arguments, "--file", str(tmp_path / "file" / "cost.json")]) == 2
+    assert "cannot write into" in capsys.readouterr().err
 
 
 def test_candidates_of_controls_are_measured_too(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ class ExecuTorch:
 
         images = torch.zeros(batch, *image_shape(program))
         fixed = torch.export.export(self._module(program), (images,))
-        lowered = to_edge_transform_and_lower(fixed, partitioner=self._partitioners())
-        outside = _outside(lowered.exported_program())
+        partitioners = self._partitioners()
+        lowered = to_edge_transform_and_lower(fixed, partitioner=partitioners)
+        outside = _outside(lowered.exported_program()) if partitioners else None
         (folder / self.file).write_bytes(lowered.to_executorch().buffer)
         return Converted([self.file], outside)
 

@@ -15,8 +15,9 @@ from metapool_kernels.plain import Form
 class OnnxInt8(Onnx):
     """By onnxruntime's static quantisation: weights of each channel, activations of each tensor.
 
-    Activations are unsigned: for signed ones onnxruntime has fewer kernels, so that averages and
-    multiplications would stay in float32.
+    Both are unsigned. For signed activations onnxruntime has fewer kernels, so that averages and
+    multiplications would stay in float32; and on processors with AVX2 and without VNNI products of
+    signed weights with them saturate.
     """
 
     # Zeros around a map by an operator of their own would be put there in float32.
@@ -36,7 +37,12 @@ class OnnxInt8(Onnx):
         model = onnx.load_from_string(onnx_bytes(program))
         path = folder / self.file
         quantize_static(
-            model, path, _Reader(self.images), per_channel=True, activation_type=QuantType.QUInt8
+            model,
+            path,
+            _Reader(self.images),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QUInt8,
         )
         path.write_bytes(tidy(onnx.load(path)))
         return Converted([self.file])
