@@ -290,8 +290,8 @@ COST = (
     ),
     _cost(
         "what is no table is overwritten",
-        "        _check_is_table(path)\n    unit",
-        "        pass\n    unit",
+        "        _check_is_table(path)\n    else",
+        "        pass\n    else",
         file="cost.py",
     ),
     _cost(

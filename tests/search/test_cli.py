@@ -105,6 +105,14 @@ def test_a_second_run_into_the_same_folder_is_refused(
     ("arguments", "named"),
     [([], "search,adapt,evaluate"), (["sarch"], "sarch"), (["search"], "output")],
 )
+def test_a_command_that_is_none(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
 def test_help_and_mistakes_wait_for_nothing_but_torch() -> None:
     """timm, which brings torchvision, takes as long to import as torch itself."""
     code = (
@@ -116,14 +124,6 @@ def test_help_and_mistakes_wait_for_nothing_but_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "search.epochs" in done.stderr and not done.stdout.split()
-
-
-def test_a_command_that_is_none(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert named in line
 
 
 @pytest.mark.parametrize("command", ["adapt", "evaluate"])
