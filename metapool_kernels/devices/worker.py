@@ -69,7 +69,8 @@ def _answer(name: str, folder: Path) -> dict[str, Any]:
         "versions": package_versions(target),
     }
     cases, singles = load_file(folder / CASES), load_file(folder / SINGLES)
-    runners = {1: target.load(places[first], 1)}
+    single = {network: target.load(place, 1) for network, place in places.items()}
+    runners = {1: single[first]}
     for batch in {len(images) for images in cases.values()} - {1}:
         place = places[first]
         if not target.any_batch:
@@ -83,7 +84,7 @@ def _answer(name: str, folder: Path) -> dict[str, Any]:
     save_file({case: np.ascontiguousarray(out) for case, out in outputs.items()}, folder / OUTPUTS)
     if job["samples"]:
         runs = {
-            network: partial(target.load(places[network], 1), _noise(program))
+            network: partial(single[network], _noise(program))
             for network, program in programs.items()
         }
         answer["latencies"] = interleaved(runs, job["samples"])

@@ -81,8 +81,7 @@ def run_cost(config: Config, *, target: str, file: str | None) -> None:
     folder = RunFolder(path.parent)
     if path.exists():
         _check_is_table(path)
-    else:
-        folder.check_writable()
+    folder.check_writable()
     unit, measure = _measure(target)
     data = load_data(config)
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from math import ceil
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.controls import build_network, load_network
-from metapool_kernels.search.data import evaluation_batches, image_settings
+from metapool_kernels.search.data import evaluation_batches, image_settings, training_batches
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.processes import make_accelerator
@@ -48,7 +49,6 @@ ROUNDING = 10
 SAMPLES = 30
 """How often each network is timed."""
 
-
 CALIBRATION = 128
 """Training images that the ranges of integers are read off."""
 
@@ -56,6 +56,7 @@ EVALUATION = 1000
 """Images that a file of integers is judged by, at most."""
 
 _BATCH = 64
+"""Of these, how many torch takes at a time."""
 
 
 class Images(NamedTuple):
@@ -130,15 +131,15 @@ def _images(config: Config, searched: RunFolder) -> Images:
     data = load_inspected(config, make_accelerator(config))
     split = searched.load_split()
     split.check(data)
-    trained_on = np.random.default_rng(0).permutation([*split.weight, *split.alpha])
-    step = ceil(len(data.evaluation) / EVALUATION)
-    parts = [
-        (data.train_set, trained_on[:CALIBRATION].tolist()),
-        (data.evaluation_set, data.evaluation[::step]),
-    ]
-    (calibration, _), (evaluation, targets) = (
-        map(torch.cat, zip(*evaluation_batches(*part, config.data), strict=True)) for part in parts
+    trained_on = [*split.weight, *split.alpha]
+    taken = replace(config.data, batch_size=min(CALIBRATION, len(trained_on)))
+    # In an order and with variations that do not change from one export to the next.
+    calibration, _ = next(
+        training_batches(data.train_set, trained_on, taken, seed=0, start_step=0, epoch_seed=0)
     )
+    step = ceil(len(data.evaluation) / EVALUATION)
+    batches = evaluation_batches(data.evaluation_set, data.evaluation[::step], config.data)
+    evaluation, targets = map(torch.cat, zip(*batches, strict=True))
     return Images(calibration, evaluation, targets)
 
 

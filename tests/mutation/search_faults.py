@@ -290,8 +290,8 @@ COST = (
     ),
     _cost(
         "what is no table is overwritten",
-        "        _check_is_table(path)\n    else",
-        "        pass\n    else",
+        "        _check_is_table(path)\n    folder",
+        "        pass\n    folder",
         file="cost.py",
     ),
     _cost(

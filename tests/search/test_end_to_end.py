@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from metapool_kernels.search import export
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.config_file import load_config
+from metapool_kernels.search.run_folder import RunFolder
 from tests.search.folders import make_image_folder
 from tests.search.runs import REPOSITORY, metrics
 
@@ -22,7 +26,7 @@ LITTLE: dict[str, Any] = {
     "adapt.controls": ["none", "random"],
 }
 CONFIGS = {
-    "mnist": {"data.accumulate": 2},
+    "mnist": {"data.accumulate": 2, "data.augment.crop": "resized"},
     "cifar10": {},
     "imagenet": {"data.image_size": 64, "data.accumulate": 2},
 }
@@ -63,3 +67,8 @@ def test_from_search_to_export(name: str, tmp_path: Path) -> None:
     accuracy = json.loads((exported / "targets.json").read_text())["onnx_int8"]["accuracy"]
     assert accuracy["images"] == 6
     assert accuracy["float32"] == results["networks"]["searched"]["seeds"]["0"]["accuracy"]
+    first, second = (
+        export._images(load_config(tmp_path / "run" / "config.yaml"), RunFolder(tmp_path / "run"))
+        for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second)), "a file of integers is the same each time"
