@@ -5,6 +5,7 @@ import re
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d
@@ -43,6 +44,26 @@ class EveryPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([pool(x).flatten(1) for pool in self.pools], 1)
+
+
+class SharedHeads(nn.Module):
+    """Two heads, each on two maps of which one has larger numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(CHANNELS, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 8, 1)
+        self.classifier = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        pooled = 3 * F.max_pool2d(x, 3, 1, 1)
+        maps = [self.head(each).flatten(1) for each in (x, pooled)]
+        each = [
+            self.classifier(F.avg_pool2d(each, (HEIGHT, WIDTH)).flatten(1)) for each in (x, pooled)
+        ]
+        return torch.cat([*maps, *each], 1)
 
 
 def attention() -> nn.Module:

@@ -35,6 +35,7 @@ NETWORKS = {
     "counted, stride 2": (lambda: networks.EveryPooling(2, True), SMALL),
     "uncounted, stride (2, 1)": (lambda: networks.EveryPooling((2, 1), False), SMALL),
     "attention": (networks.attention, SMALL),
+    "shared heads": (networks.SharedHeads, SMALL),
     "mobile": (networks.mobile, (3, 64, 64)),
 }
 

@@ -1,13 +1,14 @@
 """ExecuTorch in 8-bit integers."""
 
 from math import prod
+from operator import attrgetter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from metapool_kernels.devices.target import image_shape
 from metapool_kernels.devices.targets.executorch import ExecuTorch, arguments, averages
@@ -74,20 +75,22 @@ def _averages_as_convolutions(module: GraphModule) -> None:
 
 
 def _unshare_weights(module: GraphModule) -> None:
-    """Every convolution has weights of its own.
+    """Every operator has weights and a bias of its own.
 
-    Weights that two of them share are quantised for the ranges of one, and XNNPACK refuses to load
-    the other.
+    What two of them share is quantised for the ranges of one: XNNPACK refuses to load the other.
     """
-    graph, seen = module.graph, set()
-    for number, node in enumerate(graph.find_nodes(op="call_function", target=aten.conv2d.default)):
-        weight = node.args[1]
-        assert isinstance(weight, Node)
-        if weight.target in seen:
-            copied = module.get_parameter(str(weight.target)).detach().clone()
-            name = f"unshared_{number}"
-            module.register_parameter(name, nn.Parameter(copied, requires_grad=False))
-            with graph.inserting_before(node):
-                node.update_arg(1, graph.get_attr(name))
-        seen.add(weight.target)
+    seen: set[str] = set()
+    for node in list(module.graph.nodes):
+        shared = node.all_input_nodes if node.op == "call_function" else []
+        for weight in (each for each in shared if each.op == "get_attr"):
+            name = str(weight.target)
+            value = attrgetter(name)(module)
+            if name in seen and isinstance(value, nn.Parameter):
+                own = f"unshared_{len(seen)}"
+                copied = nn.Parameter(value.detach().clone(), requires_grad=False)
+                module.register_parameter(own, copied)
+                with module.graph.inserting_before(node):
+                    node.replace_input_with(weight, module.graph.get_attr(own))
+                name = own
+            seen.add(name)
     module.recompile()
