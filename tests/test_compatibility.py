@@ -40,7 +40,7 @@ def test_what_is_asked_for() -> None:
     assert names == ["torch-2.13.0", "torch-2.12.1", "triton-3.6"]
     assert [plan.name for plan in chosen(parse(["--python", "3.14"]))] == ["python-3.14"]
     (quick,) = chosen(parse(["--python", "3.14", "--quick"]))
-    assert quick.tests == (plans.Tests(plans.SELECTION),)
+    assert quick.tests == (plans.Tests(plans.QUICK),)
     packages = [plan.name for plan in plans.PACKAGES]
     assert [plan.name for plan in chosen(parse(["--packages"]))] == packages
 

@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a selection of the kernels' tests, and a wheel of what is compiled in this tree",
+        help="a case of each kind of some of the kernels' tests, and a wheel of this tree",
     )
     parser.add_argument(
         "--record",
@@ -52,7 +52,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def chosen(options: argparse.Namespace) -> list[plans.Plan]:
     """The plans that the options ask for."""
     all_of_it = options.torch is None and options.python is None and options.packages is None
-    tests = plans.SELECTION if options.quick else plans.KERNEL_TESTS
+    tests = plans.QUICK if options.quick else plans.KERNEL_TESTS
     if all_of_it:
         return plans.everything(tests)
     wanted = options.packages
@@ -119,7 +119,7 @@ def main() -> int:
     for name, digest in built.libraries.items():
         print(f"{built.wheel.name}: {name} {digest}")
     if options.quick:
-        print(f"instead of all tests of the kernels: {' '.join(plans.SELECTION)}")
+        print(f"instead of all tests of the kernels: {' '.join(plans.QUICK)}")
     for path, reason in plans.LEFT_OUT.items():
         print(f"left out: {path} ({reason})")
     print(line(TITLES), flush=True)

@@ -29,6 +29,8 @@ SELECTION = tuple(
         *("func", "opcheck", "autocast", "pytorch_samples", "odd_tensors"),
     )
 )
+# A case of each kind.
+QUICK = (*SELECTION, "--part", "quick")
 
 # What is left without compiled kernels: the definition, and what is said of the rest.
 PLAIN = tuple(
@@ -135,7 +137,7 @@ PACKAGES = (
         install="sdist",
         extras=("search", "export", "test"),
         lowest=True,
-        tests=(Tests((*SELECTION, "tests/search", "--part", "quick")),),
+        tests=(Tests((*QUICK, "tests/search")),),
         says=(_NATIVE, r"numpy +1\.26"),
     ),
 )

@@ -19,18 +19,33 @@ from metapool_kernels.search.controls import build_network, random_choices, unif
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.run_folder import RunFolder
-from tests.search.runs import metrics, options
+from tests.search.runs import SHALLOW, metrics
+from tests.search.runs import options as options_of
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 BOTH = ["none", "random"]
 """The controls that have to be there."""
+ALL = ["none", "skip", "random", "uniform"]
+
+
+def options(folder: Path, **changes: Any) -> list[str]:
+    """Of the shallow network, which trains in a moment, and all controls."""
+    defaults = {"adapt__epochs": 1, "adapt__controls": ALL}
+    return options_of(folder, **SHALLOW | defaults | changes)
+
+
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shallow") / "run"
+    assert main(["search", *options(folder)]) == 0
+    return folder
 
 
 @pytest.fixture
-def searched(finished: Path, tmp_path: Path) -> Path:
+def searched(shallow: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
+    shutil.copytree(shallow, folder)
     return folder
 
 
@@ -115,8 +130,8 @@ def test_unfit_controls_are_refused_and_nothing_is_lost(
     assert not (searched / "adapt").exists()
 
 
-def test_controls_differ_in_their_poolings_alone(searched: Path) -> None:
-    architecture = load_architecture(searched / "architecture.json")
+def test_controls_differ_in_their_poolings_alone(finished: Path) -> None:
+    architecture = load_architecture(finished / "architecture.json")
     assert random_choices(architecture, 0) == random_choices(architecture, 0)
     assert random_choices(architecture, 0) != random_choices(architecture, 1)
     drawn = [
@@ -149,7 +164,7 @@ def test_averaged_weights_are_those_that_count(searched: Path) -> None:
         assert torch.equal(tensor, checkpoint.weights[f"ema.{name}"])
     begun = build_network("searched", load_architecture(searched / "architecture.json"), 0)
     for other in (checkpoint.weights, begun.state_dict()):
-        assert not torch.equal(averaged["conv_stem.weight"], other["conv_stem.weight"])
+        assert not torch.equal(averaged["stem.0.weight"], other["stem.0.weight"])
     assert main(["evaluate", *options(searched, adapt__ema=0.5, adapt__controls=BOTH)]) == 0
     assert list(json.loads((searched / "evaluation.json").read_text())["networks"]) == [
         *("searched", "none", "random")
@@ -231,7 +246,7 @@ def test_searched_weights_begin_with_recalibrated_batch_norm(searched: Path) -> 
     supernet = RunFolder(searched).load_weights()
     assert main(["adapt", *arguments]) == 0
     adapted = RunFolder(searched / "adapt" / "searched" / "0").load_weights()
-    name = "blocks.1.0.bn2.host"
+    name = "blocks.1.depthwise.host.1"
     torch.testing.assert_close(adapted[f"{name}.weight"], supernet[f"{name}.weight"])
     # Averages over all 89 images, and then one epoch's worth of the usual moving average.
     data = load_data(load_config(searched / "config.yaml"))
@@ -270,10 +285,10 @@ def test_every_network_begins_with_the_weights_that_are_given(
     RunFolder(tmp_path).write_weights("given.safetensors", given)
     for name in ("searched", "none", "random", "uniform"):
         network = build_network(name, architecture, 0, str(tmp_path / "given.safetensors"))
-        stem = network.state_dict()["conv_stem.weight"]
-        assert torch.equal(stem, given["conv_stem.weight"])
+        stem = network.state_dict()["stem.0.weight"]
+        assert torch.equal(stem, given["stem.0.weight"])
         drawn = build_network(name, architecture, 0).state_dict()
-        assert not torch.equal(drawn["conv_stem.weight"], stem)
+        assert not torch.equal(drawn["stem.0.weight"], stem)
 
 
 @pytest.mark.parametrize("command", ["evaluate", pytest.param("export", marks=pytest.mark.costly)])
