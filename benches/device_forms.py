@@ -3,25 +3,25 @@
 MobileNetV2-0.35 with one kind of pooling in 16 layers, as ``torch.nn`` writes it by itself and as
 :class:`metapool_kernels.plain.Form` does, timed beside each other in the real runtime: one image,
 one thread. Needs the packages of the target. Adds to ``devices.json`` and ``.md`` under
-``benches/results/``; a minute or two for each target.
+``benches/results/``; a minute or two for each target, ten for ExecuTorch, whose converter is slow.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benches.conditions import conditions
 from benches.report import results_folder
 from benches.tables import table
-from metapool_kernels.devices.registry import load_target
 from metapool_kernels.devices.run import TargetError, run_target
 from metapool_kernels.devices.target import trace
-from metapool_kernels.plain import Form, WeightedSum
+from metapool_kernels.plain import Form
 from metapool_kernels.search.surgery import add_enhancers
 
 WHOLE = Form(split_max=None, split_avg=None, pad_outside=False)
@@ -33,19 +33,8 @@ POOLINGS = [f"{kind} {side}x{side}" for kind in ("max", "avg") for side in (3, 5
 NETWORKS = {
     "skip": ("skip_connect",),
     **{name: (name.replace(" ", "_pool_"),) for name in POOLINGS},
+    "max 7x7 + avg 7x7": ("max_pool_7x7", "avg_pool_7x7"),
 }
-MIXTURE = ("max_pool_7x7", "avg_pool_7x7")
-
-
-class Stacked(nn.Module):
-    """A mixture as it is often written: its terms stacked, and summed over a fifth dimension."""
-
-    def __init__(self, mixture: WeightedSum) -> None:
-        super().__init__()
-        self.terms = mixture.terms
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([term(x) for term in self.terms]).sum(0)
 
 
 def network(candidates: tuple[str, ...], side: int) -> nn.Module:
@@ -58,20 +47,26 @@ def network(candidates: tuple[str, ...], side: int) -> nn.Module:
     return model.eval()
 
 
-def measure(target: str, side: int, samples: int) -> dict[str, Any]:
-    """Medians in ms by network and form, or the reason why there is none."""
+def measure(
+    target: str, only: str, side: int, samples: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Medians in ms by network and form, or the reason why there is none; packages' versions."""
     found: dict[str, Any] = {}
+    versions: dict[str, str] = {}
     skip = trace(network(("skip_connect",), side), (3, side, side), WHOLE)
-    for name, candidates in [*NETWORKS.items(), ("max 7x7 + avg 7x7", MIXTURE)]:
+    for name, candidates in NETWORKS.items():
+        if not re.search(only, name):
+            continue
         model = network(candidates, side)
         programs = {form: trace(model, (3, side, side), FORMS[form]) for form in _forms(name)}
         try:
             answer = run_target(target, {"skip": skip, **programs}, samples=samples)
             found[name] = {key: 1e3 * each.median for key, each in answer.latencies.items()}
+            versions = answer.versions
         except TargetError as error:
             found[name] = {"reason": str(error)}
         print(target, name, json.dumps(found[name]), flush=True)
-    return found
+    return found, versions
 
 
 def _forms(name: str) -> list[str]:
@@ -109,17 +104,18 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("targets", nargs="+")
+    parser.add_argument("--only", default="", metavar="REGEX", help="poolings, such as 'avg 7x7'")
     parser.add_argument("--side", type=int, default=224, help="of the images")
     parser.add_argument("--samples", type=int, default=30)
     arguments = parser.parse_args()
     folder = results_folder(quick=False)
     file = folder / "devices.json"
     for target in arguments.targets:
-        times = measure(target, arguments.side, arguments.samples)
+        times, packages = measure(target, arguments.only, arguments.side, arguments.samples)
         # Read again: another target may have been measured meanwhile, in its own environment.
         found = json.loads(file.read_text()) if file.exists() else {}
         about = {name: text for name, text in conditions("").items() if name in ("CPU", "versions")}
-        about["packages"] = ", ".join(load_target(target).packages)
+        about["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
         found[target] = {"conditions": about, "side": arguments.side, "times": times}
         file.write_text(json.dumps(found, indent=1) + "\n")
         (folder / "devices.md").write_text("\n".join(markdown(found)) + "\n")
