@@ -1,9 +1,10 @@
 """``python -m benches.device_forms onnx``: what the form of an exported pooling costs on a runtime.
 
-MobileNetV2-0.35 with one kind of pooling in 16 layers, as ``torch.nn`` writes it by itself and as
-:class:`metapool_kernels.plain.Form` does, timed beside each other in the real runtime: one image,
-one thread. Needs the packages of the target. Adds to ``devices.json`` and ``.md`` under
-``benches/results/``; a minute or two for each target, ten for ExecuTorch, whose converter is slow.
+MobileNetV2-0.35 with one kind of pooling in 16 layers, in whole windows and in the form that
+exports have (:class:`metapool_kernels.plain.Form`; that leaves 3x3 whole), timed beside each other
+in the real runtime: one image, one thread. Needs the packages of the target. Adds to
+``devices.json`` and ``.md`` under ``benches/results/``; a minute or two for each target, ten and
+more for ExecuTorch, whose converter is slow.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
     yield "# Poolings on the runtimes of devices\n"
     yield "Made by `python -m benches.device_forms TARGET`. MobileNetV2-0.35 with the same pooling"
     yield "in 16 layers, one image, one thread: times the same network with skip_connect, measured"
-    yield "in the same run; `whole` as torch.nn writes it, `strips` as (1, k) and (k, 1).\n"
+    yield "in the same run; `whole` with windows as they are, `strips` as (1, k) and (k, 1).\n"
     for target, entry in found.items():
         yield f"\n## {target}\n"
         for name, text in entry["conditions"].items():
@@ -116,7 +117,11 @@ def main() -> None:
         found = json.loads(file.read_text()) if file.exists() else {}
         about = {name: text for name, text in conditions("").items() if name in ("CPU", "versions")}
         about["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
-        found[target] = {"conditions": about, "side": arguments.side, "times": times}
+        about_it = {"conditions": about, "side": arguments.side}
+        kept = found.get(target, {"times": {}})
+        if all(kept.get(key) == value for key, value in about_it.items()):
+            times = kept["times"] | times
+        found[target] = {**about_it, "times": times}
         file.write_text(json.dumps(found, indent=1) + "\n")
         (folder / "devices.md").write_text("\n".join(markdown(found)) + "\n")
 

@@ -139,10 +139,10 @@ class ScaleShift(nn.Module):
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """Turn each BatchNorm2d behind a pooling into a :class:`ScaleShift`, in place, for eval mode.
+    """Turn BatchNorm2d behind no convolution into :class:`ScaleShift`, in place, for eval mode.
 
-    Behind a convolution runtimes take it into that; elsewhere it stays several operators in some,
-    and a layer of its own in others.
+    Behind a convolution runtimes take it into that; elsewhere, as behind a pooling, it stays
+    several operators in some, and a layer of its own in others.
     """
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
         for k, (before, norm) in enumerate(pairwise(sequence), 1):

@@ -137,7 +137,7 @@ def _points(results: Results) -> Iterator[Point]:
 
 
 def _other(other: Results, own: Results) -> Point:
-    """The searched network of another run, on the same network, images and device."""
+    """The searched network of another run, on the same network and device."""
     unit, own_unit = _unit(other), _unit(own)
     where = f"the run in {other.config.output!r}"
     if (unit.target, unit.unit) != (own_unit.target, own_unit.unit):

@@ -46,6 +46,35 @@ class EveryPooling(nn.Module):
         return torch.cat([pool(x).flatten(1) for pool in self.pools], 1)
 
 
+class AveragesOfOthers(nn.Module):
+    """As other networks have them: the odd row kept as in ResNet-D, no stride said, a divisor."""
+
+    def __init__(self, divisor: int | None = None) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(
+            [
+                nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+                nn.AvgPool2d((3, 2), 2, (1, 0), count_include_pad=False),
+                nn.AvgPool2d(3, 2, 1, count_include_pad=False, divisor_override=divisor),
+                nn.AvgPool2d(3, 2, 1, divisor_override=divisor),
+                *(self._strips(counted) for counted in (True, False)),
+            ]
+        )
+
+    @staticmethod
+    def _strips(counted: bool) -> nn.Module:
+        options = {"count_include_pad": counted}
+        return nn.Sequential(
+            nn.AvgPool2d((1, 3), (1, 2), (0, 1), **options),
+            nn.AvgPool2d((3, 1), (2, 1), (1, 0), **options),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [*(pool(x) for pool in self.pools), F.avg_pool2d(x, 3, padding=1)]
+        found += [F.avg_pool2d(x, 2, count_include_pad=False), F.avg_pool2d(x, 3)]
+        return torch.cat([each.flatten(1) for each in found], 1)
+
+
 class SharedHeads(nn.Module):
     """Two heads, each on two maps of which one has larger numbers."""
 
@@ -58,7 +87,8 @@ class SharedHeads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        pooled = 3 * F.max_pool2d(x, 3, 1, 1)
+        pooled = F.max_pool2d(x, 3, 1, 1)
+        pooled = pooled + pooled + pooled
         maps = [self.head(each).flatten(1) for each in (x, pooled)]
         each = [
             self.classifier(F.avg_pool2d(each, (HEIGHT, WIDTH)).flatten(1)) for each in (x, pooled)

@@ -1,6 +1,7 @@
 """What carries a network to a runtime: processes, reasons, timing; test_targets.py has these."""
 
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
 from metapool_kernels.devices import latency, run
@@ -22,9 +24,12 @@ from metapool_kernels.devices.registry import (
 )
 from metapool_kernels.devices.run import TargetError, measure_networks, run_target
 from metapool_kernels.devices.target import image_shape, trace, with_batch
+from metapool_kernels.devices.targets.executorch import _step_behind_averages
+from metapool_kernels.devices.targets.executorch_int8 import _averages_as_convolutions
 from metapool_kernels.devices.targets.onnx_int8 import OnnxInt8
 from metapool_kernels.devices.worker import _in_one_line
 from metapool_kernels.plain import FORM
+from tests.devices.networks import AveragesOfOthers
 
 SHAPE = (3, 8, 6)
 
@@ -64,6 +69,19 @@ def test_a_trace_is_contiguous_whatever_the_network_was() -> None:
         assert tensor.is_contiguous()
     targets = {str(node.target) for node in program.graph.nodes}
     assert not [target for target in targets if "clone" in target or "as_strided" in target]
+
+
+@pytest.mark.parametrize("rewrite", [_step_behind_averages, _averages_as_convolutions])
+def test_averages_that_are_written_anew_compute_the_same(
+    rewrite: Callable[[GraphModule], None],
+) -> None:
+    model = AveragesOfOthers(divisor=5).eval()
+    module = trace(model, SHAPE, FORM).module()
+    before = [node.target for node in module.graph.nodes]
+    rewrite(module)
+    assert [node.target for node in module.graph.nodes] != before
+    x = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(module(x), model(x))
 
 
 def test_targets_by_name() -> None:

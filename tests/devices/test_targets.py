@@ -34,16 +34,19 @@ NETWORKS = {
     "uncounted": (lambda: networks.EveryPooling(1, False), SMALL),
     "counted, stride 2": (lambda: networks.EveryPooling(2, True), SMALL),
     "uncounted, stride (2, 1)": (lambda: networks.EveryPooling((2, 1), False), SMALL),
+    "averages of others": (networks.AveragesOfOthers, SMALL),
     "attention": (networks.attention, SMALL),
     "shared heads": (networks.SharedHeads, SMALL),
     "mobile": (networks.mobile, (3, 64, 64)),
 }
 
-# XNNPACK takes no maximum whose stride is larger than its window, and no step of a slice, by which
-# averages with a stride that do not count their padding are written.
+# XNNPACK takes no maximum whose stride is larger than its window, no average whose windows go
+# beyond the padding, and no step of a slice, by which averages with a stride that do not count
+# their padding are written.
 OUTSIDE = {
     "counted, stride 2": {"aten::max_pool2d_with_indices"},
     "uncounted, stride (2, 1)": {"aten::max_pool2d_with_indices", "aten::slice_copy.Tensor"},
+    "averages of others": {"aten::avg_pool2d", "aten::slice_copy.Tensor"},
 }
 
 Arrays = Mapping[str, NDArray[np.float32]]

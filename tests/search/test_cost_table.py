@@ -257,7 +257,7 @@ def test_a_busy_machine_is_told(
 
 @pytest.mark.costly
 def test_seconds_in_a_real_runtime(tmp_path: Path) -> None:
-    """Times are no test; that a window of 15 x 15, unsplit, is dearer than nothing is plain."""
+    """Times are no test; that a window of 15 x 15 is dearer than nothing is plain."""
     for package in registry.load_target("onnx").packages:
         pytest.importorskip(package)
     changes = SHALLOW | {

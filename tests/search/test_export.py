@@ -221,7 +221,7 @@ def in_integers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "trace", lambda *these: forms.append(these[-1]) or honest(*these))
         found = export_network(
-            model, SHAPE, RunFolder(folder), targets=["onnx", "onnx_int8"], images=given
+            model, SHAPE, RunFolder(folder), targets=["onnx", "onnx_int8"], images=lambda: given
         )
     return folder, found, forms
 
@@ -241,6 +241,17 @@ def test_a_file_of_integers_is_judged_by_its_accuracy(
 
 def test_targets_of_one_form_share_a_trace(in_integers: tuple[Path, Found, list[Any]]) -> None:
     assert in_integers[2] == [FORM, OnnxInt8.form]
+
+
+def test_images_that_are_gone_stop_no_other_target(tmp_path: Path) -> None:
+    def gone() -> export.Images:
+        raise UserError("the images have changed since")
+
+    found = export_network(
+        small(), SHAPE, RunFolder(tmp_path), targets=["onnx_int8", "onnx"], images=gone
+    )
+    assert found["onnx_int8"] == {"reason": "the images have changed since"}
+    assert found["onnx"]["files"]
 
 
 def test_integers_need_images(tmp_path: Path) -> None:
@@ -288,6 +299,21 @@ def test_exported_operators_are_those_that_runtimes_take_fast(
         if node.op_type == "MaxPool":
             height, width = next(a.ints for a in node.attribute if a.name == "kernel_shape")
             assert 1 in (height, width) or height * width < 25
+
+
+class Standardized(nn.Module):
+    """Divides each image by its deviation, which is nothing where all of it is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x / x.std((1, 2, 3), keepdim=True)).mean((2, 3))
+
+
+def test_odd_images_of_which_a_network_makes_no_numbers_are_left_out() -> None:
+    cases = export.make_cases(Standardized(), SHAPE)
+    assert "zeros" not in cases.images and {"large", "ties"} <= cases.images.keys()
+    assert cases.images.keys() == cases.expected.keys() == cases.allowed.keys()
+    with pytest.raises(UserError, match="NaN or Inf for random images"):
+        export.make_cases(nn.Threshold(torch.inf, torch.nan), SHAPE)
 
 
 def test_what_float32_loses_is_allowed() -> None:

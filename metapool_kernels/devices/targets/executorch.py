@@ -1,6 +1,7 @@
 """ExecuTorch."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from metapool_kernels.plain import Form
 class ExecuTorch:
     """With XNNPACK, its delegate for CPUs, for all that this takes."""
 
-    packages = ("executorch",)
+    packages: tuple[str, ...] = ("executorch",)
     form = Form()
     any_batch = False
     file = "network.pte"
@@ -69,8 +70,7 @@ def _step_behind_averages(module: GraphModule) -> None:
     With a stride XNNPACK gives wrong rows where the window is higher than the map.
     """
     aten = torch.ops.aten
-    for node in averages(module):
-        given = arguments(node)
+    for node, given in padded_averages(module):
         if given["count_include_pad"] or max(given["stride"]) == 1:
             continue
         with module.graph.inserting_before(node):
@@ -87,13 +87,23 @@ def _step_behind_averages(module: GraphModule) -> None:
     module.recompile()
 
 
-def averages(module: GraphModule) -> list[Node]:
-    """The average poolings of a network."""
+def padded_averages(module: GraphModule) -> Iterator[tuple[Node, dict[str, Any]]]:
+    """The average poolings with padding, each with its arguments, for height and for width.
+
+    Those with windows beyond the padding, or a divisor of their own, are left out. Each is read
+    when it is its turn, as one before it may have been replaced.
+    """
     target = torch.ops.aten.avg_pool2d.default
-    return list(module.graph.find_nodes(op="call_function", target=target))
+    for node in module.graph.find_nodes(op="call_function", target=target):
+        given = _arguments(node)
+        given["stride"] = given["stride"] or given["kernel_size"]
+        for name in ("kernel_size", "stride", "padding"):
+            given[name] = list(given[name]) * (2 // len(given[name]))
+        if any(given["padding"]) and not given["ceil_mode"] and given["divisor_override"] is None:
+            yield node, given
 
 
-def arguments(node: Node) -> dict[str, Any]:
+def _arguments(node: Node) -> dict[str, Any]:
     """What an operator is called with, by name; the defaults where it is silent."""
     assert isinstance(node.target, OpOverload)
     schema = node.target._schema.arguments

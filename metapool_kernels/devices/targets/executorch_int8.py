@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from metapool_kernels.devices.target import image_shape
-from metapool_kernels.devices.targets.executorch import ExecuTorch, arguments, averages
+from metapool_kernels.devices.targets.executorch import ExecuTorch, padded_averages
 from metapool_kernels.plain import Form
 
 aten = torch.ops.aten
@@ -23,6 +23,7 @@ _BATCH = 16
 class ExecuTorchInt8(ExecuTorch):
     """With XNNPACK, by torchao's static quantisation: weights of each channel, symmetric."""
 
+    packages = ("executorch", "torchao")
     # What quantises is an average that is one operator.
     form = Form(pad_outside=False)
     file = "network.int8.pte"
@@ -59,9 +60,8 @@ def _averages_as_convolutions(module: GraphModule) -> None:
     XNNPACK has integer kernels for these and none for averages.
     """
     graph = module.graph
-    for number, node in enumerate(averages(module)):
-        given = arguments(node)
-        if not given["count_include_pad"] or not any(given["padding"]):
+    for number, (node, given) in enumerate(padded_averages(module)):
+        if not given["count_include_pad"]:
             continue
         channels, window = node.meta["val"].shape[1], given["kernel_size"]
         weight = torch.full((channels, 1, *window), 1 / prod(window))
