@@ -54,7 +54,7 @@ class AveragesOfOthers(nn.Module):
         self.pools = nn.ModuleList(
             [
                 nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
-                nn.AvgPool2d((3, 2), 2, (1, 0), count_include_pad=False),
+                nn.AvgPool2d((3, 1), 2, (1, 0), count_include_pad=False),
                 nn.AvgPool2d(3, 2, 1, count_include_pad=False, divisor_override=divisor),
                 nn.AvgPool2d(3, 2, 1, divisor_override=divisor),
                 *(self._strips(counted) for counted in (True, False)),
