@@ -87,7 +87,7 @@ def markdown(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n## {target}\n"
         for name, text in entry["conditions"].items():
             yield f"- {name}: {text}"
-        yield f"- images: {entry['side']} x {entry['side']}\n"
+        yield ""
         yield from table(("pooling", "skip, ms", *FORMS, "whole / strips"), _rows(entry["times"]))
 
 
@@ -115,13 +115,16 @@ def main() -> None:
         times, packages = measure(target, arguments.only, arguments.side, arguments.samples)
         # Read again: another target may have been measured meanwhile, in its own environment.
         found = json.loads(file.read_text()) if file.exists() else {}
-        about = {name: text for name, text in conditions("").items() if name in ("CPU", "versions")}
-        about["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
-        about_it = {"conditions": about, "side": arguments.side}
-        kept = found.get(target, {"times": {}})
-        if all(kept.get(key) == value for key, value in about_it.items()):
+        packages = {"torch": torch.__version__, **packages}
+        about = {
+            "CPU": conditions("")["CPU"],
+            "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+            "images": f"{arguments.side} x {arguments.side}",
+        }
+        kept = found.get(target, {})
+        if kept.get("conditions") == about:
             times = kept["times"] | times
-        found[target] = {**about_it, "times": times}
+        found[target] = {"conditions": about, "times": times}
         file.write_text(json.dumps(found, indent=1) + "\n")
         (folder / "devices.md").write_text("\n".join(markdown(found)) + "\n")
 

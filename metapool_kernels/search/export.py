@@ -113,7 +113,7 @@ def run_export(config: Config, targets: Sequence[str] = ("onnx",)) -> None:
         folder,
         targets=targets,
         beside=beside,
-        images=partial(_images, config, searched),
+        images=cache(partial(_images, config, searched)),
     )
     print(_table(found))
     if _reasons(found):
@@ -164,8 +164,8 @@ def export_network(
         run: where the files go.
         targets: names in :data:`metapool_kernels.devices.registry.NAMES`.
         beside: other networks, whose time on each target is told beside that of ``model``.
-        images: loads what targets of integers need, called once for each. They are not compared
-            but judged by accuracy.
+        images: loads what targets of integers need, called when it is their turn. They are not
+            compared but judged by accuracy.
 
     Returns:
         By target, ``torch`` the first: either ``files`` (bytes by name), ``difference`` (the

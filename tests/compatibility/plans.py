@@ -25,8 +25,9 @@ KERNEL_TESTS = ("tests", "-m", "kernel", *(f"--ignore={path}" for path in LEFT_O
 SELECTION = tuple(
     f"tests/test_{name}.py"
     for name in (
-        *("forward", "backward", "double_backward", "bad_input", "modules", "layout"),
-        *("func", "opcheck", "autocast", "pytorch_samples", "odd_tensors"),
+        *("forward", "backward", "double_backward", "bad_input", "layout"),
+        *("modules", "extra_candidates", "func", "opcheck", "autocast"),
+        *("pytorch_samples", "odd_tensors"),
     )
 )
 # A case of each kind.
@@ -34,7 +35,8 @@ QUICK = (*SELECTION, "--part", "quick")
 
 # What is left without compiled kernels: the definition, and what is said of the rest.
 PLAIN = tuple(
-    f"tests/test_{name}.py" for name in ("forward", "modules", "bad_input", "numpy_bad_input")
+    f"tests/test_{name}.py"
+    for name in ("forward", "modules", "extra_candidates", "bad_input", "numpy_bad_input")
 )
 
 

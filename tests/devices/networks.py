@@ -49,7 +49,7 @@ class EveryPooling(nn.Module):
 class AveragesOfOthers(nn.Module):
     """As other networks have them: the odd row kept as in ResNet-D, no stride said, a divisor."""
 
-    def __init__(self, divisor: int | None = None) -> None:
+    def __init__(self, divisor: int | None = None, ceil_mode: bool = False) -> None:
         super().__init__()
         self.pools = nn.ModuleList(
             [
@@ -57,6 +57,8 @@ class AveragesOfOthers(nn.Module):
                 nn.AvgPool2d((3, 1), 2, (1, 0), count_include_pad=False),
                 nn.AvgPool2d(3, 2, 1, count_include_pad=False, divisor_override=divisor),
                 nn.AvgPool2d(3, 2, 1, divisor_override=divisor),
+                nn.AvgPool2d(3, 2, 1, ceil_mode, count_include_pad=False),
+                nn.AvgPool2d(3, 2, 1, ceil_mode),
                 *(self._strips(counted) for counted in (True, False)),
             ]
         )

@@ -75,7 +75,7 @@ def test_a_trace_is_contiguous_whatever_the_network_was() -> None:
 def test_averages_that_are_written_anew_compute_the_same(
     rewrite: Callable[[GraphModule], None],
 ) -> None:
-    model = AveragesOfOthers(divisor=5).eval()
+    model = AveragesOfOthers(divisor=5, ceil_mode=True).eval()
     module = trace(model, SHAPE, FORM).module()
     before = [node.target for node in module.graph.nodes]
     rewrite(module)

@@ -91,7 +91,7 @@ AREAS: dict[str, Area] = {
     "dispatch": Area((*_files("bad_input", "build"), "-k", "not the_build_is_written_down")),
     "checks": Area((*_files("candidates", "bad_input"), *NOT_THE_DEFINITION)),
     "definition": Area(_files("forward", "layout", "modules")),
-    "modules": Area(_files("modules")),
+    "modules": Area(_files("modules", "extra_candidates")),
     "plain": Area(_files("plain")),
     "stopping rule": Area(_files("stopping", "perturbation", folder="tests/search")),
     "bilevel step": Area(

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from metapool_kernels.search.shallow import shallow_net
+
+
+def shallow_with_dropout(num_classes: int, in_chans: int, width: int) -> nn.Module:
+    """What it drops must be the same in a run that goes on."""
+    network = shallow_net(num_classes, in_chans, width)
+    network.head = nn.Sequential(nn.Dropout(0.2), network.head)
+    return network
+
 
 class Small(nn.Module):
     """Two convolutions, whose maps enhancers may follow, and a classifier."""

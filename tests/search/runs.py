@@ -39,6 +39,10 @@ SHALLOW = {
 """Two layers, of which at least one stops before the last epoch but one."""
 
 
+DROPOUT = "tests.search.networks:shallow_with_dropout"
+"""For ``model.name`` beside SHALLOW."""
+
+
 def options(output: Path, **changes: Any) -> list[str]:
     """Command line options of a small run; ``changes`` replace dots by two underscores."""
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}

@@ -19,7 +19,7 @@ from metapool_kernels.search.controls import build_network, random_choices, unif
 from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.run_folder import RunFolder
-from tests.search.runs import SHALLOW, metrics
+from tests.search.runs import DROPOUT, SHALLOW, metrics
 from tests.search.runs import options as options_of
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
@@ -30,8 +30,8 @@ ALL = ["none", "skip", "random", "uniform"]
 
 
 def options(folder: Path, **changes: Any) -> list[str]:
-    """Of the shallow network, which trains in a moment, and all controls."""
-    defaults = {"adapt__epochs": 1, "adapt__controls": ALL}
+    """Of a shallow network, which trains in a moment, and all controls."""
+    defaults = {"model__name": DROPOUT, "adapt__epochs": 1, "adapt__controls": ALL}
     return options_of(folder, **SHALLOW | defaults | changes)
 
 

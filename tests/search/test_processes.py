@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedType
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
 from tests.search.folders import make_image_folder
-from tests.search.runs import REPOSITORY, SHALLOW, metrics, options
+from tests.search.runs import DROPOUT, REPOSITORY, SHALLOW, metrics, options
 
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 
@@ -44,7 +44,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     # Coordinate attention has weights that vanish when a layer stops without it.
     arguments = options(
         folder / "run",
-        **SHALLOW,
+        **SHALLOW | {"model__name": DROPOUT},
         model__extra_candidates=["coordinate_attention"],
         search__alpha__method="fomaml",
         search__alpha__tilt=1.4,
