@@ -36,7 +36,11 @@ struct WeightView {
   int64_t stride_n = 0, stride_c = 0, stride_k = 0;
 };
 
+// What becomes of the poolings: their weighted sum, or all of them side by side.
+enum class Form : int { kMix, kStack };
+
 struct Problem {
+  Form form = Form::kMix;
   int64_t n = 0, c = 0, h = 0, w = 0;
   int64_t stride_h = 1, stride_w = 1;
   bool count_include_pad = true;
@@ -44,20 +48,25 @@ struct Problem {
   std::vector<int64_t> candidates;  // codes, see window.h; K of them
 };
 
-// out = sum_k weights_k * P_k(values); the maxima are picked by x. `values` may be x itself.
+// kMix: out = sum_k weights_k * P_k(values); the maxima are picked by x. `values` may be x itself.
+// kStack: P_k(values) for each k, `out` being the first of K maps that lie `out_stride_k` elements
+// apart. There are no weights.
 struct ForwardArgs {
   MapView x, values;
   WeightView weights;
   MutableMapView out;
+  int64_t out_stride_k = 0;
 };
 
 // Gradients of <grad_out, forward> for `values` and `weights`. A null data pointer in grad_x or
 // grad_weights says that it is not wanted. grad_weights is dense (n or 1, c or 1, K): broadcast
-// axes are summed over. Outputs must not overlap inputs.
+// axes are summed over. Outputs must not overlap inputs. In kStack grad_out is the first of K maps,
+// and there are no weights and no gradient of them.
 struct BackwardArgs {
   MapView grad_out, x, values;
   WeightView weights;
   MutableMapView grad_x;
+  int64_t grad_out_stride_k = 0;
   void* grad_weights = nullptr;
   bool grad_weights_per_n = false, grad_weights_per_c = false;
 };

@@ -1,19 +1,23 @@
-"""Fused candidate pooling for PyTorch: all poolings of a search space and their mix in one pass.
+"""Fused candidate pooling for PyTorch: all poolings of a search space in one pass, mixed or side by
+side.
 
 Start at :func:`metapool_kernels.fused_meta_pool`; the modules around it are
-:class:`metapool_kernels.MetaPool2d` and :class:`metapool_kernels.SpatialEnhancer`.
+:class:`metapool_kernels.MetaPool2d` and :class:`metapool_kernels.SpatialEnhancer`. Poolings side by
+side are :func:`metapool_kernels.fused_multi_pool` and :class:`metapool_kernels.MultiPool2d`.
 """
 
 from metapool_kernels.candidates import DEFAULT_CANDIDATES, pool_candidates
-from metapool_kernels.functional import fused_meta_pool
-from metapool_kernels.nn import MetaPool2d, SpatialEnhancer
+from metapool_kernels.functional import fused_meta_pool, fused_multi_pool
+from metapool_kernels.nn import MetaPool2d, MultiPool2d, SpatialEnhancer
 from metapool_kernels.version import __version__
 
 __all__ = [
     "DEFAULT_CANDIDATES",
     "MetaPool2d",
+    "MultiPool2d",
     "SpatialEnhancer",
     "__version__",
     "fused_meta_pool",
+    "fused_multi_pool",
     "pool_candidates",
 ]

@@ -5,7 +5,8 @@ For fixed maxima (``x`` picks them and is otherwise constant) the op is the tril
     T(g, v, w) = <g, sum_k w_k P_k(v)>.
 
 ``meta_pool_fwd`` is its gradient in ``g``; ``meta_pool_bwd`` holds its gradients in ``v`` and
-``w``. The gradient of each of these is again one of them with other arguments, so
+``w``. Poolings side by side are the form ``<g, P(v)>`` of two of these: there ``w`` is None. The
+gradient of each of these is again one of them with other arguments, so
 differentiation never leaves the two Functions below, backward or forward, at any order.
 Only ``x`` (or ``x`` and ``v``) and ``w`` are saved.
 
@@ -33,7 +34,7 @@ from metapool_kernels.ops import (
 Mask = tuple[bool, bool]
 
 
-def pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+def pool(x: Tensor, weights: Tensor | None, values: Tensor | None, spec: PoolSpec) -> Tensor:
     """Differentiable :func:`metapool_kernels.ops.meta_pool_fwd`."""
     if torch.compiler.is_compiling():
         out: Tensor = TRACED_OPS[spec.backend][0](x, weights, values, *arguments_of(spec))
@@ -41,7 +42,7 @@ def pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> T
     return _pool(x, weights, values, spec)
 
 
-def _pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+def _pool(x: Tensor, weights: Tensor | None, values: Tensor | None, spec: PoolSpec) -> Tensor:
     if _needs_autograd(x, weights, values):
         out: Tensor = _Pool.apply(x, weights, values, spec)
         return out
@@ -51,7 +52,7 @@ def _pool(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> 
 def pool_backward(
     grad_out: Tensor,
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     spec: PoolSpec,
     mask: Mask,
@@ -67,7 +68,7 @@ def pool_backward(
 def _pool_backward(
     grad_out: Tensor,
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     spec: PoolSpec,
     mask: Mask,
@@ -93,7 +94,7 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 class _Pool(Function):
     @staticmethod
-    def forward(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+    def forward(x: Tensor, weights: Tensor | None, values: Tensor | None, spec: PoolSpec) -> Tensor:
         return meta_pool_fwd(x, weights, values, spec)
 
     @staticmethod
@@ -128,7 +129,7 @@ class _Pool(Function):
         info: Any,
         in_dims: tuple[Any, ...],
         x: Tensor,
-        weights: Tensor,
+        weights: Tensor | None,
         values: Tensor | None,
         spec: PoolSpec,
     ) -> tuple[Tensor, int]:
@@ -146,7 +147,7 @@ class _PoolBackward(Function):
     def forward(
         grad_out: Tensor,
         x: Tensor,
-        weights: Tensor,
+        weights: Tensor | None,
         values: Tensor | None,
         spec: PoolSpec,
         mask: Mask,
@@ -191,13 +192,15 @@ class _PoolBackward(Function):
         d_g, d_x, d_weights, d_values = tangents[:4]
         d_values = d_x if values is None else d_values
 
-        along_g: tuple[Tensor | None, Tensor | None] = (None, None)
-        if d_g is not None:
-            along_g = pool_backward(d_g, x, weights, values, ctx.spec, ctx.mask)
         mask = (
             ctx.mask[0] and d_weights is not None,
             ctx.mask[1] and d_values is not None,
         )
+        along_g: tuple[Tensor | None, Tensor | None] = (None, None)
+        if d_g is not None:
+            along_g = grads = pool_backward(d_g, x, weights, values, ctx.spec, ctx.mask)
+            if not any(mask):
+                return grads
         grads = pool_backward(
             grad_out,
             x,
@@ -219,7 +222,7 @@ class _PoolBackward(Function):
         in_dims: tuple[Any, ...],
         grad_out: Tensor,
         x: Tensor,
-        weights: Tensor,
+        weights: Tensor | None,
         values: Tensor | None,
         spec: PoolSpec,
         mask: Mask,
@@ -238,6 +241,7 @@ class _PoolBackward(Function):
         if mask[0]:
             grad_x = grad_x.unflatten(0, (size, n))
         if mask[1]:
+            assert weights is not None
             shape = weights.shape if in_dims[2] is None else weights.movedim(in_dims[2], 0)[0].shape
             grad_weights = _unfold_grad_weights(grad_weights, size, n, shape)
         return (grad_x, grad_weights), (0 if mask[0] else None, 0 if mask[1] else None)
@@ -256,8 +260,10 @@ def _images(x: Tensor, dim: int | None) -> int:
     return x.shape[0] if dim is None or dim > 0 else x.shape[1]
 
 
-def _fold_weights(weights: Tensor, dim: int | None, size: int, n: int) -> Tensor:
+def _fold_weights(weights: Tensor | None, dim: int | None, size: int, n: int) -> Tensor | None:
     """Move the mapped dimension of the weights into N: (size * n, 1 or C, K)."""
+    if weights is None:
+        return None
     batched = weights.expand(size, *weights.shape) if dim is None else weights.movedim(dim, 0)
     if batched.dim() == 2:
         batched = batched[:, None, None, :]
@@ -278,11 +284,11 @@ def _register(backend: str) -> None:
     """Let the ops of what is traced be what the functions above are outside of any trace."""
     forward, backward = TRACED_OPS[backend]
 
-    def run_forward(x: Tensor, weights: Tensor, values: Tensor | None, *arguments: Any) -> Tensor:
+    def run_forward(x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any) -> Tensor:
         return _pool(x, weights, values, make_spec(backend, *arguments))
 
     def run_backward(
-        grad_out: Tensor, x: Tensor, weights: Tensor, values: Tensor | None, *rest: Any
+        grad_out: Tensor, x: Tensor, weights: Tensor | None, values: Tensor | None, *rest: Any
     ) -> tuple[Tensor, Tensor]:
         *arguments, mask = rest
         spec = make_spec(backend, *arguments)

@@ -79,6 +79,21 @@ def check_parameter_dtype(dtype: object) -> None:
         )
 
 
+def check_map(op: str, x: object) -> None:
+    """Check the feature map of a call of ``op``.
+
+    Raises:
+        TypeError: not a Tensor.
+        NotImplementedError: a layout or a dtype that no backend computes.
+        RuntimeError: a shape that is none of a map.
+    """
+    if not isinstance(x, Tensor):
+        raise _not_a_tensor(op, "x", 1, x)
+    _check_dense(op, "x", x)
+    _check_dtype(op, x)
+    _check_size(x)
+
+
 def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
     """Check ``x``, ``alpha`` and how they go together.
 
@@ -87,38 +102,14 @@ def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
         NotImplementedError: a layout or a dtype that no backend computes.
         RuntimeError: a shape, dtype or device that does not fit.
     """
+    op = "fused_meta_pool"
     if not isinstance(x, Tensor):
-        raise _not_a_tensor("x", 1, x)
+        raise _not_a_tensor(op, "x", 1, x)
     if not isinstance(alpha, Tensor):
-        raise _not_a_tensor("alpha", 2, alpha)
-    _check_layout_and_dtype(x, alpha)
-    _check_shapes(x, alpha, num_candidates)
-
-
-def _not_a_tensor(name: str, position: int, value: object) -> TypeError:
-    return TypeError(
-        f"fused_meta_pool(): argument '{name}' (position {position}) should be a Tensor, "
-        f"not {type(value).__name__}"
-    )
-
-
-def _check_layout_and_dtype(x: Tensor, alpha: Tensor) -> None:
-    if x.is_nested or alpha.is_nested:  # before the layout, which some of these have as all others
-        raise NotImplementedError(
-            f"fused_meta_pool: {'x' if x.is_nested else 'alpha'} should be a dense tensor, got a "
-            "nested one; pad it with torch.nested.to_padded_tensor(), or call once for each map"
-        )
-    if x.layout is not torch.strided or alpha.layout is not torch.strided:
-        name, layout = ("x", x.layout) if x.layout is not torch.strided else ("alpha", alpha.layout)
-        raise NotImplementedError(
-            f"fused_meta_pool: {name} should be a dense tensor, got layout {layout}; "
-            "convert it with to_dense()"
-        )
-    if x.dtype not in SUPPORTED_DTYPES:
-        raise NotImplementedError(
-            f"\"fused_meta_pool\" not implemented for '{str(x.dtype).removeprefix('torch.')}'; "
-            "x should be float32, float64, float16 or bfloat16"
-        )
+        raise _not_a_tensor(op, "alpha", 2, alpha)
+    _check_dense(op, "x", x)
+    _check_dense(op, "alpha", alpha)
+    _check_dtype(op, x)
     if alpha.dtype is not x.dtype and alpha.dtype is not torch.float32:
         raise RuntimeError(
             f"alpha should have dtype {x.dtype} as x, or torch.float32, got {alpha.dtype} "
@@ -129,14 +120,48 @@ def _check_layout_and_dtype(x: Tensor, alpha: Tensor) -> None:
             "x and alpha should be on the same device, "
             f"got x on {x.device} and alpha on {alpha.device}"
         )
+    _check_size(x)
+    _check_alpha_shape(x, alpha, num_candidates)
 
 
-def _check_shapes(x: Tensor, alpha: Tensor, num_candidates: int) -> None:
-    size, rows = x.shape, alpha.shape[:-1]
+def _not_a_tensor(op: str, name: str, position: int, value: object) -> TypeError:
+    return TypeError(
+        f"{op}(): argument '{name}' (position {position}) should be a Tensor, "
+        f"not {type(value).__name__}"
+    )
+
+
+def _check_dense(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:  # before the layout, which some of these have as all others
+        raise NotImplementedError(
+            f"{op}: {name} should be a dense tensor, got a "
+            "nested one; pad it with torch.nested.to_padded_tensor(), or call once for each map"
+        )
+    if tensor.layout is not torch.strided:
+        raise NotImplementedError(
+            f"{op}: {name} should be a dense tensor, got layout {tensor.layout}; "
+            "convert it with to_dense()"
+        )
+
+
+def _check_dtype(op: str, x: Tensor) -> None:
+    if x.dtype not in SUPPORTED_DTYPES:
+        raise NotImplementedError(
+            f"\"{op}\" not implemented for '{str(x.dtype).removeprefix('torch.')}'; "
+            "x should be float32, float64, float16 or bfloat16"
+        )
+
+
+def _check_size(x: Tensor) -> None:
+    size = x.shape
     if len(size) not in (3, 4):
         raise RuntimeError(f"x should be 3-D (C, H, W) or 4-D (N, C, H, W), got {list(size)}")
     if 0 in size[-3:]:
         raise RuntimeError(f"x should have non-zero channels, height and width, got {list(size)}")
+
+
+def _check_alpha_shape(x: Tensor, alpha: Tensor, num_candidates: int) -> None:
+    size, rows = x.shape, alpha.shape[:-1]
     if alpha.dim() == 0 or alpha.shape[-1] != num_candidates:
         got = "none" if alpha.dim() == 0 else alpha.shape[-1]
         raise RuntimeError(

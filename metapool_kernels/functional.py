@@ -1,4 +1,4 @@
-"""The op."""
+"""The op, in its forms."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -139,6 +139,74 @@ def fused_meta_pool(
         )
     else:
         out = autograd.pool(batch, weights, None, settings.specs[chosen][int(channels_last)])
+    return out if x.dim() == 4 else out.squeeze(0)
+
+
+def fused_multi_pool(
+    x: Tensor,
+    candidates: Sequence[str],
+    *,
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Candidate poolings of a feature map side by side, in one pass.
+
+    .. math:: y = [P_1(x), \ldots, P_K(x)]
+
+    What ``torch.cat([pool(x) for pool in pools], 1)`` gives, as in spatial pyramid pooling (SPP and
+    SPPF of the YOLO family); maxima, and where their gradients go, to the bit. Differentiable to
+    every order, in backward and forward mode; only ``x`` is saved for backward. The result is the
+    same bit for bit from run to run and for any number of threads.
+
+    Args:
+        x (Tensor[N, C, H, W] or Tensor[C, H, W]): the feature map; float32, float64, float16 or
+            bfloat16, any strides. N may be 0.
+        candidates (sequence of str): the K poolings, named as for :func:`fused_meta_pool`. A name
+            may occur twice.
+        stride, count_include_pad, backend: as for :func:`fused_meta_pool`. Triton and CUDA launch
+            a kernel for each pooling.
+
+    Returns:
+        Tensor[N, K * C, H_out, W_out] (without N for 3-D ``x``), all channels of a candidate
+        together, with the dtype of ``x`` and ``H_out = (H - 1) // stride + 1``; channels_last for
+        channels_last ``x``, else contiguous.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: a candidate, stride or backend that is not allowed.
+        RuntimeError: a shape that is none of a map, or a forced backend that is not available here.
+        NotImplementedError: a dtype or layout of ``x`` that is not supported.
+
+    Source: He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks for Visual
+    Recognition", ECCV 2014.
+    """
+    if has_torch_function((x,)):
+        out: Tensor = handle_torch_function(
+            fused_multi_pool,
+            (x,),
+            x,
+            candidates,
+            stride=stride,
+            count_include_pad=count_include_pad,
+            backend=backend,
+        )
+        return out
+    names, steps = candidate_names(candidates), checks.check_stride(stride)
+    checks.check_flag("count_include_pad", count_include_pad)
+    make_settings = _settings if torch.compiler.is_compiling() else _kept_settings
+    settings = make_settings(names, steps, count_include_pad)
+    checks.check_map("fused_multi_pool", x)
+    chosen = choose_backend(backend, x)
+
+    batch = x if x.dim() == 4 else x.unsqueeze(0)
+    channels_last = is_channels_last(batch)
+    if chosen == "reference":
+        out = reference.multi_pool(
+            batch, settings.candidates, settings.stride, count_include_pad, channels_last
+        )
+    else:
+        out = autograd.pool(batch, None, None, settings.specs[chosen][int(channels_last)])
     return out if x.dim() == 4 else out.squeeze(0)
 
 

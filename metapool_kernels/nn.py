@@ -1,4 +1,4 @@
-"""Modules around :func:`metapool_kernels.fused_meta_pool`."""
+"""Modules around :func:`metapool_kernels.fused_meta_pool` and its other forms."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -24,8 +24,8 @@ from metapool_kernels.checks import (
     check_stride,
 )
 from metapool_kernels.dispatch import check_backend
-from metapool_kernels.functional import fused_meta_pool, mixture_weights
-from metapool_kernels.plain import FORM, Form, WeightedSum, plain_pool
+from metapool_kernels.functional import fused_meta_pool, fused_multi_pool, mixture_weights
+from metapool_kernels.plain import FORM, Form, SideBySide, WeightedSum, plain_pool
 
 INITIAL_ALPHA_STD = 1e-3
 
@@ -192,6 +192,69 @@ class MetaPool2d(nn.Module):
         )
 
 
+class MultiPool2d(nn.Module):
+    """Candidate poolings side by side, see :func:`metapool_kernels.fused_multi_pool`.
+
+    Args:
+        candidates (sequence of str): the K poolings.
+        stride, count_include_pad, backend: as for the op.
+
+    Shape:
+        (N, C, H, W) or (C, H, W) to the same with K * C channels, all of a candidate together, and
+        H_out = (H - 1) // stride + 1.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[str],
+        *,
+        stride: int | tuple[int, int] = 1,
+        count_include_pad: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        parsed = parse_candidates(candidates)
+        check_flag("count_include_pad", count_include_pad)
+        check_backend(backend)
+        self.candidates = tuple(candidate.name for candidate in parsed)
+        self.stride = check_stride(stride)
+        check_skip_connect(parsed, self.stride)
+        self.count_include_pad = count_include_pad
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused_multi_pool(
+            x,
+            self.candidates,
+            stride=self.stride,
+            count_include_pad=self.count_include_pad,
+            backend=self.backend,
+        )
+
+    def to_torch(self, form: Form = FORM) -> nn.Module:
+        """A module made of ``torch.nn`` poolings that gives the same output.
+
+        A :class:`metapool_kernels.plain.SideBySide`; a wide window is two strips, see
+        :class:`metapool_kernels.plain.Form`. Hooks go over to what comes back.
+
+        Raises:
+            NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
+        """
+        _check_plain_form(self)
+        pools = [
+            plain_pool(parse_candidate(name), self.stride, self.count_include_pad, form)
+            for name in self.candidates
+        ]
+        plain = SideBySide(pools)
+        return _with_hooks_of(self, plain) if _has_hooks(self) else plain
+
+    def extra_repr(self) -> str:
+        """The arguments that make this module."""
+        return (
+            f"{self.candidates}, stride={self.stride}, count_include_pad={self.count_include_pad}"
+        )
+
+
 class SpatialEnhancer(nn.Module):
     """The parameterized spatial enhancer of PMPL: MetaPool2d, BatchNorm2d, Hardswish.
 
@@ -259,9 +322,10 @@ class SpatialEnhancer(nn.Module):
         return self.pool
 
 
-def plain_form(module: MetaPool2d | SpatialEnhancer, form: Form) -> nn.Module:
+def plain_form(module: MetaPool2d | MultiPool2d | SpatialEnhancer, form: Form) -> nn.Module:
     """Its ``to_torch``; one that a subclass has brought along knows no forms."""
-    own = type(module).to_torch not in (MetaPool2d.to_torch, SpatialEnhancer.to_torch)
+    ours = (MetaPool2d.to_torch, MultiPool2d.to_torch, SpatialEnhancer.to_torch)
+    own = type(module).to_torch not in ours
     return module.to_torch() if own else module.to_torch(form)
 
 
@@ -279,7 +343,7 @@ def has_plain_form(module: nn.Module) -> bool:
 
 
 def to_plain(model: nn.Module, form: Form = FORM) -> nn.Module:
-    """Turn every enhancer and mixture in ``model`` into plain torch modules, in place.
+    """Turn every enhancer, mixture and poolings side by side into plain modules, in place.
 
     Poolings are written as ``form`` says.
 
@@ -287,9 +351,9 @@ def to_plain(model: nn.Module, form: Form = FORM) -> nn.Module:
     inside, unless its class has a ``to_torch`` too.
 
     Returns:
-        ``model``, or what it has become if it is an enhancer or a mixture itself.
+        ``model``, or what it has become if it is one of these itself.
     """
-    for kind in (SpatialEnhancer, MetaPool2d):
+    for kind in (SpatialEnhancer, MetaPool2d, MultiPool2d):
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if not isinstance(module, kind) or not has_plain_form(module):
                 continue

@@ -1,4 +1,4 @@
-"""The op on NumPy arrays: the same C++ kernels, without torch tensors, on the calling thread."""
+"""The op and poolings side by side on NumPy arrays: the same C++ kernels, without torch tensors, on the calling thread."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -91,12 +91,74 @@ def meta_pool_grad(
     return grads[0], grads[1].reshape(weights.shape)
 
 
-def _prepare(
-    x: Array, weights: Array, values: Array | None, num_candidates: int
-) -> tuple[Array, Array, Array]:
+def multi_pool(
+    x: Array,
+    candidates: Sequence[str],
+    *,
+    values: Array | None = None,
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+) -> Array:
+    """All ``P_k(values)`` side by side, every maximum being picked by ``x``.
+
+    Args:
+        x, candidates, values, stride, count_include_pad: as for :func:`meta_pool`.
+
+    Returns:
+        (N, K * C, H_out, W_out), all channels of a candidate together, in the dtype of ``x``,
+        C-contiguous.
+
+    Raises:
+        The same as :func:`meta_pool`.
+    """
+    spec = _spec(candidates, stride, count_include_pad)
+    x, values = _prepare_maps(x, values)
+    out: Array = numpy_ops().meta_pool_fwd(x, None, values, *spec)
+    return out
+
+
+def multi_pool_grad(
+    grad_out: Array,
+    x: Array,
+    candidates: Sequence[str],
+    *,
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+) -> Array:
+    """Gradient of ``sum(grad_out * multi_pool(x, ...))`` in the shape and dtype of ``x``.
+
+    Args:
+        grad_out: (N, K * C, H_out, W_out) in the dtype of ``x``.
+        x, candidates, stride, count_include_pad: as for :func:`multi_pool`.
+
+    Raises:
+        The same as :func:`meta_pool`.
+    """
+    spec = _spec(candidates, stride, count_include_pad)
+    x, values = _prepare_maps(x, None)
+    grad_out = _as_map("grad_out", grad_out)
+    n, c, h, w = x.shape
+    size = (n, len(spec[0]) * c, *output_size((h, w), spec[1:3]))
+    _check_like("grad_out", grad_out, size, x)
+    grad_x: Array = numpy_ops().meta_pool_bwd(grad_out, x, None, values, *spec)[0]
+    return grad_x
+
+
+def _prepare_maps(x: Array, values: Array | None) -> tuple[Array, Array]:
     x = _as_map("x", x)
     if 0 in x.shape[1:]:
         raise ValueError(f"x should have non-zero channels, height and width, got shape {x.shape}")
+    if values is None:
+        return x, x
+    values = _as_map("values", values)
+    _check_like("values", values, x.shape, x)
+    return x, values
+
+
+def _prepare(
+    x: Array, weights: Array, values: Array | None, num_candidates: int
+) -> tuple[Array, Array, Array]:
+    x, values = _prepare_maps(x, values)
     if not _is_plain(weights) or weights.dtype.kind != "f":
         raise TypeError(f"weights should be a NumPy array of floats, got {_type_of(weights)}")
     n, c = x.shape[:2]
@@ -112,10 +174,6 @@ def _prepare(
         )
     accumulate = np.float64 if x.dtype == np.float64 else np.float32
     wide = weights.astype(accumulate).reshape((1,) * (3 - weights.ndim) + weights.shape)
-    if values is None:
-        return x, wide, x
-    values = _as_map("values", values)
-    _check_like("values", values, x.shape, x)
     return x, wide, values
 
 

@@ -8,19 +8,21 @@ keeps the one that was chosen for it. What is traced holds, until it is lowered,
 call outside of any trace twice the time.
 
 Both ops are linear in each of ``values`` (or ``grad_out``) and ``weights``; ``x`` only picks the
-maxima. ``values=None`` means that ``values`` is ``x`` itself.
+maxima. ``values=None`` means that ``values`` is ``x`` itself. The weights decide the form: with them
+poolings are mixed, ``weights=None`` leaves them side by side, as (N, K * C, H_out, W_out) with all
+channels of a candidate together.
 """
 
+import functools
 import importlib
 from collections.abc import Sequence
-from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metapool_kernels.layout import empty_map, output_size
+from metapool_kernels.layout import empty_map, in_layout, output_size
 
 
 class PoolSpec(NamedTuple):
@@ -60,23 +62,29 @@ LIBRARY = torch.library.Library("metapool_kernels", "DEF")
 _SPEC = "int[] candidates, int[] stride, bool count_include_pad, bool channels_last"
 
 
+def _out_size(
+    x: Tensor, weights: Tensor | None, count: int, stride: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    n, c, h, w = x.shape
+    return (n, c if weights is not None else count * c, *output_size((h, w), stride))
+
+
 def _meta_pool_fwd_fake(
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     candidates: Sequence[int],
     stride: tuple[int, int],
     count_include_pad: bool,
     channels_last: bool,
 ) -> Tensor:
-    size = (*x.shape[:2], *output_size((x.shape[2], x.shape[3]), stride))
-    return empty_map(x, size, channels_last)
+    return empty_map(x, _out_size(x, weights, len(candidates), stride), channels_last)
 
 
 def _meta_pool_bwd_fake(
     grad_out: Tensor,
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     candidates: Sequence[int],
     stride: tuple[int, int],
@@ -85,8 +93,9 @@ def _meta_pool_bwd_fake(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
     grad_x = empty_map(x, x.shape, channels_last) if output_mask[0] else x.new_empty(0)
-    grad_weights = weights.new_empty(weights.shape if output_mask[1] else (0,))
-    return grad_x, grad_weights
+    if weights is None:
+        return grad_x, x.new_empty(0)
+    return grad_x, weights.new_empty(weights.shape if output_mask[1] else (0,))
 
 
 def _define(prefix: str, suffix: str = "") -> tuple[Any, Any]:
@@ -97,10 +106,10 @@ def _define(prefix: str, suffix: str = "") -> tuple[Any, Any]:
     names = f"{prefix}meta_pool_fwd{suffix}", f"{prefix}meta_pool_bwd{suffix}"
     tags = (torch.Tag.pt2_compliant_tag,)
     LIBRARY.define(
-        f"{names[0]}(Tensor x, Tensor weights, Tensor? values, {_SPEC}) -> Tensor", tags=tags
+        f"{names[0]}(Tensor x, Tensor? weights, Tensor? values, {_SPEC}) -> Tensor", tags=tags
     )
     LIBRARY.define(
-        f"{names[1]}(Tensor grad_out, Tensor x, Tensor weights, Tensor? values, "
+        f"{names[1]}(Tensor grad_out, Tensor x, Tensor? weights, Tensor? values, "
         f"{_SPEC}, bool[2] output_mask) -> (Tensor, Tensor)",
         tags=tags,
     )
@@ -117,16 +126,22 @@ TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in _PREFIX
 """Both ops of each backend for what is traced: differentiable, and mapped over by vmap."""
 
 
-@cache
+@functools.cache
 def _triton_kernels() -> ModuleType:
     """The kernels in Triton, which is not imported before the first call that it runs."""
     return importlib.import_module("metapool_kernels._triton")
 
 
 def _check_memory(
-    x: Tensor, weights: Tensor, values: Tensor | None, grad_out: Tensor | None, spec: PoolSpec
+    x: Tensor,
+    weights: Tensor | None,
+    values: Tensor | None,
+    grad_out: Tensor | None,
+    spec: PoolSpec,
 ) -> None:
     """What Triton's kernels would otherwise read beyond; the compiled ones check it themselves."""
+    if weights is None:
+        raise RuntimeError("meta_pool: the kernels in Triton need weights")
     if x.dim() != 4:
         raise RuntimeError("meta_pool: x should be 4-D")
     n, c, h, w = x.shape
@@ -143,7 +158,7 @@ def _check_memory(
             raise RuntimeError("meta_pool: maps should share one dtype")
 
 
-def _triton_fwd(x: Tensor, weights: Tensor, values: Tensor | None, *arguments: Any) -> Tensor:
+def _triton_fwd(x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any) -> Tensor:
     spec = make_spec("triton", *arguments)
     _check_memory(x, weights, values, None, spec)
     out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
@@ -151,7 +166,7 @@ def _triton_fwd(x: Tensor, weights: Tensor, values: Tensor | None, *arguments: A
 
 
 def _triton_bwd(
-    grad_out: Tensor, x: Tensor, weights: Tensor, values: Tensor | None, *rest: Any
+    grad_out: Tensor, x: Tensor, weights: Tensor | None, values: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     *arguments, mask = rest
     spec = make_spec("triton", *arguments)
@@ -191,20 +206,34 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolSpec) -> Tensor:
+def _one_by_one(x: Tensor, spec: PoolSpec) -> tuple[Tensor, list[PoolSpec]]:
+    """A weight of one, and for each candidate the spec of a mixture of it alone."""
+    accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
+    one = torch.ones(1, dtype=accumulate, device=x.device)
+    return one, [spec._replace(candidates=(code,)) for code in spec.candidates]
+
+
+def meta_pool_fwd(
+    x: Tensor, weights: Tensor | None, values: Tensor | None, spec: PoolSpec
+) -> Tensor:
     """``sum_k weights_k * P_k(values)``, every maximum being picked by ``x``.
 
     Args:
         x: (N, C, H, W).
-        weights: (K,), (C, K), (N, 1, K) or (N, C, K), in the accumulation dtype.
+        weights: (K,), (C, K), (N, 1, K) or (N, C, K), in the accumulation dtype; None leaves the
+            poolings side by side.
         values: shape and dtype of ``x``, any strides; None stands for ``x``.
         spec: the arguments that are not tensors.
 
     Returns:
-        (N, C, H_out, W_out) in the dtype of ``x``.
+        (N, C, H_out, W_out), or (N, K * C, H_out, W_out) without weights, in the dtype of ``x``.
     """
     out: Tensor
-    if _launches(spec, x, weights, values):
+    if weights is None and spec.backend != "cpu":  # a launch for each pooling
+        one, specs = _one_by_one(x, spec)
+        pooled = [meta_pool_fwd(x, one, values, single) for single in specs]
+        out = in_layout(torch.cat(pooled, 1), spec.channels_last)
+    elif _launches(spec, x, weights, values):
         out = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
     else:
         out = _OPS[spec.backend][0](x, weights, values, *arguments_of(spec))
@@ -214,7 +243,7 @@ def meta_pool_fwd(x: Tensor, weights: Tensor, values: Tensor | None, spec: PoolS
 def meta_pool_bwd(
     grad_out: Tensor,
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     spec: PoolSpec,
     output_mask: tuple[bool, bool],
@@ -222,7 +251,7 @@ def meta_pool_bwd(
     """Gradients of ``<grad_out, meta_pool_fwd(x, weights, values)>`` for values and weights.
 
     Args:
-        grad_out: (N, C, H_out, W_out) in the dtype of ``x``.
+        grad_out: shape and dtype of what :func:`meta_pool_fwd` returns.
         x, weights, values, spec: as for :func:`meta_pool_fwd`.
         output_mask: which of the two gradients are wanted.
 
@@ -231,7 +260,14 @@ def meta_pool_bwd(
         shape and dtype; an empty tensor of one dimension stands for one that is not wanted.
     """
     grads: tuple[Tensor, Tensor]
-    if _launches(spec, grad_out, x, weights, values):
+    if weights is None and spec.backend != "cpu":
+        one, specs = _one_by_one(x, spec)
+        parts = [
+            meta_pool_bwd(grad, x, one, values, single, output_mask)[0]
+            for grad, single in zip(grad_out.chunk(len(specs), 1), specs, strict=True)
+        ]
+        grads = functools.reduce(torch.add, parts), x.new_empty(0)
+    elif _launches(spec, grad_out, x, weights, values):
         grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:
         op = _OPS[spec.backend][1]

@@ -66,6 +66,17 @@ def plain_pool(
     return pools[0] if len(pools) == 1 else nn.Sequential(*pools)
 
 
+class SideBySide(nn.Module):
+    """Outputs of K modules side by side, (N, K * C, H_out, W_out)."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([pool(x) for pool in self.pools], -3)
+
+
 class Scaled(nn.Module):
     """The output of a module times a fixed weight of shape () or (C, 1, 1)."""
 

@@ -29,6 +29,19 @@ def pool(
     return F.max_pool2d(x, window, stride, padding)
 
 
+def multi_pool(
+    x: Tensor,
+    candidates: Sequence[Candidate],
+    stride: tuple[int, int],
+    count_include_pad: bool,
+    channels_last: bool,
+) -> Tensor:
+    """All candidate poolings side by side, (N, K * C, H_out, W_out) in the dtype of ``x``."""
+    wide = x if x.dtype is torch.float64 else x.float()
+    pooled = [pool(wide, candidate, stride, count_include_pad) for candidate in candidates]
+    return in_layout(torch.cat(pooled, 1).to(x.dtype), channels_last)
+
+
 def mix(
     x: Tensor,
     weights: Tensor,

@@ -50,29 +50,42 @@ metapool::WeightView weight_view(const py::array& weights) {
   return {weights.data(), stride(0), stride(1), stride(2)};
 }
 
-void check_map(const py::array& map, const py::array& like, int64_t h, int64_t w) {
-  if (map.ndim() != 4 || map.shape(0) != like.shape(0) || map.shape(1) != like.shape(1) ||
+// Channels of what the poolings become.
+int64_t channels_out(const metapool::Problem& problem) {
+  const auto count = static_cast<int64_t>(problem.candidates.size());
+  return problem.form == metapool::Form::kStack ? count * problem.c : problem.c;
+}
+
+int64_t channel_stride(const py::array& map) { return map.strides(1) / map.itemsize(); }
+
+void check_map(const py::array& map, const py::array& like, int64_t c, int64_t h, int64_t w) {
+  if (map.ndim() != 4 || map.shape(0) != like.shape(0) || map.shape(1) != c ||
       map.shape(2) != h || map.shape(3) != w || !map.dtype().equal(like.dtype())) {
     throw py::value_error("meta_pool: a map has the wrong shape or dtype");
   }
 }
 
-metapool::Problem make_problem(const py::array& x, const py::array& weights,
-                               std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
-                               bool count_include_pad) {
-  const auto count = static_cast<int64_t>(candidates.size());
+void check_weights(const py::array& weights, const py::array& x, int64_t count) {
   const auto fits = [&](int axis) {
     return weights.shape(axis) == 1 || weights.shape(axis) == x.shape(axis);
   };
-  if (x.ndim() != 4 || stride_h < 1 || stride_w < 1) {
-    throw py::value_error("meta_pool: x should be 4-D and stride positive");
-  }
   if (weights.ndim() != 3 || !fits(0) || !fits(1) || weights.shape(2) != count ||
       weights.itemsize() != (x.itemsize() == 8 ? 8 : 4)) {
     throw py::value_error(
         "meta_pool: weights should be (N or 1, C or 1, K) of the accumulation dtype");
   }
+}
+
+// Without weights poolings are left side by side.
+metapool::Problem make_problem(const py::array& x, const std::optional<py::array>& weights,
+                               std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
+                               bool count_include_pad) {
+  if (x.ndim() != 4 || stride_h < 1 || stride_w < 1) {
+    throw py::value_error("meta_pool: x should be 4-D and stride positive");
+  }
+  if (weights) check_weights(*weights, x, static_cast<int64_t>(candidates.size()));
   metapool::Problem problem;
+  problem.form = weights ? metapool::Form::kMix : metapool::Form::kStack;
   problem.n = x.shape(0);
   problem.c = x.shape(1);
   problem.h = x.shape(2);
@@ -89,17 +102,22 @@ void on_this_thread(int64_t count, int64_t, const metapool::RangeBody& body) {
   if (count > 0) body(0, count);
 }
 
-py::array meta_pool_fwd(const py::array& x, const py::array& weights, const py::array& values,
-                        std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
-                        bool count_include_pad) {
+py::array meta_pool_fwd(const py::array& x, const std::optional<py::array>& weights,
+                        const py::array& values, std::vector<int64_t> candidates, int64_t stride_h,
+                        int64_t stride_w, bool count_include_pad) {
   const metapool::Problem problem =
       make_problem(x, weights, std::move(candidates), stride_h, stride_w, count_include_pad);
-  check_map(values, x, problem.h, problem.w);
-  const std::vector<py::ssize_t> size = {x.shape(0), x.shape(1),
+  check_map(values, x, problem.c, problem.h, problem.w);
+  const std::vector<py::ssize_t> size = {x.shape(0), channels_out(problem),
                                          metapool::output_size(problem.h, stride_h),
                                          metapool::output_size(problem.w, stride_w)};
   py::array out(x.dtype(), size);
-  const metapool::ForwardArgs args{view(x), view(values), weight_view(weights), mutable_view(out)};
+  metapool::ForwardArgs args;
+  args.x = view(x);
+  args.values = view(values);
+  if (weights) args.weights = weight_view(*weights);
+  args.out = mutable_view(out);
+  args.out_stride_k = problem.c * channel_stride(out);
   {
     const py::gil_scoped_release release;
     metapool::meta_pool_fwd(problem, args, on_this_thread);
@@ -107,27 +125,31 @@ py::array meta_pool_fwd(const py::array& x, const py::array& weights, const py::
   return out;
 }
 
-std::tuple<py::array, py::array> meta_pool_bwd(const py::array& grad_out, const py::array& x,
-                                               const py::array& weights, const py::array& values,
-                                               std::vector<int64_t> candidates, int64_t stride_h,
-                                               int64_t stride_w, bool count_include_pad) {
+std::tuple<py::array, std::optional<py::array>> meta_pool_bwd(
+    const py::array& grad_out, const py::array& x, const std::optional<py::array>& weights,
+    const py::array& values, std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
+    bool count_include_pad) {
   const metapool::Problem problem =
       make_problem(x, weights, std::move(candidates), stride_h, stride_w, count_include_pad);
-  check_map(values, x, problem.h, problem.w);
-  check_map(grad_out, x, metapool::output_size(problem.h, stride_h),
+  check_map(values, x, problem.c, problem.h, problem.w);
+  check_map(grad_out, x, channels_out(problem), metapool::output_size(problem.h, stride_h),
             metapool::output_size(problem.w, stride_w));
   py::array grad_x(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + 4));
-  py::array grad_weights(weights.dtype(),
-                         std::vector<py::ssize_t>(weights.shape(), weights.shape() + 3));
+  std::optional<py::array> grad_weights;
   metapool::BackwardArgs args;
   args.grad_out = view(grad_out);
   args.x = view(x);
   args.values = view(values);
-  args.weights = weight_view(weights);
+  args.grad_out_stride_k = problem.c * channel_stride(grad_out);
   args.grad_x = mutable_view(grad_x);
-  args.grad_weights = grad_weights.mutable_data();
-  args.grad_weights_per_n = weights.shape(0) == x.shape(0);
-  args.grad_weights_per_c = weights.shape(1) == x.shape(1);
+  if (weights) {
+    args.weights = weight_view(*weights);
+    grad_weights.emplace(weights->dtype(),
+                         std::vector<py::ssize_t>(weights->shape(), weights->shape() + 3));
+    args.grad_weights = grad_weights->mutable_data();
+    args.grad_weights_per_n = weights->shape(0) == x.shape(0);
+    args.grad_weights_per_c = weights->shape(1) == x.shape(1);
+  }
   {
     const py::gil_scoped_release release;
     metapool::meta_pool_bwd(problem, args, on_this_thread);

@@ -57,14 +57,8 @@ inline WeightView weight_view(const Tensor& weights) {
   return {weights.const_data_ptr(), stride(3), stride(2), stride(1)};
 }
 
-inline Problem make_problem(DeviceType device, const Tensor& x, const Tensor& weights,
-                            std::vector<int64_t> candidates, const std::vector<int64_t>& stride,
-                            bool count_include_pad) {
-  STD_TORCH_CHECK(x.dim() == 4, "meta_pool: x should be 4-D");
-  STD_TORCH_CHECK(stride.size() == 2 && stride[0] > 0 && stride[1] > 0,
-                  "meta_pool: stride should be a pair of positive numbers");
+inline void check_weights(const Tensor& weights, const Tensor& x, int64_t count) {
   const int64_t dims = weights.dim();
-  const auto count = static_cast<int64_t>(candidates.size());
   STD_TORCH_CHECK(dims >= 1 && dims <= 3 && weights.size(dims - 1) == count &&
                       (dims < 2 || weights.size(dims - 2) == x.size(1) ||
                        (dims == 3 && weights.size(1) == 1)) &&
@@ -74,10 +68,21 @@ inline Problem make_problem(DeviceType device, const Tensor& x, const Tensor& we
       weights.scalar_type() ==
           (x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
       "meta_pool: weights should have the accumulation dtype");
+  STD_TORCH_CHECK(weights.device() == x.device(), "meta_pool: tensors should be on one device");
+}
+
+// Without weights poolings are left side by side.
+inline Problem make_problem(DeviceType device, const Tensor& x,
+                            const std::optional<Tensor>& weights, std::vector<int64_t> candidates,
+                            const std::vector<int64_t>& stride, bool count_include_pad) {
+  STD_TORCH_CHECK(x.dim() == 4, "meta_pool: x should be 4-D");
+  STD_TORCH_CHECK(stride.size() == 2 && stride[0] > 0 && stride[1] > 0,
+                  "meta_pool: stride should be a pair of positive numbers");
   STD_TORCH_CHECK(x.device().type() == device, "meta_pool: x should be on the ",
                   device == DeviceType::CPU ? "CPU" : "GPU");
-  STD_TORCH_CHECK(weights.device() == x.device(), "meta_pool: tensors should be on one device");
+  if (weights.has_value()) check_weights(*weights, x, static_cast<int64_t>(candidates.size()));
   Problem problem;
+  problem.form = weights.has_value() ? Form::kMix : Form::kStack;
   problem.n = x.size(0);
   problem.c = x.size(1);
   problem.h = x.size(2);
@@ -90,8 +95,14 @@ inline Problem make_problem(DeviceType device, const Tensor& x, const Tensor& we
   return problem;
 }
 
-inline void check_map(const Tensor& map, const Tensor& like, int64_t h, int64_t w) {
-  STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == like.size(0) && map.size(1) == like.size(1) &&
+// Channels of what the poolings become.
+inline int64_t channels_out(const Problem& problem) {
+  const auto count = static_cast<int64_t>(problem.candidates.size());
+  return problem.form == Form::kStack ? count * problem.c : problem.c;
+}
+
+inline void check_map(const Tensor& map, const Tensor& like, int64_t c, int64_t h, int64_t w) {
+  STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == like.size(0) && map.size(1) == c &&
                       map.size(2) == h && map.size(3) == w,
                   "meta_pool: a map has the wrong shape");
   STD_TORCH_CHECK(map.scalar_type() == like.scalar_type(),
@@ -104,8 +115,8 @@ inline Tensor empty(const std::vector<int64_t>& size, ScalarType dtype, const Te
   return torch::stable::empty(size, dtype, std::nullopt, where.device(), std::nullopt, format);
 }
 
-inline Tensor empty_map(const Tensor& like, int64_t h, int64_t w, bool channels_last) {
-  return empty({like.size(0), like.size(1), h, w}, like.scalar_type(), like,
+inline Tensor empty_map(const Tensor& like, int64_t c, int64_t h, int64_t w, bool channels_last) {
+  return empty({like.size(0), c, h, w}, like.scalar_type(), like,
                channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
@@ -124,25 +135,28 @@ struct BackwardCall {
   bool wants_any() const { return args.grad_x.data || args.grad_weights; }
 };
 
-inline ForwardCall prepare_fwd(DeviceType device, const Tensor& x, const Tensor& weights,
+inline ForwardCall prepare_fwd(DeviceType device, const Tensor& x,
+                               const std::optional<Tensor>& weights,
                                const std::optional<Tensor>& values, std::vector<int64_t> candidates,
                                const std::vector<int64_t>& stride, bool count_include_pad,
                                bool channels_last) {
   ForwardCall call;
   call.problem = make_problem(device, x, weights, std::move(candidates), stride, count_include_pad);
   const Problem& problem = call.problem;
-  if (values.has_value()) check_map(*values, x, problem.h, problem.w);
-  call.out = empty_map(x, output_size(problem.h, problem.stride_h),
+  if (values.has_value()) check_map(*values, x, problem.c, problem.h, problem.w);
+  call.out = empty_map(x, channels_out(problem), output_size(problem.h, problem.stride_h),
                        output_size(problem.w, problem.stride_w), channels_last);
   call.args.x = view(x);
   call.args.values = values.has_value() ? view(*values) : call.args.x;
-  call.args.weights = weight_view(weights);
+  if (weights.has_value()) call.args.weights = weight_view(*weights);
   call.args.out = mutable_view(call.out);
+  call.args.out_stride_k = problem.c * call.out.stride(1);
   return call;
 }
 
 inline BackwardCall prepare_bwd(DeviceType device, const Tensor& grad_out, const Tensor& x,
-                                const Tensor& weights, const std::optional<Tensor>& values,
+                                const std::optional<Tensor>& weights,
+                                const std::optional<Tensor>& values,
                                 std::vector<int64_t> candidates, const std::vector<int64_t>& stride,
                                 bool count_include_pad, bool channels_last,
                                 const std::vector<bool>& output_mask) {
@@ -150,30 +164,32 @@ inline BackwardCall prepare_bwd(DeviceType device, const Tensor& grad_out, const
   BackwardCall call;
   call.problem = make_problem(device, x, weights, std::move(candidates), stride, count_include_pad);
   const Problem& problem = call.problem;
-  check_map(grad_out, x, output_size(problem.h, problem.stride_h),
+  check_map(grad_out, x, channels_out(problem), output_size(problem.h, problem.stride_h),
             output_size(problem.w, problem.stride_w));
-  if (values.has_value()) check_map(*values, x, problem.h, problem.w);
+  if (values.has_value()) check_map(*values, x, problem.c, problem.h, problem.w);
 
   BackwardArgs& args = call.args;
   args.grad_out = view(grad_out);
   args.x = view(x);
   args.values = values.has_value() ? view(*values) : args.x;
-  args.weights = weight_view(weights);
+  if (weights.has_value()) args.weights = weight_view(*weights);
+  args.grad_out_stride_k = problem.c * grad_out.stride(1);
   if (output_mask[0]) {
-    call.grad_x = empty_map(x, problem.h, problem.w, channels_last);
+    call.grad_x = empty_map(x, problem.c, problem.h, problem.w, channels_last);
     args.grad_x = mutable_view(call.grad_x);
   } else {
     call.grad_x = empty({0}, x.scalar_type(), x);
   }
-  if (output_mask[1]) {
-    const auto sizes = weights.sizes();
-    call.grad_weights = empty({sizes.begin(), sizes.end()}, weights.scalar_type(), x);
+  const ScalarType sums = weights.has_value() ? weights->scalar_type() : x.scalar_type();
+  if (weights.has_value() && output_mask[1]) {
+    const auto sizes = weights->sizes();
+    call.grad_weights = empty({sizes.begin(), sizes.end()}, sums, x);
     args.grad_weights = call.grad_weights.mutable_data_ptr();
-    const int64_t dims = weights.dim();
+    const int64_t dims = weights->dim();
     args.grad_weights_per_n = dims == 3;
-    args.grad_weights_per_c = dims >= 2 && weights.size(dims - 2) > 1;
+    args.grad_weights_per_c = dims >= 2 && weights->size(dims - 2) > 1;
   } else {
-    call.grad_weights = empty({0}, weights.scalar_type(), x);
+    call.grad_weights = empty({0}, sums, x);
   }
   return call;
 }

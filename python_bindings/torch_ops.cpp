@@ -18,9 +18,9 @@ void parallel_for(int64_t count, int64_t grain, const metapool::RangeBody& body)
   torch::stable::parallel_for(0, count, grain, body);
 }
 
-Tensor meta_pool_fwd(const Tensor& x, const Tensor& weights, const std::optional<Tensor>& values,
-                     std::vector<int64_t> candidates, std::vector<int64_t> stride,
-                     bool count_include_pad, bool channels_last) {
+Tensor meta_pool_fwd(const Tensor& x, const std::optional<Tensor>& weights,
+                     const std::optional<Tensor>& values, std::vector<int64_t> candidates,
+                     std::vector<int64_t> stride, bool count_include_pad, bool channels_last) {
   const auto call =
       metapool::binding::prepare_fwd(DeviceType::CPU, x, weights, values, std::move(candidates),
                                      stride, count_include_pad, channels_last);
@@ -29,7 +29,8 @@ Tensor meta_pool_fwd(const Tensor& x, const Tensor& weights, const std::optional
 }
 
 std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x,
-                                         const Tensor& weights, const std::optional<Tensor>& values,
+                                         const std::optional<Tensor>& weights,
+                                         const std::optional<Tensor>& values,
                                          std::vector<int64_t> candidates,
                                          std::vector<int64_t> stride, bool count_include_pad,
                                          bool channels_last, std::vector<bool> output_mask) {

@@ -64,9 +64,14 @@ struct Place {
 };
 #endif
 
-Tensor meta_pool_fwd(const Tensor& x, const Tensor& weights, const std::optional<Tensor>& values,
-                     std::vector<int64_t> candidates, std::vector<int64_t> stride,
-                     bool count_include_pad, bool channels_last) {
+void check_form(const std::optional<Tensor>& weights) {
+  STD_TORCH_CHECK(weights.has_value(), "meta_pool: the kernels in CUDA need weights");
+}
+
+Tensor meta_pool_fwd(const Tensor& x, const std::optional<Tensor>& weights,
+                     const std::optional<Tensor>& values, std::vector<int64_t> candidates,
+                     std::vector<int64_t> stride, bool count_include_pad, bool channels_last) {
+  check_form(weights);
   const auto call = metapool::binding::prepare_fwd(
       kDevice, x, weights, values, std::move(candidates), stride, count_include_pad, channels_last);
   const Place place(x);
@@ -75,10 +80,12 @@ Tensor meta_pool_fwd(const Tensor& x, const Tensor& weights, const std::optional
 }
 
 std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x,
-                                         const Tensor& weights, const std::optional<Tensor>& values,
+                                         const std::optional<Tensor>& weights,
+                                         const std::optional<Tensor>& values,
                                          std::vector<int64_t> candidates,
                                          std::vector<int64_t> stride, bool count_include_pad,
                                          bool channels_last, std::vector<bool> output_mask) {
+  check_form(weights);
   const auto call =
       metapool::binding::prepare_bwd(kDevice, grad_out, x, weights, values, std::move(candidates),
                                      stride, count_include_pad, channels_last, output_mask);

@@ -31,19 +31,22 @@ class Backward {
         shape_(plan),
         weights_(plan, shape_, arena),
         winners_(plan, shape_, plan.max.count > 0, arena),
+        nested_(plan.count_include_pad && plan.form == Form::kMix),
+        maps_(plan.form == Form::kStack ? plan.num_pools : 1),
         exact_(plan.stride_w == 1 && shape_.padded_w == plan.w),
         chains_((plan.w * kLanes - 1) / kChainElements + 1),
         links_(chains_ > 1 ? kChain : (plan.w * kLanes - 1) / kPackedLanes + 1) {
     const Acc nan = static_cast<Acc>(__builtin_nan(""));
     const int64_t rows = 2 * plan.radius_h + 2, size = shape_.size;
     values_.allocate(arena, rows, size, nan);
-    grads_.allocate(arena, rows, size, Acc(0));
+    grads_.allocate(arena, rows * maps_, size, Acc(0));
     winner_lines_.allocate(arena, rows * plan.max.count, size, kNoWinner);
     sums_.allocate(arena, plan.avg, size, Acc(0));
-    if (!plan.count_include_pad) scaled_.allocate(arena, 2 * plan.avg.count, size, Acc(0));
+    if (!nested_) scaled_.allocate(arena, 2 * plan.avg.count, size, Acc(0));
     routed_.allocate(arena, 2 * plan.max_widths.count, size, Acc(0));
     zeros_ = arena.take_row<Acc>(size, 0);
     x_row_ = kValue ? arena.take_row<Acc>(size, nan) : nullptr;
+    other_row_ = maps_ < plan.pools.count ? arena.take_row<Acc>(size, 0) : nullptr;
     grad_row_ = arena.take_row<Acc>(size, 0);
     outputs_ = arena.take_row<Acc>(size, 0);
     parts_ = arena.take_row<Acc>(2 * plan.num_pools * chains_ * kPackedLanes, 0);
@@ -114,6 +117,30 @@ class Backward {
     }
   }
 
+  // Loads row i of grad_out, or of all maps that lie side by side: those of one pooling are added up.
+  void load_gradients(const Lines& grad_out, int64_t i) {
+    if (plan_.form == Form::kMix) return grad_out.load(i, grads_[i] + shape_.cell(0));
+    for (int k = 0; k < plan_.pools.count; ++k) {
+      if (plan_.pools.data[k] == plan_.none.index) continue;
+      Acc* const row = grads_[i * maps_ + plan_.pools.data[k]];
+      const bool first = is_first(plan_, k);
+      grad_out.shifted(k * args_.grad_out_stride_k)
+          .load(i, (first ? row : other_row_) + shape_.cell(0));
+      if (first) continue;
+      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+        for (int b = 0; b < B::kVectors; ++b) {
+          const int64_t e = at + b * B::kStep;
+          METAPOOL_ISA::store(row + e, METAPOOL_ISA::load(row + e) + METAPOOL_ISA::load(other_row_ + e));
+        }
+      });
+    }
+  }
+
+  // What was loaded of row i for a pooling.
+  const Acc* gradients_of(const PoolItem& item, int64_t i) const {
+    return grads_[plan_.form == Form::kMix ? i : i * maps_ + item.index];
+  }
+
   // Loads kRows rows of grad_out from row i on and finds the winners of their windows. A row is
   // loaded by every task that needs it, but counted for the weights only by the one that owns its
   // centre.
@@ -124,7 +151,7 @@ class Backward {
                last_valid(center + kRows - 1, plan_.radius_h, plan_.h));
     bool counted[kRows];
     for (int r = 0; r < kRows; ++r) {
-      grad_out.load(i + r, grads_[i + r] + shape_.cell(0));
+      load_gradients(grad_out, i + r);
       counted[r] = wants_weights_ && owns(center + r);
     }
     if (plan_.avg.count > 0 && (counted[0] || counted[kRows - 1])) sum_values<kRows>(center);
@@ -273,21 +300,21 @@ class Backward {
     }
   }
 
-  // The row of gradients whose centre is on input row `line`; zeros where there is none.
-  const Acc* gradients_at(int64_t line) const {
-    const bool is_output =
-        line >= 0 && line % plan_.stride_h == 0 && line / plan_.stride_h < plan_.h_out;
-    return is_output ? grads_[line / plan_.stride_h] : zeros_;
+  // A pooling's row of gradients whose centre is on input row `line`; zeros where there is none.
+  const Acc* gradients_at(const PoolItem& item, int64_t line) const {
+    const bool is_output = item.index >= 0 && line >= 0 && line % plan_.stride_h == 0 &&
+                           line / plan_.stride_h < plan_.h_out;
+    return is_output ? gradients_of(item, line / plan_.stride_h) : zeros_;
   }
 
   // Sums grad_out down the columns; where padding does not count, each element divided by the
   // size of its window.
   template <int kRows>
   void sum_gradients(int64_t line) {
-    if (plan_.count_include_pad) {
+    if (nested_) {
       const Acc* lines[2 * kMaxRadius + 2];
       for (int d = -plan_.radius_h; d < plan_.radius_h + kRows; ++d) {
-        lines[plan_.radius_h + d] = gradients_at(line + d);
+        lines[plan_.radius_h + d] = gradients_at(plan_.avg.data[0], line + d);
       }
       sum_columns<kRows>(lines);
       return;
@@ -298,12 +325,12 @@ class Backward {
         shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
           B sums = B::zero();
           for_each_output(line + r, 1, item.radius_h, [&](int64_t i) METAPOOL_LAMBDA {
-            const Acc rows =
-                static_cast<Acc>(divisor(i * plan_.stride_h, item.radius_h, plan_.h, false));
-            const B grads = B::load(grads_[i] + at);
+            const int64_t count = divisor(i * plan_.stride_h, item.radius_h, plan_.h, false);
+            const Acc rows = plan_.count_include_pad ? Acc(1) : static_cast<Acc>(count);
+            const B grads = B::load(gradients_of(item, i) + at);
             for (int b = 0; b < B::kVectors; ++b) sums.vector[b] += grads.vector[b] / rows;
           });
-          weights_.divide_columns(item, at, sums);
+          if (!plan_.count_include_pad) weights_.divide_columns(item, at, sums);
           sums.store(scaled_[2 * a + r] + at);
         });
       }
@@ -346,7 +373,7 @@ class Backward {
   METAPOOL_INLINE void route_item(int64_t line, int m, int64_t at, B (&acc)[kRows]) {
     const PoolItem& item = plan_.max.data[m];
     for_each_output(line, kRows, item.radius_h, [&](int64_t i) METAPOOL_LAMBDA {
-      const B grads = weights_.times(item, at, B::load(grads_[i] + at));
+      const B grads = weights_.times(item, at, B::load(gradients_of(item, i) + at));
       const int8_t* const codes = winner_lines(i, m) + at;
       for (int r = 0; r < kRows; ++r) {
         const int64_t distance = i * plan_.stride_h - (line + r);
@@ -373,7 +400,7 @@ class Backward {
         acc.store(grad_row_ + at);
       });
     };
-    const Acc* const grads = gradients_at(line + r);
+    const Acc* const grads = gradients_at(plan_.skip, line + r);
     shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
       B acc = B::zero();
       weights_.add(plan_.skip, at, B::load(grads + at), acc);
@@ -382,7 +409,7 @@ class Backward {
     for (int a = 0; a < plan_.avg.count; ++a) {
       const PoolItem& item = plan_.avg.data[a];
       const Acc* const row =
-          plan_.count_include_pad ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
+          nested_ ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
       with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         add([&](int64_t at, B& acc) METAPOOL_LAMBDA {
           weights_.add_average(item, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
@@ -418,12 +445,14 @@ class Backward {
   const RowShape<Acc, kLanes> shape_;
   Weights<Acc, kLanes> weights_;
   Winners<Acc, kLanes, true, kValue> winners_;
+  const bool nested_;  // windows of all averages are summed together, as they differ in size alone
+  const int64_t maps_;            // of gradients: one, or one for each pooling
   const bool exact_;              // blocks hold no columns but those of outputs
   const int64_t chains_, links_;  // of a row's products with another, and how long each gets
   RowRing<Acc> values_, grads_, scaled_, routed_;
   ColumnRows<Acc> sums_;
   RowRing<int8_t> winner_lines_;
-  Acc *zeros_, *x_row_, *grad_row_, *outputs_, *parts_;
+  Acc *zeros_, *x_row_, *other_row_, *grad_row_, *outputs_, *parts_;
   double* weight_sums_;  // [num_pools][16]
   const Task* task_ = nullptr;
   bool wants_weights_ = false;

@@ -80,6 +80,7 @@ cpu::Span<T> span(const std::vector<T>& items) {
 }
 
 OwnedPlan::OwnedPlan(const Problem& problem, const MapView& x, int64_t rows) {
+  plan.form = problem.form;
   plan.n = problem.n;
   plan.c = problem.c;
   plan.h = problem.h;
@@ -110,7 +111,8 @@ void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
       pools[k] = item.index;
       order.push_back(k);
     }
-    item.end = static_cast<int>(order.size());
+    // Side by side all have the same weight, one: what they are sent is added up first.
+    item.end = plan.form == Form::kStack ? item.begin + 1 : static_cast<int>(order.size());
     if (kind == Kind::kNone) plan.none = item;
     if (kind == Kind::kSkip) plan.skip = item;
     if (kind == Kind::kAvg) avg.push_back(item);

@@ -1,6 +1,9 @@
 // Forward: streams over the lines of x once. One or two rows of the output at a time, the windows
-// are combined down the columns into a few rows; then along the row, weighted and added up.
+// are combined down the columns into a few rows; then along the row. What becomes of the pooled
+// rows is the form: weighted and added up into one, or stored side by side.
 #pragma once
+
+#include <new>
 
 #include "maps.h"
 #include "weights.h"
@@ -38,12 +41,14 @@ class Forward {
     x_row_ =
         kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan(""))) : nullptr;
     out_row_ = arena.take_row<Acc>(2 * shape_.size, 0);
+    outs_ = arena.take<Lines>(count_outs());
   }
 
   void run(const Task& task, const Task& next) {
     const Lines x(args_.x, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines values(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines out(args_.out, plan_, plan_.h_out, plan_.w_out, plan_.stride_w, task, next);
+    for (int k = 0; k < count_outs(); ++k) new (outs_ + k) Lines(out.shifted(k * args_.out_stride_k));
     weights_.load(args_.weights, task);
     int64_t next_line = 0;
     for (int64_t i = task.row_begin; i < task.row_end;) {
@@ -54,10 +59,7 @@ class Forward {
       for (next_line = next_line > first ? next_line : first; next_line <= last; ++next_line) {
         load_line(x, values, next_line);
       }
-      rows == 2 ? compute<2>(center) : compute<1>(center);
-      for (int r = 0; r < rows; ++r) {
-        out.store(i + r, out_row_ + r * shape_.size + shape_.cell(0));
-      }
+      rows == 2 ? compute<2>(i) : compute<1>(i);
       i += rows;
     }
   }
@@ -74,9 +76,13 @@ class Forward {
     }
   }
 
-  // Computes kRows rows of the output around input row `center` in out_row_.
+  // The map that is mixed into, or one for each candidate.
+  int count_outs() const { return plan_.form == Form::kStack ? plan_.pools.count : 1; }
+
+  // Computes kRows rows of the output from row i on.
   template <int kRows>
-  void compute(int64_t center) {
+  void compute(int64_t i) {
+    const int64_t center = i * plan_.stride_h;
     const Acc* inside[2 * kMaxRadius + 2];   // with zeros beyond the map
     const Acc* clamped[2 * kMaxRadius + 2];  // with the map's edge beyond the map
     bool nan = false;
@@ -107,53 +113,97 @@ class Forward {
       }
       maxima_.fill_overruns(shape_, kLowest);
     }
-    nan ? mix<kRows, true>(center) : mix<kRows, false>(center);
+    nan ? pool<kRows, true>(i) : pool<kRows, false>(i);
   }
 
-  // Adds up out_row_, one pooling after the other.
+  // Hands the pooled rows on, one pooling after the other.
   template <int kRows, bool kNan>
-  void mix(int64_t center) {
-    const auto for_each_output = [&](const auto& add_pooled) METAPOOL_LAMBDA {
-      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
-        for (int r = 0; r < kRows; ++r) {
-          B acc = B::load(out_row_ + r * shape_.size + at);
-          add_pooled(r, at, acc);
-          acc.store(out_row_ + r * shape_.size + at);
-        }
-      });
+  void pool(int64_t i) {
+    const int64_t center = i * plan_.stride_h;
+    const bool mixes = plan_.form == Form::kMix;
+    const auto value = [&](int r, int64_t at) METAPOOL_LAMBDA {
+      return B::load(values_[center + r] + at);
     };
-    shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
-      for (int r = 0; r < kRows; ++r) {
+    if (mixes) {
+      for_each_output<kRows>([&](int r, int64_t at) METAPOOL_LAMBDA {
         B acc = weights_.start(at);
-        weights_.add(plan_.skip, at, B::load(values_[center + r] + at), acc);
-        acc.store(out_row_ + r * shape_.size + at);
-      }
-    });
+        weights_.add(plan_.skip, at, value(r, at), acc);
+        return acc;
+      });
+    } else {
+      put<kRows>(plan_.none, i, [](int, int64_t) METAPOOL_LAMBDA { return B::zero(); });
+      put<kRows>(plan_.skip, i, value);
+    }
     for (const PoolItem& item : plan_.avg) {
       Acc* const* const rows = sums_.out[item.radius_h];
       with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
-        for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
+        const auto sums_at = [&](int r, int64_t at) METAPOOL_LAMBDA {
           B sums = row_windows<kLanes>(rows[r] + at, radius, Sum{});
           weights_.divide(item, center + r, at, sums);
-          weights_.add_average(item, at, sums, acc);
+          return sums;
+        };
+        if (!mixes) {
+          return put<kRows>(item, i, [&](int r, int64_t at) METAPOOL_LAMBDA {
+            B sums = sums_at(r, at);
+            weights_.divide_by_area(item, sums);
+            return sums;
+          });
+        }
+        for_each_output<kRows>([&](int r, int64_t at) METAPOOL_LAMBDA {
+          B acc = B::load(out_row(r) + at);
+          weights_.add_average(item, at, sums_at(r, at), acc);
+          return acc;
         });
       });
     }
+    const auto take = [&](const PoolItem& item, const auto& maximum_at) METAPOOL_LAMBDA {
+      if (!mixes) return put<kRows>(item, i, maximum_at);
+      for_each_output<kRows>([&](int r, int64_t at) METAPOOL_LAMBDA {
+        B acc = B::load(out_row(r) + at);
+        weights_.add(item, at, maximum_at(r, at), acc);
+        return acc;
+      });
+    };
     for (int m = 0; m < plan_.max.count; ++m) {
       const PoolItem& item = plan_.max.data[m];
       if constexpr (kValue) {
-        for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
-          weights_.add(item, at, B::load(picked_[2 * m + r] + at), acc);
-        });
+        take(item, [&](int r, int64_t at)
+                       METAPOOL_LAMBDA { return B::load(picked_[2 * m + r] + at); });
       } else {
         Acc* const* const rows = maxima_.out[item.radius_h];
         with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
-          for_each_output([&](int r, int64_t at, B& acc) METAPOOL_LAMBDA {
-            weights_.add(item, at, row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{}), acc);
+          take(item, [&](int r, int64_t at) METAPOOL_LAMBDA {
+            return row_windows<kLanes>(rows[r] + at, radius, Maximum<kNan>{});
           });
         });
       }
     }
+    if (mixes) store_rows<kRows>(outs_[0], i);
+  }
+
+  METAPOOL_INLINE Acc* out_row(int r) const { return out_row_ + r * shape_.size; }
+
+  // Writes block_at(r, at) for each block of kRows rows into out_row_.
+  template <int kRows, typename BlockAt>
+  METAPOOL_INLINE void for_each_output(const BlockAt& block_at) {
+    shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+      for (int r = 0; r < kRows; ++r) block_at(r, at).store(out_row(r) + at);
+    });
+  }
+
+  // Stores a pooling's rows for each of its candidates.
+  template <int kRows, typename PooledAt>
+  METAPOOL_INLINE void put(const PoolItem& item, int64_t i, const PooledAt& pooled_at) {
+    if (item.index < 0) return;
+    for_each_output<kRows>(pooled_at);
+    for (int k = 0; k < plan_.pools.count; ++k) {
+      if (plan_.pools.data[k] == item.index) store_rows<kRows>(outs_[k], i);
+    }
+  }
+
+  template <int kRows>
+  METAPOOL_NOINLINE void store_rows(const Lines& out, int64_t i) const {
+    for (int r = 0; r < kRows; ++r) out.store(i + r, out_row(r) + shape_.cell(0));
   }
 
   const Plan& plan_;
@@ -165,6 +215,7 @@ class Forward {
   RowRing<bool> nans_;
   ColumnRows<Acc> sums_, maxima_;
   Acc *zeros_, *x_row_, *out_row_;
+  Lines* outs_;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

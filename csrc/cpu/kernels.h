@@ -34,11 +34,19 @@ METAPOOL_INLINE void with_variant(const Plan& plan, Body body) {
   plan.dtype == DType::kFloat64 ? with_lanes<double>(plan, body) : with_lanes<float>(plan, body);
 }
 
-// Whether a variant can leave small square windows to the streamed kernels. Where those meet
+// Whether a variant can leave square windows to the streamed kernels. Where those meet
 // numbers that they cannot handle, it does the task again.
 template <typename Variant>
 constexpr bool kHasStreamed =
     Variant::kIsPacked && !Variant::kHasValues && sizeof(typename Variant::Acc) == sizeof(float);
+
+inline bool suits_streamed_forward(const Plan& plan) {
+  return plan.form == Form::kMix && suits_streams(plan, kStreamedRadius);
+}
+inline bool suits_streamed_backward(const Plan& plan) {
+  const bool repeats = plan.form == Form::kStack && plan.num_pools < plan.pools.count;
+  return suits_streams(plan, kMaxRadius) && !repeats;
+}
 
 inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
   Arena counting(nullptr);
@@ -46,7 +54,7 @@ inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
     using V = decltype(variant);
     typename V::ForwardKernel(plan, args, counting);
     if constexpr (kHasStreamed<V>) {
-      if (suits_streams(plan)) StreamedForward(plan, args, counting);
+      if (suits_streamed_forward(plan)) StreamedForward(plan, args, counting);
     }
   });
   return counting.used();
@@ -59,7 +67,7 @@ inline void forward(const Plan& plan, const ForwardArgs& args, int64_t begin, in
     const auto task = [&](int64_t i) { return task_at(plan, plan.h_out, i < end ? i : end - 1); };
     Arena arena(workspace);
     if constexpr (kHasStreamed<V>) {
-      if (suits_streams(plan)) {
+      if (suits_streamed_forward(plan)) {
         StreamedForward streamed(plan, args, arena);
         for (int64_t i = begin; i < end; ++i) {
           if (streamed.run(task(i), task(i + 1))) continue;
@@ -80,7 +88,7 @@ inline int64_t backward_bytes(const Plan& plan, const BackwardArgs& args) {
     using V = decltype(variant);
     typename V::BackwardKernel(plan, args, counting);
     if constexpr (kHasStreamed<V>) {
-      if (suits_streams(plan)) StreamedBackward(plan, args, counting);
+      if (suits_streamed_backward(plan)) StreamedBackward(plan, args, counting);
     }
   });
   return counting.used();
@@ -98,7 +106,7 @@ inline void backward(const Plan& plan, const BackwardArgs& args, int64_t begin, 
     };
     Arena arena(workspace);
     if constexpr (kHasStreamed<V>) {
-      if (suits_streams(plan)) {
+      if (suits_streamed_backward(plan)) {
         StreamedBackward streamed(plan, args, arena);
         for (int64_t i = begin; i < end; ++i) {
           if (streamed.run(task(i), task(i + 1), share(i))) continue;

@@ -29,6 +29,13 @@ class MapLines {
         planes_(view, plan, task),
         next_planes_(view, plan, next) {}
 
+  // Another map like this one, so many elements further on.
+  MapLines shifted(int64_t elements) const {
+    MapLines other = *this;
+    other.data_ = static_cast<const char*>(data_) + elements * element_bytes(dtype_);
+    return other;
+  }
+
   // Widens a line into a row whose first column is at `row`.
   void load(int64_t line, Acc* row) const {
     convert<true>(line, columns_, row, step_ * kLanes);

@@ -23,7 +23,7 @@ struct Span {
 struct PoolItem {
   int radius_h = 0, radius_w = 0;
   int index = -1;          // among all distinct poolings; -1 where it is not among the candidates
-  int begin = 0, end = 0;  // the positions of its candidates in Plan::order
+  int begin = 0, end = 0;  // the positions in Plan::order of its candidates that have a weight
 };
 
 // Planes (one channel of one image each) that a kernel handles side by side; 1 puts the vector
@@ -31,6 +31,7 @@ struct PoolItem {
 constexpr int kPackedLanes = 16;
 
 struct Plan {
+  Form form;
   int64_t n, c, h, w, h_out, w_out, stride_h, stride_w;
   bool count_include_pad;
   DType dtype;
@@ -48,6 +49,14 @@ struct Plan {
   int64_t groups;  // of `lanes` planes
   int64_t strips;  // of rows, so that few planes still make enough tasks
 };
+
+// Whether candidate k is the first that names its pooling.
+METAPOOL_INLINE bool is_first(const Plan& plan, int k) {
+  for (int other = 0; other < k; ++other) {
+    if (plan.pools.data[other] == plan.pools.data[k]) return false;
+  }
+  return true;
+}
 
 // One task: planes [plane, plane + lanes) and the rows [row_begin, row_end), which are output
 // rows in a forward and input rows in a backward. Strips begin at even rows, so that rows pair up

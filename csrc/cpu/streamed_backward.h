@@ -1,10 +1,12 @@
-// Backward for small square windows at stride 1 on packed rows, see streams.h. Maxima are found
+// Backward for square windows at stride 1 on packed rows, see streams.h. Maxima are found
 // along the rows first, then down the columns, and gradients go back the same way: up the columns
 // to the rows' maxima, then along the rows. A chunk of lines at a time, so that all of it stays in
 // the second cache or nearly so; what is under way in a column is kept from chunk to chunk.
 // Products for the weights belong to the task that owns the row of grad_out, as in backward.h:
 // strips of a plane may be left to either.
 #pragma once
+
+#include <new>
 
 #include "maps.h"
 #include "streams.h"
@@ -14,8 +16,6 @@ namespace metapool::cpu::METAPOOL_ISA {
 class StreamedBackward {
   using Lines = MapLines<float, kPackedLanes>;
 
-  // Maxima of rows and their gradients lie in padded rows, so that streams may run over both ends.
-  static constexpr int kPadding = kStreamedRadius;
   static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16, kLargestRing = 64;
   static constexpr int64_t kMostSteps = kLargestRing;
   static constexpr int kPendingRows = 8;  // whose parts are added up before they are handed on
@@ -23,7 +23,7 @@ class StreamedBackward {
   template <int kRadius>
   struct ColumnState {
     MaximaTree<kRadius> tree;
-    Choice choices[kRadius][MaximaTree<kRadius>::kRemembered];
+    typename MaximaTree<kRadius>::Choices choices;
   };
 
  public:
@@ -32,14 +32,20 @@ class StreamedBackward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
-        averages_(streamed_set(plan.avg)),
-        maxima_(streamed_set(plan.max)),
+        averages_(streamed_set(plan.avg, kStreamedRadius)),
+        maxima_(streamed_set(plan.max, kMaxRadius)),
+        maps_(plan.form == Form::kStack ? plan.num_pools : 1),
         wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
-        grads_(plan, chunk_ + 3 * plan.radius_h, arena) {
-    const int64_t padded = (plan.w + 2 * kPadding) * kPackedLanes;
+        grads_(arena.take<DenseLines>(maps_)) {
+    for (int k = 0; k < maps_; ++k) {
+      const DenseLines grads(plan, chunk_ + 3 * plan.radius_h, arena);
+      if (!arena.counts_only()) new (grads_ + k) DenseLines(grads);
+    }
+    // Maxima of rows and their gradients lie in padded rows: streams run over both ends.
+    const int64_t padded = (plan.w + 2 * plan.radius_w) * kPackedLanes;
     for (const PoolItem& item : plan.max) {
       const int r = item.radius_w;
       const int64_t lines = chunk_ + 2 * plan.radius_h;
@@ -71,7 +77,7 @@ class StreamedBackward {
     const int64_t begin = first_valid(task.row_begin, 2 * radius);
     const int64_t end = last_valid(task.row_end - 1, 2 * radius, plan_.h) + 1;
     x_.start(task, begin);
-    grads_.start(task, first_valid(task.row_begin, radius));
+    for (int k = 0; k < maps_; ++k) grads_[k].start(task, first_valid(task.row_begin, radius));
     const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
     // Rows of x beyond the task's have products with its rows of grad_out.
     int64_t row = first_valid(task.row_begin, radius);
@@ -82,11 +88,9 @@ class StreamedBackward {
     for (int64_t line = begin; line < end; line += chunk_) {
       const int64_t line_end = line + chunk_ < end ? line + chunk_ : end;
       x_.load_to(line_end - 1, x, check);
-      grads_.load_to(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
+      load_gradients(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
       if (!finite) return false;
-      with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
-        if constexpr (set != 0) find_in_rows<set>(line, line_end);
-      });
+      for_each_set([&](auto set) METAPOOL_LAMBDA { find_in_rows<set>(line, line_end); });
       for (const PoolItem& item : plan_.max) {
         with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
           route_columns<r>(item, task, begin, line, line_end, end);
@@ -112,20 +116,50 @@ class StreamedBackward {
  private:
   template <typename Body>
   static METAPOOL_INLINE void with_streamed_radius(int radius, Body body) {
-    radius == 1 ? body(Int<1>{}) : radius == 2 ? body(Int<2>{}) : body(Int<3>{});
+    switch (radius) {
+      case 1:
+        return body(Int<1>{});
+      case 2:
+        return body(Int<2>{});
+      case 3:
+        return body(Int<3>{});
+      case 4:
+        return body(Int<4>{});
+      case 5:
+        return body(Int<5>{});
+      case 6:
+        return body(Int<6>{});
+      default:
+        return body(Int<7>{});
+    }
+  }
+
+  // Calls body(set) for the radii whose maxima are found together, and for each of the others.
+  template <typename Body>
+  METAPOOL_INLINE void for_each_set(Body body) const {
+    with_set(maxima_ & kStreamedRadii, [&](auto set) METAPOOL_LAMBDA {
+      if constexpr (set != 0) body(set);
+    });
+    for (const PoolItem& item : plan_.max) {
+      with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
+        if constexpr (r > kStreamedRadius) body(Int<(1 << r)>{});
+      });
+    }
   }
 
   static int64_t state_bytes(int radius) {
-    return radius == 1   ? sizeof(ColumnState<1>)
-           : radius == 2 ? sizeof(ColumnState<2>)
-                         : sizeof(ColumnState<3>);
+    int64_t bytes = 0;
+    with_streamed_radius(radius, [&](auto r) { bytes = sizeof(ColumnState<r>); });
+    return bytes;
   }
 
   // A chunk ends where sums are handed on, so this must not depend on the instruction set.
   static int64_t lines_at_a_time(const Plan& plan) {
     int64_t lines = kLargestRing;
-    const int64_t bytes = plan.w * kPackedLanes * sizeof(float) * (2 + plan.max.count);
-    while (lines > kSmallestRing && lines * bytes > kChunkBytes) lines /= 2;
+    const int64_t maps = plan.form == Form::kStack ? plan.num_pools : 1;
+    const int64_t bytes = plan.w * kPackedLanes * sizeof(float) * (1 + maps + plan.max.count);
+    const int64_t smallest = plan.radius_h > kStreamedRadius ? 2 * kSmallestRing : kSmallestRing;
+    while (lines > smallest && lines * bytes > kChunkBytes) lines /= 2;
     return lines;
   }
 
@@ -139,7 +173,22 @@ class StreamedBackward {
   }
 
   float* maxima_of(int radius, int64_t line) const {
-    return rows_[radius][line] + kPadding * kPackedLanes;
+    return rows_[radius][line] + plan_.radius_w * kPackedLanes;
+  }
+
+  // The lines of grad_out, or of the map beside others that belongs to a pooling.
+  const DenseLines& gradients_of(const PoolItem& item) const {
+    return grads_[plan_.form == Form::kStack ? item.index : 0];
+  }
+
+  template <typename Check>
+  void load_gradients(int64_t last, const Lines& grad_out, const Check& check) {
+    if (plan_.form == Form::kMix) return grads_[0].load_to(last, grad_out, check);
+    for (int k = 0; k < plan_.pools.count; ++k) {
+      const int map = plan_.pools.data[k];
+      if (map == plan_.none.index) continue;
+      grads_[map].load_to(last, grad_out.shifted(k * args_.grad_out_stride_k), check);
+    }
   }
 
   // The maxima along lines [begin, end).
@@ -159,7 +208,7 @@ class StreamedBackward {
         const auto push = [&](int64_t column, auto near_ends) METAPOOL_LAMBDA {
           const bool beyond = near_ends && column >= plan_.w;
           const Floats next = load((beyond ? lowest_ : x + column * kPackedLanes) + slot);
-          maxima.push(next, [&](auto r, Floats window) METAPOOL_LAMBDA {
+          maxima.push(next, column, [&](auto r, Floats window) METAPOOL_LAMBDA {
             if constexpr (contains(kSet, r)) {
               const int64_t center = column - r;
               if (near_ends && (center < 0 || center >= plan_.w)) return;
@@ -202,11 +251,13 @@ class StreamedBackward {
     const float* grads[kMostSteps];    // of the windows that a step finds
     const float* counted[kMostSteps];  // the same where they count for the weights
     float* out[kMostSteps];
+    const DenseLines& grads_of_item = gradients_of(item);
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t element = line + i, center = element - kRadius, done = center - kRadius;
       elements[i] = element < end ? maxima_of(kRadius, element) : lowest_;
-      grads[i] = center >= grad_begin && center < grad_end ? grads_[center] : zeros_;
-      counted[i] = center >= task.row_begin && center < task.row_end ? grads_[center] : zeros_;
+      grads[i] = center >= grad_begin && center < grad_end ? grads_of_item[center] : zeros_;
+      const bool owned = center >= task.row_begin && center < task.row_end;
+      counted[i] = owned && wants_weights_ ? grads[i] : zeros_;
       out[i] = done >= begin ? maxima_of(kRadius, done) : unused_;
     }
     auto* state = reinterpret_cast<ColumnState<kRadius>*>(states_[kRadius]);
@@ -269,7 +320,7 @@ class StreamedBackward {
     // Near the edge of a strip, and beyond it, only some of the rows around are the task's.
     const bool alone = plan_.strips == 1 || within(task.row_begin, task.row_end);
     if (!alone && wants_weights_) {
-      AverageRow products = averages_around(i, task.row_begin, task.row_end);
+      AverageRow products = averages_around(grads_[0], i, task.row_begin, task.row_end);
       if (!owned) products.x = nullptr;
       products.out = unused_;
       stream_radii<true>(products);
@@ -278,15 +329,19 @@ class StreamedBackward {
 
     float* const in_map = wants_x_ ? grad_x.as_row(i) : nullptr;
     float* const row = x_.whole() ? grad_x_ + i * row_size_ : grad_x_;
-    AverageRow averages = averages_around(i, 0, plan_.h);
-    averages.out = in_map == nullptr ? row : in_map;
-    averages.pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
-    alone&& wants_weights_ ? stream_radii<true>(averages) : stream_radii<false>(averages);
-    with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
-      if constexpr (set != 0) {
-        if (wants_x_) route_row<set>(i, averages.out, averages.pitch);
-      }
-    });
+    float* const out = in_map == nullptr ? row : in_map;
+    const int64_t pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
+    if (plan_.form == Form::kMix) {
+      AverageRow averages = averages_around(grads_[0], i, 0, plan_.h);
+      averages.out = out;
+      averages.pitch = pitch;
+      alone&& wants_weights_ ? stream_radii<true>(averages) : stream_radii<false>(averages);
+    } else {
+      add_up_averages(i, out, pitch);
+    }
+    if (wants_x_) {
+      for_each_set([&](auto set) METAPOOL_LAMBDA { route_row<set>(i, out, pitch); });
+    }
 
     if (x_.whole()) {
       x.prefetch_next<false>(i);
@@ -299,12 +354,31 @@ class StreamedBackward {
     }
   }
 
-  // The rows of grad_out around row i, those of [begin, end), with row i of x.
-  AverageRow averages_around(int64_t i, int64_t begin, int64_t end) const {
+  // out = what identity and averages send back along row i, each from a map of its own.
+  void add_up_averages(int64_t i, float* out, int64_t pitch) const {
+    const DenseLines& skip = grads_[plan_.skip.index >= 0 ? plan_.skip.index : 0];
+    AverageRow row = averages_around(skip, i, 0, plan_.h);
+    row.out = out;
+    row.pitch = pitch;
+    stream_averages<0, false>(row);
+    for (const PoolItem& item : plan_.avg) {
+      row = averages_around(gradients_of(item), i, 0, plan_.h);
+      row.x = nullptr;
+      row.out = out;
+      row.pitch = pitch;
+      row.adds = true;
+      with_set(1 << item.radius_w, [&](auto set) METAPOOL_LAMBDA {
+        stream_averages<set, false>(row);
+      });
+    }
+  }
+
+  // Rows of a map of gradients around row i, those of [begin, end), with row i of x.
+  AverageRow averages_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end) const {
     AverageRow averages{};
-    for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
+    for (int d = -kStreamedRadius; d <= kStreamedRadius; ++d) {
       const bool inside = i + d >= begin && i + d < end;
-      averages.lines[kStreamedRadius + d] = inside ? grads_[i + d] : zeros_;
+      averages.lines[kStreamedRadius + d] = inside ? grads[i + d] : zeros_;
     }
     for (const PoolItem& item : plan_.avg) {
       averages.weights[item.radius_w] = weights_.averages_of(item);
@@ -312,7 +386,7 @@ class StreamedBackward {
       averages.products[item.radius_w] = products_ + item.index * kPackedLanes;
     }
     if (plan_.skip.index >= 0) {
-      averages.x = grads_[i];
+      averages.x = grads[i];
       averages.x_weights = weights_.of(plan_.skip);
       averages.x_parts = parts_ + plan_.skip.index * kPackedLanes;
       averages.x_products = products_ + plan_.skip.index * kPackedLanes;
@@ -343,7 +417,7 @@ class StreamedBackward {
     for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
       Tree tree;
       tree.reset();
-      Choice choices[kRadius][Tree::kRemembered] = {};
+      typename Tree::Choices choices = {};
       Choice choice{};
       const auto push = [&](int64_t column) METAPOOL_LAMBDA {
         const Floats next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
@@ -376,12 +450,14 @@ class StreamedBackward {
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
   const int averages_, maxima_;  // sets of radii
+  const int maps_;               // of gradients: one, or one for each pooling
   const bool wants_x_;
   bool wants_weights_ = false;
   const int64_t row_size_, chunk_;
-  DenseLines x_, grads_;
-  RowRing<float> rows_[kStreamedRadius + 1];  // maxima of rows, then their gradients
-  char* states_[kStreamedRadius + 1];
+  DenseLines x_;
+  DenseLines* grads_;
+  RowRing<float> rows_[kMaxRadius + 1];  // maxima of rows, then their gradients
+  char* states_[kMaxRadius + 1];
   float *zeros_, *lowest_, *unused_, *grad_x_;
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
   float* parts_;      // the same of averages and identity, not yet handed on

@@ -16,8 +16,8 @@ class StreamedForward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
-        averages_(streamed_set(plan.avg)),
-        maxima_(streamed_set(plan.max)),
+        averages_(streamed_set(plan.avg, kStreamedRadius)),
+        maxima_(streamed_set(plan.max, kStreamedRadius)),
         x_(plan, 2 * plan.radius_h + 1, arena) {
     zeros_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
     out_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * plan.w * kPackedLanes, 0);

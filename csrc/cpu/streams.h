@@ -10,7 +10,8 @@ namespace metapool::cpu::METAPOOL_ISA {
 
 using Floats = Vec<float>;
 
-// Windows up to this radius are streamed; sets of radii are constants, a bit for each.
+// Of windows up to this radius all that they have in common is shared, as each extends the one
+// before it. Sets of radii are constants, a bit for each.
 constexpr int kStreamedRadius = 3;
 constexpr int kStreamedRadii = (2 << kStreamedRadius) - 2;
 
@@ -18,26 +19,27 @@ constexpr bool contains(int set, int radius) { return (set >> radius & 1) != 0; 
 
 constexpr int largest_radius(int set) {
   int radius = 0;
-  for (int r = 1; r <= kStreamedRadius; ++r) radius = contains(set, r) ? r : radius;
+  for (int r = 1; r <= kMaxRadius; ++r) radius = contains(set, r) ? r : radius;
   return radius;
 }
 
 // The radii of `items` where they can be streamed, else -1.
-inline int streamed_set(Span<PoolItem> items) {
+inline int streamed_set(Span<PoolItem> items, int largest) {
   int set = 0;
   for (const PoolItem& item : items) {
     const bool square = item.radius_h == item.radius_w;
     const bool single = item.end == item.begin + 1;
-    if (!square || !single || item.radius_w < 1 || item.radius_w > kStreamedRadius) return -1;
+    if (!square || !single || item.radius_w < 1 || item.radius_w > largest) return -1;
     set |= 1 << item.radius_w;
   }
   return set;
 }
 
-// Whether a problem can be streamed, its numbers allowing.
-inline bool suits_streams(const Plan& plan) {
+// Whether a problem can be streamed, its numbers allowing, with maxima up to a radius.
+inline bool suits_streams(const Plan& plan, int largest_maximum) {
   return plan.stride_h == 1 && plan.stride_w == 1 && plan.skip.end - plan.skip.begin <= 1 &&
-         streamed_set(plan.avg) >= 0 && streamed_set(plan.max) >= 0 &&
+         streamed_set(plan.avg, kStreamedRadius) >= 0 &&
+         streamed_set(plan.max, largest_maximum) >= 0 &&
          (plan.count_include_pad || plan.avg.count == 0);
 }
 
@@ -48,41 +50,87 @@ METAPOOL_INLINE void with_set(int set, Body body) {
   if constexpr (kSet > 0) with_set<kSet - 2>(set, body);
 }
 
-// Maxima of nested windows along a line whose elements come one by one. Two neighbours make a pair,
-// two pairs a window of three, and two of those, which overlap, the next; a window of radius r is
-// found r elements after its centre.
+// How windows along a line come about, level by level: each window is made of two of the level
+// before it, which lie so many elements apart and may overlap; those of the first level are made of
+// two elements. Up to kStreamedRadius, windows of all smaller radii come about on the way: a pair, a
+// window of three, one of five, one of seven. Beyond, windows double: a pair, four, eight, and the
+// last from two of those.
 template <int kRadius>
-struct MaximaStream {
-  Floats element, pair;
-  Floats windows[kRadius][2];  // at r - 1, of each smaller radius the last one and the one before
+struct Levels {
+  static constexpr bool kNested = kRadius <= kStreamedRadius;
+  static constexpr int kCount = kNested ? kRadius + 1 : 4;
+  static constexpr int kMostApart = kNested ? 2 : 8;
 
-  METAPOOL_INLINE void reset() {
-    element = pair = Floats{} - __builtin_inff();
-    for (int r = 1; r < kRadius; ++r) windows[r - 1][0] = windows[r - 1][1] = element;
+  static constexpr int distance(int level) {
+    if (kNested) return level < 2 ? 1 : 2;
+    return level < 3 ? 1 << level : 2 * kRadius - 7;
+  }
+  // Of the windows of a level, 0 where they are none of a pooling.
+  static constexpr int radius(int level) {
+    return kNested ? level : level + 1 == kCount ? kRadius : 0;
   }
 
-  // Takes an element, combines parts by larger(r, left, right), where a pair has r = 0, and calls
+  // The vector that came `distance` steps ago, `next` being that of this step.
+  template <int kDistance>
+  static METAPOOL_INLINE Floats delay(Floats (&last)[kMostApart], Floats next, int64_t step) {
+    if constexpr (kDistance <= 2) {
+      const Floats oldest = last[kDistance - 1];
+      last[1] = last[0];
+      last[0] = next;
+      return oldest;
+    } else {
+      static_assert(kDistance < kMostApart);
+      last[step & (kMostApart - 1)] = next;
+      return last[(step - kDistance) & (kMostApart - 1)];
+    }
+  }
+};
+
+// Calls body(level) for each level, upwards or downwards.
+template <int kCount, int kLevel = 0, typename Body>
+METAPOOL_INLINE void for_each_level_up(Body body) {
+  if constexpr (kLevel < kCount) {
+    body(Int<kLevel>{});
+    for_each_level_up<kCount, kLevel + 1>(body);
+  }
+}
+template <int kCount, typename Body>
+METAPOOL_INLINE void for_each_level_down(Body body) {
+  if constexpr (kCount > 0) {
+    body(Int<kCount - 1>{});
+    for_each_level_down<kCount - 1>(body);
+  }
+}
+
+// Maxima of windows along a line whose elements come one by one; a window of radius r is found r
+// elements after its centre.
+template <int kRadius>
+struct MaximaStream {
+  using L = Levels<kRadius>;
+
+  Floats last[L::kCount][L::kMostApart];  // what each level may still need as a left part
+
+  METAPOOL_INLINE void reset() {
+    for (auto& level : last) {
+      for (Floats& part : level) part = Floats{} - __builtin_inff();
+    }
+  }
+
+  // Takes the element of a step, combines parts by larger(level, left, right), and calls
   // found(r, window) for each radius.
   template <typename Larger, typename Found>
-  METAPOOL_INLINE void push(Floats next, Larger larger, Found found) {
-    const Floats next_pair = larger(Int<0>{}, element, next);
-    Floats window = larger(Int<1>{}, pair, next_pair);
-    element = next;
-    pair = next_pair;
-    found(Int<1>{}, window);
-    for_each_distance(Int<kRadius - 1>{}, [&](auto r) METAPOOL_LAMBDA {
-      Floats(&last_two)[2] = windows[r - 1];
-      const Floats wider = larger(Int<r + 1>{}, last_two[1], window);
-      last_two[1] = last_two[0];
-      last_two[0] = window;
-      window = wider;
-      found(Int<r + 1>{}, window);
+  METAPOOL_INLINE void push(Floats next, int64_t step, Larger larger, Found found) {
+    Floats window = next;
+    for_each_level_up<L::kCount>([&](auto level) METAPOOL_LAMBDA {
+      const Floats left = L::template delay<L::distance(level)>(last[level], window, step);
+      window = larger(level, left, window);
+      if constexpr (L::radius(level) > 0) found(Int<L::radius(level)>{}, window);
     });
   }
   template <typename Found>
-  METAPOOL_INLINE void push(Floats next, Found found) {
+  METAPOOL_INLINE void push(Floats next, int64_t step, Found found) {
     push(
-        next,
+        next, step,
         [](auto, Floats left, Floats right)
             METAPOOL_LAMBDA { return Maximum<false>()(left, right); },
         found);
@@ -95,33 +143,35 @@ struct MaximaStream {
 // its centre.
 template <int kRadius>
 struct MaximaTree {
-  static constexpr int kRemembered = 8;  // choices of a level: pairs, then each radius but the last
+  using L = Levels<kRadius>;
+
+  static constexpr int kRemembered = L::kNested ? 8 : 16;  // choices of each level but the last
   static_assert(2 * kRadius - 1 < kRemembered);
+  using Choices = Choice[L::kCount - 1][kRemembered];
 
   MaximaStream<kRadius> maxima;
-  Floats right_of_pair, right_of_three;  // what the right part of the last one is sent
-  Floats right[kRadius][2];  // at r - 2, the same for the last two of each radius from two on
+  Floats right[L::kCount][L::kMostApart];  // what each level's last right parts are sent
 
   static METAPOOL_INLINE int64_t slot_of(int64_t step) { return step & (kRemembered - 1); }
 
   METAPOOL_INLINE void reset() {
     maxima.reset();
-    right_of_pair = right_of_three = Floats{};
-    for (int r = 2; r <= kRadius; ++r) right[r - 2][0] = right[r - 2][1] = Floats{};
+    for (auto& level : right) {
+      for (Floats& part : level) part = Floats{};
+    }
   }
 
   // Takes element number `step`; keeps the choices of each level but the last, whose choice it
   // returns.
   template <typename Found>
-  METAPOOL_INLINE Choice push(Floats next, int64_t step, Choice (*choices)[kRemembered],
-                              Found found) {
+  METAPOOL_INLINE Choice push(Floats next, int64_t step, Choices& choices, Found found) {
     Choice choice{};
     const auto larger = [&](auto level, Floats left, Floats right_part) METAPOOL_LAMBDA {
       choice = at_least(left, right_part);
-      if constexpr (level < kRadius) choices[level][slot_of(step)] = choice;
+      if constexpr (level + 1 < L::kCount) choices[level][slot_of(step)] = choice;
       return Maximum<false>()(left, right_part);
     };
-    maxima.push(next, larger, found);
+    maxima.push(next, step, larger, found);
     return choice;
   }
 
@@ -129,25 +179,22 @@ struct MaximaTree {
   // receive directly, and `choice` what push() returned. Gives the gradient of element step - 2 *
   // kRadius.
   template <int kSet, typename Arrived>
-  METAPOOL_INLINE Floats pull(Choice choice, int64_t step, const Choice (*choices)[kRemembered],
+  METAPOOL_INLINE Floats pull(Choice choice, int64_t step, const Choices& choices,
                               Arrived arrived) {
     Floats gradient = arrived(Int<kRadius>{});
-    for_each_distance(Int<kRadius - 1>{}, [&](auto d) METAPOOL_LAMBDA {
-      constexpr int r = kRadius + 1 - d;
-      Floats(&last_two)[2] = right[r - 2];
-      const Floats sent = add_where(choice, last_two[1], gradient);
-      last_two[1] = last_two[0];
-      last_two[0] = clear_where(choice, gradient);
-      gradient = sent;
-      if constexpr (contains(kSet, r - 1)) gradient += arrived(Int<r - 1>{});
-      choice = choices[r - 1][slot_of(step - 2 * (kRadius - (r - 1)))];
+    int64_t at = step;  // of the last element of the windows that gradients have come down to
+    for_each_level_down<L::kCount>([&](auto level) METAPOOL_LAMBDA {
+      const Floats to_left = L::template delay<L::distance(level)>(
+          right[level], clear_where(choice, gradient), step);
+      gradient = add_where(choice, to_left, gradient);
+      at -= L::distance(level);
+      if constexpr (level > 0) {
+        constexpr int r = L::radius(level - 1);
+        if constexpr (r > 0 && contains(kSet, r)) gradient += arrived(Int<r>{});
+        choice = choices[level - 1][slot_of(at)];
+      }
     });
-    const Floats sent = add_where(choice, right_of_three, gradient);
-    right_of_three = clear_where(choice, gradient);
-    choice = choices[0][slot_of(step - (2 * kRadius - 1))];
-    const Floats result = add_where(choice, right_of_pair, sent);
-    right_of_pair = clear_where(choice, sent);
-    return result;
+    return gradient;
   }
 };
 
@@ -164,6 +211,7 @@ struct AverageRow {
   const float* weights[kStreamedRadius + 1];
   const float *x, *x_weights;  // of the identity, null where there is none
   float* out;
+  bool adds;               // to what `out` holds
   int64_t columns, pitch;  // of `out`: elements from pixel to pixel
   // With kProducts: a row of another map, and for each pooling the sixteen sums of the products of
   // its sums along that row with the lines' sums down the columns. Over all rows, that is the
@@ -176,7 +224,7 @@ struct AverageRow {
   double* x_products;
 };
 
-// out = the weighted identity + the weighted averages of radii kSet. Weights are finite: sums of
+// out = (or +=) the weighted identity + the weighted averages of radii kSet. Weights are finite: sums of
 // all radii are weighted and added up before they are spread along the row, as a wider window
 // covers what a narrower one does.
 template <int kSet, bool kProducts>
@@ -226,7 +274,8 @@ void stream_averages(const AverageRow row) {
       }
     };
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
-      if (column >= 0) store(row.out + column * row.pitch + slot, acc[0]);
+      float* const to = row.out + column * row.pitch + slot;
+      if (column >= 0) store(to, row.adds ? load(to) + acc[0] : acc[0]);
       for (int i = 0; i < 2 * kRadius; ++i) acc[i] = acc[i + 1];
       acc[2 * kRadius] = Floats{};
     };
@@ -273,7 +322,7 @@ void stream_maxima(const MaximumRow row) {
 
     const auto push = [&](auto& stream, auto radius, Floats maximum) METAPOOL_LAMBDA {
       if constexpr (contains(kSet, radius)) {
-        stream.push(maximum, [&](auto r, Floats window) METAPOOL_LAMBDA {
+        stream.push(maximum, 0, [&](auto r, Floats window) METAPOOL_LAMBDA {
           if constexpr (r == radius) acc[kRadius - r] += load(row.weights[r] + slot) * window;
         });
       }

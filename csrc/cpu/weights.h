@@ -59,6 +59,7 @@ class Weights {
     }
   }
 
+  // Without weights, as for poolings side by side, each is one.
   void load(const WeightView& view, const Task& task) {
     if (shared_) return;  // by all planes, and here already
     shared_ = view.stride_n == 0 && view.stride_c == 0;
@@ -68,7 +69,8 @@ class Weights {
       const Acc* const from = static_cast<const Acc*>(view.data) + plane / plan_.c * view.stride_n +
                               plane % plan_.c * view.stride_c;
       for (int p = 0; p < plan_.order.count; ++p) {
-        const Acc weight = from[plan_.order.data[p] * view.stride_k];
+        const Acc weight =
+            view.data == nullptr ? Acc(1) : from[plan_.order.data[p] * view.stride_k];
         weights_[p * kPackedLanes + lane] = weight;
         finite_ &= weight - weight == 0;
       }
@@ -131,7 +133,14 @@ class Weights {
     divide_columns(item, at, sums);
   }
 
-  // The same for the columns of the windows alone.
+  // Divides sums by the area of their windows where divide() does not.
+  METAPOOL_INLINE void divide_by_area(const PoolItem& item, B& sums) const {
+    if (!plan_.count_include_pad) return;
+    const Acc area = static_cast<Acc>((2 * item.radius_h + 1) * (2 * item.radius_w + 1));
+    for (int b = 0; b < B::kVectors; ++b) sums.vector[b] /= area;
+  }
+
+  // Divides sums by the columns of their windows, where these differ.
   METAPOOL_INLINE void divide_columns(const PoolItem& item, int64_t at, B& sums) const {
     const B scale = B::load(column_scales_ + item.radius_w * size_ + at);
     for (int b = 0; b < B::kVectors; ++b) sums.vector[b] *= scale.vector[b];
