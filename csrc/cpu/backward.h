@@ -124,7 +124,7 @@ class Backward {
       if (plan_.pools.data[k] == plan_.none.index) continue;
       Acc* const row = grads_[i * maps_ + plan_.pools.data[k]];
       const bool first = is_first(plan_, k);
-      grad_out.shifted(k * args_.grad_out_stride_k)
+      grad_out.beside(k * args_.grad_out_stride_k)
           .load(i, (first ? row : other_row_) + shape_.cell(0));
       if (first) continue;
       shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {

@@ -48,7 +48,10 @@ class Forward {
     const Lines x(args_.x, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines values(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines out(args_.out, plan_, plan_.h_out, plan_.w_out, plan_.stride_w, task, next);
-    for (int k = 0; k < count_outs(); ++k) new (outs_ + k) Lines(out.shifted(k * args_.out_stride_k));
+    const bool mixes = plan_.form == Form::kMix;
+    for (int k = 0; k < count_outs(); ++k) {
+      new (outs_ + k) Lines(mixes ? out : out.beside(k * args_.out_stride_k));
+    }
     weights_.load(args_.weights, task);
     int64_t next_line = 0;
     for (int64_t i = task.row_begin; i < task.row_end;) {
@@ -191,13 +194,27 @@ class Forward {
     });
   }
 
-  // Stores a pooling's rows for each of its candidates.
+  // Stores a pooling's rows for each of its candidates, without a detour where a map takes them as
+  // they are.
   template <int kRows, typename PooledAt>
   METAPOOL_INLINE void put(const PoolItem& item, int64_t i, const PooledAt& pooled_at) {
-    if (item.index < 0) return;
-    for_each_output<kRows>(pooled_at);
     for (int k = 0; k < plan_.pools.count; ++k) {
-      if (plan_.pools.data[k] == item.index) store_rows<kRows>(outs_[k], i);
+      if (plan_.pools.data[k] != item.index) continue;
+      if (kLanes > 1 && plan_.stride_w == 1 && outs_[k].as_row(i) != nullptr) {
+        shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+          const int64_t column = at / kLanes - shape_.left, slot = at % kLanes;
+          for (int r = 0; r < kRows; ++r) {
+            const B pooled = pooled_at(r, at);
+            Acc* const to = outs_[k].as_row(i + r) + slot;
+            for (int b = 0; b < B::kVectors && column + b < shape_.w; ++b) {
+              METAPOOL_ISA::store(to + (column + b) * outs_[k].pixel_stride(), pooled.vector[b]);
+            }
+          }
+        });
+        continue;
+      }
+      for_each_output<kRows>(pooled_at);
+      store_rows<kRows>(outs_[k], i);
     }
   }
 

@@ -29,10 +29,12 @@ class MapLines {
         planes_(view, plan, task),
         next_planes_(view, plan, next) {}
 
-  // Another map like this one, so many elements further on.
-  MapLines shifted(int64_t elements) const {
+  // One of several maps side by side, so many elements further on. Nothing of it is asked for ahead
+  // of time: lines of all of them would push each other out of the cache.
+  MapLines beside(int64_t elements) const {
     MapLines other = *this;
     other.data_ = static_cast<const char*>(data_) + elements * element_bytes(dtype_);
+    other.ahead_ = 2 * lines_;
     return other;
   }
 

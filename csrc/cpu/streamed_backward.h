@@ -187,7 +187,7 @@ class StreamedBackward {
     for (int k = 0; k < plan_.pools.count; ++k) {
       const int map = plan_.pools.data[k];
       if (map == plan_.none.index) continue;
-      grads_[map].load_to(last, grad_out.shifted(k * args_.grad_out_stride_k), check);
+      grads_[map].load_to(last, grad_out.beside(k * args_.grad_out_stride_k), check);
     }
   }
 
