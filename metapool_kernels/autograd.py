@@ -156,7 +156,8 @@ class _PoolBackward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        grad_out, x, weights, values, ctx.spec, ctx.mask = inputs
+        grad_out, x, weights, values, ctx.spec, mask = inputs
+        ctx.mask = mask[0], mask[1] and weights is not None
         ctx.save_for_backward(grad_out, x, weights, values)
         ctx.save_for_forward(grad_out, x, weights, values)
         ctx.set_materialize_grads(False)
@@ -284,7 +285,9 @@ def _register(backend: str) -> None:
     """Let the ops of what is traced be what the functions above are outside of any trace."""
     forward, backward = TRACED_OPS[backend]
 
-    def run_forward(x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any) -> Tensor:
+    def run_forward(
+        x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any
+    ) -> Tensor:
         return _pool(x, weights, values, make_spec(backend, *arguments))
 
     def run_backward(

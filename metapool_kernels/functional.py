@@ -155,9 +155,10 @@ def fused_multi_pool(
     .. math:: y = [P_1(x), \ldots, P_K(x)]
 
     What ``torch.cat([pool(x) for pool in pools], 1)`` gives, as in spatial pyramid pooling (SPP and
-    SPPF of the YOLO family); maxima, and where their gradients go, to the bit. Differentiable to
-    every order, in backward and forward mode; only ``x`` is saved for backward. The result is the
-    same bit for bit from run to run and for any number of threads.
+    SPPF of the YOLO family): maxima are the same numbers, but for the sign of a zero, and their
+    gradients go to the same elements. Differentiable to every order, in backward and forward mode;
+    only ``x`` is saved for backward. The result is the same bit for bit from run to run and for any
+    number of threads.
 
     Args:
         x (Tensor[N, C, H, W] or Tensor[C, H, W]): the feature map; float32, float64, float16 or

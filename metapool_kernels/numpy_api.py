@@ -1,4 +1,6 @@
-"""The op and poolings side by side on NumPy arrays: the same C++ kernels, without torch tensors, on the calling thread."""
+"""The op and poolings side by side on NumPy arrays: the same C++ kernels, without torch tensors, on
+the calling thread.
+"""
 
 from collections.abc import Sequence
 from typing import Any

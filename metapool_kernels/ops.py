@@ -8,9 +8,9 @@ keeps the one that was chosen for it. What is traced holds, until it is lowered,
 call outside of any trace twice the time.
 
 Both ops are linear in each of ``values`` (or ``grad_out``) and ``weights``; ``x`` only picks the
-maxima. ``values=None`` means that ``values`` is ``x`` itself. The weights decide the form: with them
-poolings are mixed, ``weights=None`` leaves them side by side, as (N, K * C, H_out, W_out) with all
-channels of a candidate together.
+maxima. ``values=None`` means that ``values`` is ``x`` itself. The weights decide the form: poolings
+are mixed by them; ``weights=None`` leaves poolings side by side, as (N, K * C, H_out, W_out) with
+all channels of a candidate together.
 """
 
 import functools
@@ -158,7 +158,9 @@ def _check_memory(
             raise RuntimeError("meta_pool: maps should share one dtype")
 
 
-def _triton_fwd(x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any) -> Tensor:
+def _triton_fwd(
+    x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any
+) -> Tensor:
     spec = make_spec("triton", *arguments)
     _check_memory(x, weights, values, None, spec)
     out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, spec)

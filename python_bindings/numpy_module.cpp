@@ -59,8 +59,8 @@ int64_t channels_out(const metapool::Problem& problem) {
 int64_t channel_stride(const py::array& map) { return map.strides(1) / map.itemsize(); }
 
 void check_map(const py::array& map, const py::array& like, int64_t c, int64_t h, int64_t w) {
-  if (map.ndim() != 4 || map.shape(0) != like.shape(0) || map.shape(1) != c ||
-      map.shape(2) != h || map.shape(3) != w || !map.dtype().equal(like.dtype())) {
+  if (map.ndim() != 4 || map.shape(0) != like.shape(0) || map.shape(1) != c || map.shape(2) != h ||
+      map.shape(3) != w || !map.dtype().equal(like.dtype())) {
     throw py::value_error("meta_pool: a map has the wrong shape or dtype");
   }
 }

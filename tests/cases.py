@@ -79,6 +79,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "only_skip": ("skip_connect",),
     "ones": ("max_pool_1x1", "avg_pool_1x1", "skip_connect"),
     "unsorted": ("avg_pool_7x7", "max_pool_1x3", "skip_connect", "max_pool_5x5", "avg_pool_3x1"),
+    "pyramid": ("skip_connect", "max_pool_5x5", "max_pool_9x9", "max_pool_13x13"),
+    "wide": ("max_pool_15x15", "avg_pool_7x7", "max_pool_11x11", "max_pool_3x3"),
 }
 
 ALPHA_SHAPES: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
@@ -257,6 +259,8 @@ class Case:
     alpha: str = "k"
     alpha_dtype: torch.dtype | None = None
     grad_layout: Layout = "contiguous"
+    form: str = "mix"
+    """``"mix"``, or ``"stack"`` for poolings side by side, which have no use for alpha."""
 
     def __str__(self) -> str:
         parts = [
@@ -272,12 +276,9 @@ class Case:
 
     @property
     def options(self) -> dict[str, object]:
-        """The keyword arguments of ``fused_meta_pool``, but for the backend."""
-        return {
-            "normalize": self.normalize,
-            "stride": self.stride,
-            "count_include_pad": self.count_include_pad,
-        }
+        """The keyword arguments of the op in this form, but for the backend."""
+        windows = {"stride": self.stride, "count_include_pad": self.count_include_pad}
+        return windows if self.form == "stack" else {"normalize": self.normalize, **windows}
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``x``, ``alpha`` and a gradient of the output; none of them requires grad."""
@@ -288,7 +289,8 @@ class Case:
         shape = ALPHA_SHAPES[self.alpha](n, c, len(self.candidates))
         alpha = torch.randn(shape, generator=rng, dtype=torch.float64)
         rows, columns = self.stride if isinstance(self.stride, tuple) else (self.stride,) * 2
-        out_size = (n, c, (h - 1) // rows + 1, (w - 1) // columns + 1)
+        maps = len(self.candidates) if self.form == "stack" else 1
+        out_size = (n, maps * c, (h - 1) // rows + 1, (w - 1) // columns + 1)
         grad_out = torch.randn(out_size, generator=rng, dtype=torch.float64).to(self.dtype)
         return x, alpha.to(self.alpha_dtype or self.dtype), laid_out(grad_out, self.grad_layout)
 
@@ -306,6 +308,20 @@ def _name(field: str, value: object) -> str:
         return "raw"
     prefix = {"alpha": "alpha_", "alpha_dtype": "alpha_"}.get(field, "")
     return prefix + str(value).removeprefix("torch.")
+
+
+def _side_by_side() -> Iterator[Case]:
+    for layout in NATIVE_LAYOUTS:
+        case = Case(layout=layout, form="stack")
+        for size, _ in SHAPES.values():
+            yield replace(case, size=size, candidates=CANDIDATES["unsorted"])
+        for names in CANDIDATES.values():
+            yield from (replace(case, candidates=names, dtype=dtype) for dtype in DTYPES)
+            yield replace(case, candidates=names, count_include_pad=False)
+        for stride in (2, (3, 1), (20, 20)):
+            yield replace(case, candidates=CANDIDATES["no_skip"], stride=stride)
+    for layout in LAYOUTS:
+        yield Case(layout=layout, grad_layout=layout, form="stack", data="relu6")
 
 
 def _grid() -> Iterator[Case]:
@@ -329,6 +345,7 @@ def _grid() -> Iterator[Case]:
     for layout in LAYOUTS:
         yield from (Case(dtype=dtype, layout=layout) for dtype in DTYPES)
         yield Case(SHAPES["c17"][0], layout=layout, alpha="nck", data="relu6")
+    yield from _side_by_side()
     yield Case(SHAPES["no_batch_gray"][0], alpha="ck", candidates=CANDIDATES["one_avg"])
     for dtype in (torch.float16, torch.bfloat16):
         yield from (Case(dtype=dtype, alpha=a, alpha_dtype=torch.float32) for a in ALPHA_SHAPES)
@@ -346,6 +363,10 @@ def _data_grid() -> Iterator[Case]:
                     yield Case(dtype=dtype, layout=layout, data=data, candidates=CANDIDATES[names])
             yield Case(data=data, layout=layout, candidates=CANDIDATES["largest"])
             yield Case(data=data, layout=layout, candidates=CANDIDATES["max"], stride=2)
+            yield from (
+                Case(data=data, layout=layout, candidates=CANDIDATES[names], form="stack")
+                for names in ("default", "pyramid")
+            )
             # Equal candidates with weights of both signs: their infinities cancel into NaN.
             yield Case(
                 data=data, layout=layout, candidates=CANDIDATES["duplicates"], normalize=None
@@ -365,6 +386,7 @@ def _sweep_cases() -> Iterator[Case]:
     yield Case(candidates=CANDIDATES["unsorted"], count_include_pad=False)
     yield Case(candidates=CANDIDATES["largest"])
     yield Case(candidates=CANDIDATES["rectangular"], stride=2)
+    yield Case(candidates=CANDIDATES["wide"], form="stack")
 
 
 SWEEP_CASES = tuple(_sweep_cases())

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapool_kernels import fused_meta_pool, reference
+from metapool_kernels import fused_meta_pool, fused_multi_pool, reference
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.checks import check_stride
+from metapool_kernels.layout import is_channels_last, memory_format
 from tests.backends import DEVICE
 from tests.cases import Case
 
@@ -31,9 +32,14 @@ def op(x: Tensor, alpha: Tensor, *arguments: Any, **options: Any) -> Tensor:
 
 
 def fused(backend: str) -> Function:
-    """The op on one backend, of tensors on the CPU."""
+    """The op on one backend, of tensors on the CPU, in the form of each case."""
 
     def function(x: Tensor, alpha: Tensor, case: Case) -> Tensor:
+        if case.form == "stack":
+            there = x.to(DEVICE)
+            return fused_multi_pool(there, case.candidates, backend=backend, **case.options).to(
+                "cpu"
+            )
         return op(x, alpha, case.candidates, backend=backend, **case.options)
 
     return function
@@ -42,8 +48,11 @@ def fused(backend: str) -> Function:
 def definition(x: Tensor, alpha: Tensor, case: Case) -> Tensor:
     """The definition, every step in the dtype of its arguments."""
     parsed = parse_candidates(case.candidates)
-    weights = torch.softmax(alpha, -1) if case.normalize == "softmax" else alpha
     steps = check_stride(case.stride)
+    if case.form == "stack":
+        pools = (reference.pool(x, each, steps, case.count_include_pad) for each in parsed)
+        return torch.cat(list(pools), 1)
+    weights = torch.softmax(alpha, -1) if case.normalize == "softmax" else alpha
     return reference.mix(x, weights, parsed, steps, case.count_include_pad)
 
 
@@ -119,7 +128,7 @@ def verdict(got: Results, case: Case, x: Tensor, alpha: Tensor, grad_out: Tensor
     sizes = magnitudes(case, x, alpha, grad_out, wants)
     dtypes = {"out": x.dtype, "grad_x": x.dtype, "grad_alpha": alpha.dtype}
     if "out" in got:
-        assert got["out"].stride() == aten_strides(x, case.stride), "strides of out"
+        assert got["out"].stride() == out_strides(x, got["out"], case), "strides of out"
     for name, result in got.items():
         assert result.dtype is dtypes[name], f"{name} has dtype {result.dtype}"
         wide = accumulation(x.dtype)
@@ -205,6 +214,13 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
 def aten_strides(x: Tensor, stride: int | tuple[int, int] = 1) -> tuple[int, ...]:
     """Strides of what aten's pooling returns for ``x``."""
     return F.avg_pool2d(x.detach(), 1, stride).stride()
+
+
+def out_strides(x: Tensor, out: Tensor, case: Case) -> tuple[int, ...]:
+    """Strides that the output for ``x`` has to have: those of its own shape, in its layout."""
+    if case.form == "mix":
+        return aten_strides(x, case.stride)
+    return torch.empty(out.shape, memory_format=memory_format(is_channels_last(x))).stride()
 
 
 def bits(tensor: Tensor) -> Tensor:

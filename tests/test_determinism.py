@@ -32,6 +32,9 @@ def _cases() -> Iterator[Case]:
             yield Case((5, 17, 21, 19), torch.float32, layout, alpha=alpha)
         yield Case((2, 40, 13, 17), torch.float64, layout, candidates=CANDIDATES["largest"])
         yield Case((2, 40, 13, 17), torch.float16, layout, "nan", CANDIDATES["strips"], stride=2)
+        for size in ((1, 16, 75, 40), (9, 65, 3, 5), (1, 1, 130, 97)):
+            yield Case(size, layout=layout, data="relu6", candidates=CANDIDATES["pyramid"])
+            yield Case(size, layout=layout, candidates=CANDIDATES["wide"], form="stack")
         # No square windows: the kernels that can do everything, in strips of one plane and packed.
         for size in ((1, 1, 130, 97), (4, 48, 14, 14)):
             yield Case(size, layout=layout, candidates=CANDIDATES["unsorted"], normalize=None)
@@ -46,9 +49,11 @@ def _bits(case: Case, backend: str) -> list[torch.Tensor]:
     results = judge.run(judge.fused(backend), case, x, alpha, grad_out)
     x, alpha = x.detach().requires_grad_(), alpha.detach().requires_grad_()
     out = judge.fused(backend)(x, alpha, case)
-    grads = torch.autograd.grad(out, (x, alpha), grad_out, create_graph=True)
+    grads = torch.autograd.grad(
+        out, (x, alpha), grad_out, create_graph=True, materialize_grads=True
+    )
     both = sum(grad.float().square().sum() for grad in grads)
-    second = torch.autograd.grad(both, (x, alpha))
+    second = torch.autograd.grad(both, (x, alpha), materialize_grads=True)
     return [judge.bits(tensor) for tensor in (*results.values(), *second)]
 
 

@@ -18,6 +18,7 @@ CASES = [
         ("nck", ("max_pool_3x3", "avg_pool_3x5"), {"stride": 2, "count_include_pad": False}),
         ("ck", ("avg_pool_3x3", "max_pool_1x3"), {"normalize": None}),
         ("n1k", ("max_pool_5x5", "none", "avg_pool_1x3"), {}),
+        ("k", ("max_pool_3x3", "skip_connect", "avg_pool_3x3"), {"form": "stack"}),
     ]
 ]
 

@@ -37,15 +37,17 @@ def test_output_and_gradients_are_right(case: Case) -> None:
     x, alpha, grad_out = case.tensors()
     weights = _weights(alpha, case)
     arrays = x.numpy(), weights.numpy()
-    out = numpy_api.meta_pool(*arrays, case.candidates, **_options(case))
-    grads = numpy_api.meta_pool_grad(grad_out.numpy(), *arrays, case.candidates, **_options(case))
+    names, options = case.candidates, _options(case)
+    if case.form == "stack":
+        out = numpy_api.multi_pool(arrays[0], names, **options)
+        grads = [numpy_api.multi_pool_grad(grad_out.numpy(), arrays[0], names, **options)]
+    else:
+        out = numpy_api.meta_pool(*arrays, names, **options)
+        grads = list(numpy_api.meta_pool_grad(grad_out.numpy(), *arrays, names, **options))
+        assert grads[1].shape == weights.shape and grads[1].dtype == weights.numpy().dtype
     assert out.flags.c_contiguous and grads[0].flags.c_contiguous
-    assert grads[1].shape == weights.shape and grads[1].dtype == weights.numpy().dtype
-    results = {
-        "out": torch.from_numpy(out),
-        "grad_x": torch.from_numpy(grads[0]),
-        "grad_alpha": torch.from_numpy(grads[1]),
-    }
+    found = dict(zip(judge.ALL, (out, *grads), strict=False))
+    results = {name: torch.from_numpy(array) for name, array in found.items()}
     right = judge.right_results(_raw(case), x, weights, grad_out)
     plain = judge.run(judge.eager, _raw(case), x, weights, grad_out)
     sizes = judge.magnitudes(_raw(case), x, weights, grad_out, judge.ALL)

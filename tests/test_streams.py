@@ -1,5 +1,6 @@
-"""Small square windows on many planes, which the CPU kernels stream: every set of windows, planes
-that are handled as a whole, in rings of lines and in strips, and what makes them start over."""
+"""Square windows on many planes, which the CPU kernels stream: every set of small windows, wide
+ones, planes that are handled as a whole, in rings of lines and in strips, and what makes them start
+over."""
 
 from itertools import combinations
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import cases, judge
-from tests.cases import CANDIDATES, Case
+from tests.cases import CANDIDATES, SHAPES, Case
 
 WINDOWS = (3, 5, 7)
 SETS = [
@@ -61,6 +62,27 @@ def test_sizes(
     native: str, size: str, data: str, alpha: str, dtype: torch.dtype, layout: str
 ) -> None:
     judge.judge(judge.fused(native), Case(SIZES[size][0], dtype, layout, data, alpha=alpha))
+
+
+WIDE = [
+    *((f"max_pool_{size}x{size}",) for size in (9, 11, 13, 15)),
+    (*CANDIDATES["pyramid"], "avg_pool_3x3", "avg_pool_7x7"),
+    ("max_pool_3x3", "max_pool_7x7", "max_pool_11x11", "max_pool_15x15"),
+]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("form", ["mix", "stack"])
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("data", ["relu6", "distinct"])
+@pytest.mark.parametrize("candidates", WIDE, ids=str)
+@pytest.mark.parametrize("size", [*SIZES, "under_5", "row", "column"])
+def test_wide_windows(
+    native: str, size: str, candidates: tuple[str, ...], data: str, layout: str, form: str
+) -> None:
+    shape = (SIZES | SHAPES)[size][0]
+    case = Case(shape, layout=layout, data=data, candidates=candidates, form=form)
+    judge.judge(judge.fused(native), case)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

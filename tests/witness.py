@@ -30,12 +30,18 @@ def _forward_and_gradients(
     stride = case.stride if isinstance(case.stride, tuple) else (case.stride, case.stride)
     out, grad_x, grad_weights = np.zeros(grad_out.shape), np.zeros(x.shape), np.zeros(weights.shape)
     for k, candidate in enumerate(parse_candidates(case.candidates)):
-        weight = weights[:, :, k, None, None]
         pooled, shares = _pool(x, candidate, stride, case.count_include_pad)
-        out = out + weight * pooled
-        grad_weights[:, :, k] = (pooled * grad_out).sum((2, 3))
+        if case.form == "stack":
+            channels = slice(k * x.shape[1], (k + 1) * x.shape[1])
+            out[:, channels] = pooled
+            spread = grad_out[:, channels]
+        else:
+            weight = weights[:, :, k, None, None]
+            out = out + weight * pooled
+            grad_weights[:, :, k] = (pooled * grad_out).sum((2, 3))
+            spread = weight * grad_out
         if candidate.kind is not Kind.NONE:
-            grad_x += _spread(shares, weight * grad_out, x.shape, candidate, stride)
+            grad_x += _spread(shares, spread, x.shape, candidate, stride)
     return out, grad_x, grad_weights
 
 

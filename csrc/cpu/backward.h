@@ -117,7 +117,8 @@ class Backward {
     }
   }
 
-  // Loads row i of grad_out, or of all maps that lie side by side: those of one pooling are added up.
+  // Loads row i of grad_out, or of all maps that lie side by side: those of one pooling are added
+  // up.
   void load_gradients(const Lines& grad_out, int64_t i) {
     if (plan_.form == Form::kMix) return grad_out.load(i, grads_[i] + shape_.cell(0));
     for (int k = 0; k < plan_.pools.count; ++k) {
@@ -130,7 +131,8 @@ class Backward {
       shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
         for (int b = 0; b < B::kVectors; ++b) {
           const int64_t e = at + b * B::kStep;
-          METAPOOL_ISA::store(row + e, METAPOOL_ISA::load(row + e) + METAPOOL_ISA::load(other_row_ + e));
+          METAPOOL_ISA::store(row + e,
+                              METAPOOL_ISA::load(row + e) + METAPOOL_ISA::load(other_row_ + e));
         }
       });
     }
@@ -408,8 +410,7 @@ class Backward {
     });
     for (int a = 0; a < plan_.avg.count; ++a) {
       const PoolItem& item = plan_.avg.data[a];
-      const Acc* const row =
-          nested_ ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
+      const Acc* const row = nested_ ? sums_.out[item.radius_h][r] : scaled_[2 * a + r];
       with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
         add([&](int64_t at, B& acc) METAPOOL_LAMBDA {
           weights_.add_average(item, at, row_windows<kLanes>(row + at, radius, Sum{}), acc);
@@ -445,9 +446,9 @@ class Backward {
   const RowShape<Acc, kLanes> shape_;
   Weights<Acc, kLanes> weights_;
   Winners<Acc, kLanes, true, kValue> winners_;
-  const bool nested_;  // windows of all averages are summed together, as they differ in size alone
-  const int64_t maps_;            // of gradients: one, or one for each pooling
-  const bool exact_;              // blocks hold no columns but those of outputs
+  const bool nested_;   // windows of all averages are summed together, as they differ in size alone
+  const int64_t maps_;  // of gradients: one, or one for each pooling
+  const bool exact_;    // blocks hold no columns but those of outputs
   const int64_t chains_, links_;  // of a row's products with another, and how long each gets
   RowRing<Acc> values_, grads_, scaled_, routed_;
   ColumnRows<Acc> sums_;

@@ -124,9 +124,8 @@ class Forward {
   void pool(int64_t i) {
     const int64_t center = i * plan_.stride_h;
     const bool mixes = plan_.form == Form::kMix;
-    const auto value = [&](int r, int64_t at) METAPOOL_LAMBDA {
-      return B::load(values_[center + r] + at);
-    };
+    const auto value = [&](int r, int64_t at)
+                           METAPOOL_LAMBDA { return B::load(values_[center + r] + at); };
     if (mixes) {
       for_each_output<kRows>([&](int r, int64_t at) METAPOOL_LAMBDA {
         B acc = weights_.start(at);
@@ -170,8 +169,8 @@ class Forward {
     for (int m = 0; m < plan_.max.count; ++m) {
       const PoolItem& item = plan_.max.data[m];
       if constexpr (kValue) {
-        take(item, [&](int r, int64_t at)
-                       METAPOOL_LAMBDA { return B::load(picked_[2 * m + r] + at); });
+        take(item,
+             [&](int r, int64_t at) METAPOOL_LAMBDA { return B::load(picked_[2 * m + r] + at); });
       } else {
         Acc* const* const rows = maxima_.out[item.radius_h];
         with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {

@@ -367,9 +367,8 @@ class StreamedBackward {
       row.out = out;
       row.pitch = pitch;
       row.adds = true;
-      with_set(1 << item.radius_w, [&](auto set) METAPOOL_LAMBDA {
-        stream_averages<set, false>(row);
-      });
+      with_set(1 << item.radius_w,
+               [&](auto set) METAPOOL_LAMBDA { stream_averages<set, false>(row); });
     }
   }
 

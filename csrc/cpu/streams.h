@@ -52,9 +52,9 @@ METAPOOL_INLINE void with_set(int set, Body body) {
 
 // How windows along a line come about, level by level: each window is made of two of the level
 // before it, which lie so many elements apart and may overlap; those of the first level are made of
-// two elements. Up to kStreamedRadius, windows of all smaller radii come about on the way: a pair, a
-// window of three, one of five, one of seven. Beyond, windows double: a pair, four, eight, and the
-// last from two of those.
+// two elements. Up to kStreamedRadius, windows of all smaller radii come about on the way: a pair,
+// a window of three, one of five, one of seven. Beyond, windows double: a pair, four, eight, and
+// the last from two of those.
 template <int kRadius>
 struct Levels {
   static constexpr bool kNested = kRadius <= kStreamedRadius;
@@ -184,8 +184,8 @@ struct MaximaTree {
     Floats gradient = arrived(Int<kRadius>{});
     int64_t at = step;  // of the last element of the windows that gradients have come down to
     for_each_level_down<L::kCount>([&](auto level) METAPOOL_LAMBDA {
-      const Floats to_left = L::template delay<L::distance(level)>(
-          right[level], clear_where(choice, gradient), step);
+      const Floats to_left =
+          L::template delay<L::distance(level)>(right[level], clear_where(choice, gradient), step);
       gradient = add_where(choice, to_left, gradient);
       at -= L::distance(level);
       if constexpr (level > 0) {
@@ -224,9 +224,9 @@ struct AverageRow {
   double* x_products;
 };
 
-// out = (or +=) the weighted identity + the weighted averages of radii kSet. Weights are finite: sums of
-// all radii are weighted and added up before they are spread along the row, as a wider window
-// covers what a narrower one does.
+// out = (or +=) the weighted identity + the weighted averages of radii kSet. Weights are finite:
+// sums of all radii are weighted and added up before they are spread along the row, as a wider
+// window covers what a narrower one does.
 template <int kSet, bool kProducts>
 void stream_averages(const AverageRow row) {
   constexpr int kRadius = largest_radius(kSet);
