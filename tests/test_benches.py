@@ -10,6 +10,7 @@ from benches.cases import Case, Mode, benchmark_cases, report_cases
 from benches.figures import best_torch_peer, rows
 from benches.measure import measure, problem
 from benches.peers import COPY, EAGER, OURS, PEERS, Peer, Product, peers_for
+from benches.pyramid import LAYOUTS, PYRAMIDS, check
 from benches.timing import CALLS_IN_A_TURN, Effort, Times, interleave
 
 SMALL = Case((5, 11, 9), batch=2)
@@ -107,3 +108,14 @@ def test_no_case_is_measured_twice(cases: object, quick: bool) -> None:
     assert callable(cases)
     found = [str(case) for case in cases(quick)]
     assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pyramids_agree(layout: str) -> None:
+    check((1, 5, 14, 15), layout)
+
+
+def test_a_wrong_pyramid_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PYRAMIDS, "ours", lambda x: torch.cat([x, x, x, x], 1))
+    with pytest.raises(AssertionError, match=r"^ours"):
+        check((1, 5, 14, 15), "NCHW")

@@ -63,6 +63,7 @@ SECTIONS = (
             _tests("every width and number of planes from 1 to 70", "sweep", "streams"),
             _tests("strides are PyTorch's, with and without memory", "layout"),
             _tests("arrays: the NumPy entry points", "numpy"),
+            _tests("poolings side by side, as in SPPF, against PyTorch's", "multi_pool"),
             _tests("names, modules", "candidates", "modules", "extra_candidates"),
         ),
     ),

@@ -94,6 +94,43 @@ KERNELS = (
         "static_cast<int>(line & 63)",
         "static_cast<int>(line & 7)",
     ),
+    # Poolings side by side.
+    _kernel(
+        "all poolings go into the first map",
+        "cpu/forward.h",
+        "out.beside(k * args_.out_stride_k)",
+        "out.beside(0)",
+    ),
+    _kernel(
+        "an average side by side stays a sum",
+        "cpu/weights.h",
+        "if (!plan_.count_include_pad) return;\n    const Acc area",
+        "return;\n    const Acc area",
+    ),
+    _kernel(
+        "of a pooling that stands twice one gradient is lost",
+        "cpu/backward.h",
+        "      if (first) continue;",
+        "      continue;",
+    ),
+    _kernel(
+        "averages side by side get the gradients of the first",
+        "cpu/backward.h",
+        "nested_(plan.count_include_pad && plan.form == Form::kMix)",
+        "nested_(plan.count_include_pad)",
+    ),
+    _kernel(
+        "gradients of averages side by side replace each other",
+        "cpu/streamed_backward.h",
+        "row.adds = true;",
+        "row.adds = false;",
+    ),
+    _kernel(
+        "wide windows lack a column",
+        "cpu/streams.h",
+        "return level < 3 ? 1 << level : 2 * kRadius - 7;",
+        "return level < 3 ? 1 + level : 2 * kRadius - 7;",
+    ),
     # Weights.
     _kernel(
         "weights of channels are loaded once for all tasks",

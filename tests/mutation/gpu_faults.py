@@ -229,8 +229,8 @@ BINDINGS = (
     ),
     _binding(
         "weights of images get gradients of channels",
-        "args.grad_weights_per_c = dims >= 2 && weights.size(dims - 2) > 1;",
-        "args.grad_weights_per_c = dims == 2 && weights.size(dims - 2) > 1;",
+        "args.grad_weights_per_c = dims >= 2 && weights->size(dims - 2) > 1;",
+        "args.grad_weights_per_c = dims == 2 && weights->size(dims - 2) > 1;",
     ),
 )
 

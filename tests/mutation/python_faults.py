@@ -58,8 +58,8 @@ AUTOGRAD = (
     ),
     _autograd(
         "the tangent of the gradients lacks that of the incoming one",
-        "along_g = pool_backward(d_g, x, weights, values, ctx.spec, ctx.mask)",
-        "along_g = (None, None)",
+        "along_g = grads = pool_backward(d_g, x, weights, values, ctx.spec, ctx.mask)",
+        "grads = pool_backward(d_g, x, weights, values, ctx.spec, ctx.mask)",
     ),
     _autograd(
         "the number of images is read where the mapped axis is",
@@ -81,8 +81,13 @@ AUTOGRAD = (
 OPS = (
     _in(
         "ops", "ops.py", "fake outputs are contiguous",
-        "return empty_map(x, size, channels_last)",
-        "return empty_map(x, size, False)",
+        "return empty_map(x, _out_size(x, weights, len(candidates), stride), channels_last)",
+        "return empty_map(x, _out_size(x, weights, len(candidates), stride), False)",
+    ),
+    _in(
+        "ops", "ops.py", "fake outputs of poolings side by side have the channels of x",
+        "return (n, c if weights is not None else count * c, *output_size((h, w), stride))",
+        "return (n, c, *output_size((h, w), stride))",
     ),
     _in(
         "ops", "ops.py", "fake gradients have the strides of x",
@@ -189,8 +194,8 @@ CHECKS = (
     ),
     _check(
         "alpha may be sparse",
-        "if x.layout is not torch.strided or alpha.layout is not torch.strided:",
-        "if x.layout is not torch.strided:",
+        '    _check_dense(op, "alpha", alpha)\n',
+        "",
     ),
     _check(
         "any floating alpha passes",
