@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metapool_kernels.layout import empty_map, in_layout, output_size
+from metapool_kernels.layout import empty_map, output_size
 
 
 class PoolSpec(NamedTuple):
@@ -215,6 +215,15 @@ def _one_by_one(x: Tensor, spec: PoolSpec) -> tuple[Tensor, list[PoolSpec]]:
     return one, [spec._replace(candidates=(code,)) for code in spec.candidates]
 
 
+def _side_by_side(maps: Sequence[Tensor], channels_last: bool) -> Tensor:
+    """``torch.cat(maps, 1)`` in the layout that is asked for, whatever axes have one element."""
+    if channels_last:
+        return torch.cat([map.permute(0, 2, 3, 1) for map in maps], 3).permute(0, 3, 1, 2)
+    _, c, h, w = maps[0].shape
+    flat = torch.cat([map.flatten(1) for map in maps], 1)
+    return flat.unflatten(1, (len(maps) * c, h, w))
+
+
 def meta_pool_fwd(
     x: Tensor, weights: Tensor | None, values: Tensor | None, spec: PoolSpec
 ) -> Tensor:
@@ -234,7 +243,7 @@ def meta_pool_fwd(
     if weights is None and spec.backend != "cpu":  # a launch for each pooling
         one, specs = _one_by_one(x, spec)
         pooled = [meta_pool_fwd(x, one, values, single) for single in specs]
-        out = in_layout(torch.cat(pooled, 1), spec.channels_last)
+        out = _side_by_side(pooled, spec.channels_last)
     elif _launches(spec, x, weights, values):
         out = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
     else:
@@ -264,11 +273,14 @@ def meta_pool_bwd(
     grads: tuple[Tensor, Tensor]
     if weights is None and spec.backend != "cpu":
         one, specs = _one_by_one(x, spec)
-        parts = [
-            meta_pool_bwd(grad, x, one, values, single, output_mask)[0]
-            for grad, single in zip(grad_out.chunk(len(specs), 1), specs, strict=True)
-        ]
-        grads = functools.reduce(torch.add, parts), x.new_empty(0)
+        grad_values = x.new_empty(0)
+        if output_mask[0]:
+            parts = [
+                meta_pool_bwd(grad, x, one, values, single, (True, False))[0].to(one.dtype)
+                for grad, single in zip(grad_out.chunk(len(specs), 1), specs, strict=True)
+            ]
+            grad_values = functools.reduce(torch.add, parts).to(x.dtype)
+        grads = grad_values, x.new_empty(0)
     elif _launches(spec, grad_out, x, weights, values):
         grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:
