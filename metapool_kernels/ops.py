@@ -219,9 +219,9 @@ def _side_by_side(maps: Sequence[Tensor], channels_last: bool) -> Tensor:
     """``torch.cat(maps, 1)`` in the layout that is asked for, whatever axes have one element."""
     if channels_last:
         return torch.cat([map.permute(0, 2, 3, 1) for map in maps], 3).permute(0, 3, 1, 2)
-    _, c, h, w = maps[0].shape
-    flat = torch.cat([map.flatten(1) for map in maps], 1)
-    return flat.unflatten(1, (len(maps) * c, h, w))
+    n, c, h, w = maps[0].shape
+    flat = torch.cat([map.reshape(n, c * h * w) for map in maps], 1)
+    return flat.reshape(n, len(maps) * c, h, w)
 
 
 def meta_pool_fwd(
