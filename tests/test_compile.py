@@ -26,7 +26,7 @@ CASES = [
     Case(dtype=torch.bfloat16, alpha_dtype=torch.float32),
     Case(layout="sliced", candidates=CANDIDATES["no_skip"], stride=2, normalize=None),
     Case(candidates=CANDIDATES["strips"], count_include_pad=False, alpha="ck"),
-    Case(layout="channels_last", candidates=CANDIDATES["pyramid"], form="stack"),
+    Case(candidates=CANDIDATES["pyramid"], form="stack"),
 ]
 
 
