@@ -8,8 +8,7 @@
 
 #include <new>
 
-#include "maps.h"
-#include "streams.h"
+#include "scattered_maxima.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
@@ -39,7 +38,8 @@ class StreamedBackward {
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
-        grads_(arena.take<DenseLines>(maps_)) {
+        grads_(arena.take<DenseLines>(maps_)),
+        scattered_(plan, chunk_ + 2 * plan.radius_h, wants_x_, arena) {
     for (int k = 0; k < maps_; ++k) {
       const DenseLines grads(plan, chunk_ + 3 * plan.radius_h, arena);
       if (!arena.counts_only()) new (grads_ + k) DenseLines(grads);
@@ -47,6 +47,7 @@ class StreamedBackward {
     // Maxima of rows and their gradients lie in padded rows: streams run over both ends.
     const int64_t padded = (plan.w + 2 * plan.radius_w) * kPackedLanes;
     for (const PoolItem& item : plan.max) {
+      if (ScatteredMaxima::handles(item)) continue;
       const int r = item.radius_w;
       const int64_t lines = chunk_ + 2 * plan.radius_h;
       rows_[r].allocate(arena, lines < plan.h ? lines : plan.h, padded, 0.0f);
@@ -91,7 +92,12 @@ class StreamedBackward {
       load_gradients(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
       if (!finite) return false;
       for_each_set([&](auto set) METAPOOL_LAMBDA { find_in_rows<set>(line, line_end); });
+      if (scattered_.any()) scattered_.find_in_rows(task, line, line_end, x_);
       for (const PoolItem& item : plan_.max) {
+        if (ScatteredMaxima::handles(item)) {
+          scatter(item, task, line, line_end, line_end == end);
+          continue;
+        }
         with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
           route_columns<r>(item, task, begin, line, line_end, end);
         });
@@ -121,16 +127,8 @@ class StreamedBackward {
         return body(Int<1>{});
       case 2:
         return body(Int<2>{});
-      case 3:
-        return body(Int<3>{});
-      case 4:
-        return body(Int<4>{});
-      case 5:
-        return body(Int<5>{});
-      case 6:
-        return body(Int<6>{});
       default:
-        return body(Int<7>{});
+        return body(Int<3>{});
     }
   }
 
@@ -140,11 +138,6 @@ class StreamedBackward {
     with_set(maxima_ & kStreamedRadii, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) body(set);
     });
-    for (const PoolItem& item : plan_.max) {
-      with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
-        if constexpr (r > kStreamedRadius) body(Int<(1 << r)>{});
-      });
-    }
   }
 
   static int64_t state_bytes(int radius) {
@@ -189,6 +182,16 @@ class StreamedBackward {
       if (map == plan_.none.index) continue;
       grads_[map].load_to(last, grad_out.beside(k * args_.grad_out_stride_k), check);
     }
+  }
+
+  void scatter(const PoolItem& item, const Task& task, int64_t line, int64_t line_end, bool last) {
+    const int radius = item.radius_h;
+    const int64_t first_row = first_valid(task.row_begin, radius);
+    const int64_t last_row = last_valid(task.row_end - 1, radius, plan_.h) + 1;
+    const int64_t begin = line - radius > first_row ? line - radius : first_row;
+    const int64_t end = !last && line_end - radius < last_row ? line_end - radius : last_row;
+    scattered_.route(item, task, begin, end, line_end, gradients_of(item), weights_.of(item),
+                     wants_weights_ ? products_ + item.index * kPackedLanes : nullptr);
   }
 
   // The maxima along lines [begin, end).
@@ -341,6 +344,7 @@ class StreamedBackward {
     }
     if (wants_x_) {
       for_each_set([&](auto set) METAPOOL_LAMBDA { route_row<set>(i, out, pitch); });
+      if (scattered_.any()) scattered_.add_row(i, out, pitch);
     }
 
     if (x_.whole()) {
@@ -456,6 +460,7 @@ class StreamedBackward {
   const int64_t row_size_, chunk_;
   DenseLines x_;
   DenseLines* grads_;
+  ScatteredMaxima scattered_;
   RowRing<float> rows_[kMaxRadius + 1];  // maxima of rows, then their gradients
   char* states_[kMaxRadius + 1];
   float *zeros_, *lowest_, *unused_, *grad_x_;

@@ -86,19 +86,19 @@ struct Levels {
   }
 };
 
-// Calls body(level) for each level, upwards or downwards.
-template <int kCount, int kLevel = 0, typename Body>
-METAPOOL_INLINE void for_each_level_up(Body body) {
-  if constexpr (kLevel < kCount) {
-    body(Int<kLevel>{});
-    for_each_level_up<kCount, kLevel + 1>(body);
+// Calls body(i) for each i below kCount as a constant, upwards or downwards.
+template <int kCount, int kFirst = 0, typename Body>
+METAPOOL_INLINE void for_each_up(Body body) {
+  if constexpr (kFirst < kCount) {
+    body(Int<kFirst>{});
+    for_each_up<kCount, kFirst + 1>(body);
   }
 }
 template <int kCount, typename Body>
-METAPOOL_INLINE void for_each_level_down(Body body) {
+METAPOOL_INLINE void for_each_down(Body body) {
   if constexpr (kCount > 0) {
     body(Int<kCount - 1>{});
-    for_each_level_down<kCount - 1>(body);
+    for_each_down<kCount - 1>(body);
   }
 }
 
@@ -121,7 +121,7 @@ struct MaximaStream {
   template <typename Larger, typename Found>
   METAPOOL_INLINE void push(Floats next, int64_t step, Larger larger, Found found) {
     Floats window = next;
-    for_each_level_up<L::kCount>([&](auto level) METAPOOL_LAMBDA {
+    for_each_up<L::kCount>([&](auto level) METAPOOL_LAMBDA {
       const Floats left = L::template delay<L::distance(level)>(last[level], window, step);
       window = larger(level, left, window);
       if constexpr (L::radius(level) > 0) found(Int<L::radius(level)>{}, window);
@@ -183,7 +183,7 @@ struct MaximaTree {
                               Arrived arrived) {
     Floats gradient = arrived(Int<kRadius>{});
     int64_t at = step;  // of the last element of the windows that gradients have come down to
-    for_each_level_down<L::kCount>([&](auto level) METAPOOL_LAMBDA {
+    for_each_down<L::kCount>([&](auto level) METAPOOL_LAMBDA {
       const Floats to_left = L::template delay<L::distance(level)>(
           right[level], clear_where(choice, gradient), step);
       gradient = add_where(choice, to_left, gradient);

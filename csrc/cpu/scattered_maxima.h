@@ -1,0 +1,221 @@
+// The way back for wide square windows at stride 1 on packed rows: the place of each window's
+// maximum is found by vectors, along the rows first, then down the columns, and then gradients are
+// added there one by one. Lanes are planes of their own, so neighbouring additions do not wait for
+// each other; their order is that of the windows, row by row, whatever the instruction set.
+#pragma once
+
+#include "maps.h"
+#include "streams.h"
+
+namespace metapool::cpu::METAPOOL_ISA {
+
+// Elements, one in each lane: their values, and their places among the rows of gradients.
+struct Located {
+  Floats value;
+  Code<float> place;
+};
+
+// Of equal ones the first.
+METAPOOL_INLINE Located larger(const Located& first, const Located& second) {
+  return {Maximum<false>()(first.value, second.value),
+          choose(at_least(first.value, second.value), first.place, second.place)};
+}
+
+// Finds the maxima of kTile windows that begin at neighbouring elements of a line: element(i) is
+// the element i after the first window's first. Each window is made of what comes before the
+// elements that all of them share, and of those and what comes after.
+template <int kTile, int kRadius, typename Element, typename Found>
+METAPOOL_INLINE void find_windows(Element element, Found found) {
+  constexpr int kShared = kTile - 1;
+  static_assert(kShared <= 2 * kRadius);
+  Located before[kShared];
+  before[kShared - 1] = element(Int<kShared - 1>{});
+  for_each_down<kShared - 1>(
+      [&](auto i) METAPOOL_LAMBDA { before[i] = larger(element(i), before[i + 1]); });
+  Located rest = element(Int<kShared>{});
+  for_each_up<2 * kRadius - kShared>(
+      [&](auto i) METAPOOL_LAMBDA { rest = larger(rest, element(Int<kShared + 1 + i>{})); });
+  for_each_up<kTile>([&](auto i) METAPOOL_LAMBDA {
+    if constexpr (i > 0) rest = larger(rest, element(Int<2 * kRadius + i>{}));
+    if constexpr (i < kShared) found(i, larger(before[i], rest));
+    if constexpr (i == kShared) found(i, rest);
+  });
+}
+
+class ScatteredMaxima {
+  static constexpr int kTile = 8;  // windows that are found together
+  static constexpr int kPair = 2 * kPackedLanes;  // the elements of a pixel, then their places
+
+ public:
+  // The radii that are handled here.
+  static bool handles(const PoolItem& item) { return item.radius_w > kStreamedRadius; }
+
+  // `lines` of x, or all, are worked on at a time.
+  ScatteredMaxima(const Plan& plan, int64_t lines, bool wants_x, Arena& arena)
+      : plan_(plan),
+        wants_x_(wants_x),
+        row_size_(plan.w * kPackedLanes),
+        columns_((plan.w + kTile - 1) / kTile * kTile) {
+    if (lines > plan.h) lines = plan.h;
+    for (const PoolItem& item : plan.max) {
+      if (!handles(item)) continue;
+      any_ = true;
+      found_[item.radius_w].allocate(arena, lines, columns_ * kPair, 0.0f);
+    }
+    if (!any_) return;
+    x_ = arena.take_row<float>((columns_ + 2 * kMaxRadius) * kPackedLanes, -__builtin_inff());
+    lowest_ = arena.take_row<float>(columns_ * kPair, -__builtin_inff());
+    zeros_ = arena.take_row<float>(row_size_, 0);
+    places_ = arena.take_row<int32_t>(kTile * row_size_, 0);
+    gradients_.allocate(arena, lines, row_size_, 0.0f);
+    unused_ = arena.take_row<float>(row_size_, 0);
+  }
+
+  bool any() const { return any_; }
+
+  // Finds the maxima along lines [begin, end).
+  void find_in_rows(const Task& task, int64_t begin, int64_t end, const DenseLines& x) {
+    for (int64_t line = begin; line < end; ++line) {
+      // What a task sends to rows of others they find themselves.
+      const bool owned = line >= task.row_begin && line < task.row_end;
+      float* const to = owned ? gradients_[line] : unused_;
+      fill_row(to, row_size_, 0.0f);
+      float* const row = x_ + kMaxRadius * kPackedLanes;
+      __builtin_memcpy(row, x[line], row_size_ * sizeof(float));
+      const int place = static_cast<int>(to - gradients_.rows);
+      for (const PoolItem& item : plan_.max) {
+        with_wide_radius(item, [&](auto r) METAPOOL_LAMBDA {
+          find_in_row<r>(row - r * kPackedLanes, place - r * kPackedLanes, found_[r][line]);
+        });
+      }
+    }
+  }
+
+  // Sends the gradients of an item's windows around rows [begin, end) of grad_out on; products are
+  // added up where they count for the weights. Lines up to `line_end` are found.
+  void route(const PoolItem& item, const Task& task, int64_t begin, int64_t end, int64_t line_end,
+             const DenseLines& grads, const float* weights, double* products) {
+    with_wide_radius(item, [&](auto r) METAPOOL_LAMBDA {
+      for (int64_t row = begin; row < end; row += kTile) {
+        const int count = static_cast<int>(end - row < kTile ? end - row : kTile);
+        const float* grads_of[kTile];
+        const float* counted[kTile];
+        for (int i = 0; i < count; ++i) {
+          const bool owned = row + i >= task.row_begin && row + i < task.row_end;
+          grads_of[i] = grads[row + i];
+          counted[i] = owned ? grads_of[i] : zeros_;
+        }
+        products != nullptr ? find_in_columns<r, true>(row, count, line_end, counted, products)
+                            : find_in_columns<r, false>(row, count, line_end, counted, products);
+        for (int i = 0; wants_x_ && i < count; ++i) {
+          scatter(grads_of[i], weights, places_ + i * row_size_);
+        }
+      }
+    });
+  }
+
+  // out += what has come together for row i.
+  void add_row(int64_t i, float* out, int64_t pitch) const {
+    const float* const from = gradients_[i];
+    for (int64_t column = 0; column < plan_.w; ++column) {
+      for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+        float* const to = out + column * pitch + slot;
+        store(to, load(to) + load(from + column * kPackedLanes + slot));
+      }
+    }
+  }
+
+ private:
+  template <typename Body>
+  static METAPOOL_INLINE void with_wide_radius(const PoolItem& item, Body body) {
+    switch (item.radius_w) {
+      case 4:
+        return body(Int<4>{});
+      case 5:
+        return body(Int<5>{});
+      case 6:
+        return body(Int<6>{});
+      case 7:
+        return body(Int<7>{});
+    }
+  }
+
+  // The maxima along a row whose first window begins at `from`, the place of which is `place`.
+  template <int kRadius>
+  METAPOOL_NOINLINE void find_in_row(const float* from, int place, float* to) {
+    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+      Code<float> first;
+      for (int lane = 0; lane < kVectorLanes<float>; ++lane) first[lane] = place + slot + lane;
+      for (int64_t column = 0; column < columns_; column += kTile) {
+        const float* const pixels = from + column * kPackedLanes + slot;
+        float* const pairs = to + column * kPair + slot;
+        find_windows<kTile, kRadius>(
+            [&](auto i) METAPOOL_LAMBDA {
+              return Located{load(pixels + i * kPackedLanes),
+                             splat_code<float>(i * kPackedLanes)};
+            },
+            [&](auto i, const Located& window) METAPOOL_LAMBDA {
+              store(pairs + i * kPair, window.value);
+              store(pairs + i * kPair + kPackedLanes, (Floats)(window.place + first));
+            });
+        first += kTile * kPackedLanes;
+      }
+    }
+  }
+
+  // The places of the maxima of windows around rows [row, row + count).
+  template <int kRadius, bool kProducts>
+  METAPOOL_NOINLINE void find_in_columns(int64_t row, int count, int64_t line_end,
+                                         const float* const* counted, double* products) {
+    const float* lines[kTile + 2 * kRadius];
+    for (int i = 0; i < kTile + 2 * kRadius; ++i) {
+      const int64_t line = row - kRadius + i;
+      lines[i] = line >= 0 && line < line_end ? found_[kRadius][line] : lowest_;
+    }
+    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+      Floats sum{};
+      int64_t chained = 0;
+      for (int64_t column = 0; column < plan_.w; ++column) {
+        const int64_t at = column * kPackedLanes + slot, pair = column * kPair + slot;
+        find_windows<kTile, kRadius>(
+            [&](auto i) METAPOOL_LAMBDA {
+              return Located{load(lines[i] + pair),
+                             (Code<float>)load(lines[i] + pair + kPackedLanes)};
+            },
+            [&](auto i, const Located& window) METAPOOL_LAMBDA {
+              if (i >= count) return;
+              store(places_ + i * row_size_ + at, window.place);
+              if constexpr (kProducts) sum += window.value * load(counted[i] + at);
+            });
+        if constexpr (!kProducts) continue;
+        chained += count;
+        if (chained + count <= kChain) continue;
+        hand_on(sum, products + slot);
+        chained = 0;
+      }
+      if constexpr (kProducts) hand_on(sum, products + slot);
+    }
+  }
+
+  METAPOOL_NOINLINE void scatter(const float* grads, const float* weights, const int32_t* places) {
+    float* const to = gradients_.rows;
+    for (int64_t at = 0; at < row_size_; at += kPackedLanes) {
+      float sent[kPackedLanes];
+      for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+        store(sent + slot, load(weights + slot) * load(grads + at + slot));
+      }
+      for (int lane = 0; lane < kPackedLanes; ++lane) to[places[at + lane]] += sent[lane];
+    }
+  }
+
+  const Plan& plan_;
+  const bool wants_x_;
+  bool any_ = false;
+  const int64_t row_size_, columns_;
+  RowRing<float> found_[kMaxRadius + 1];  // the maxima of rows with their places
+  RowRing<float> gradients_;
+  float *x_, *lowest_, *zeros_, *unused_;
+  int32_t* places_;  // of the maxima of kTile rows
+};
+
+}  // namespace metapool::cpu::METAPOOL_ISA
