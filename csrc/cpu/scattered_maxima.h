@@ -16,16 +16,19 @@ struct Located {
 };
 
 // Of equal ones the first.
-METAPOOL_INLINE Located larger(const Located& first, const Located& second) {
+METAPOOL_INLINE Located larger(Located first, Located second) {
   return {Maximum<false>()(first.value, second.value),
           choose(at_least(first.value, second.value), first.place, second.place)};
 }
 
-// Finds the maxima of kTile windows that begin at neighbouring elements of a line: element(i) is
+// Windows that are found together.
+constexpr int kTile = 8;
+
+// Finds the maxima of `count` windows that begin at neighbouring elements of a line: element(i) is
 // the element i after the first window's first. Each window is made of what comes before the
 // elements that all of them share, and of those and what comes after.
-template <int kTile, int kRadius, typename Element, typename Found>
-METAPOOL_INLINE void find_windows(Element element, Found found) {
+template <int kRadius, typename Element, typename Found>
+METAPOOL_INLINE void find_windows(int count, Element element, Found found) {
   constexpr int kShared = kTile - 1;
   static_assert(kShared <= 2 * kRadius);
   Located before[kShared];
@@ -36,6 +39,7 @@ METAPOOL_INLINE void find_windows(Element element, Found found) {
   for_each_up<2 * kRadius - kShared>(
       [&](auto i) METAPOOL_LAMBDA { rest = larger(rest, element(Int<kShared + 1 + i>{})); });
   for_each_up<kTile>([&](auto i) METAPOOL_LAMBDA {
+    if (i >= count) return;
     if constexpr (i > 0) rest = larger(rest, element(Int<2 * kRadius + i>{}));
     if constexpr (i < kShared) found(i, larger(before[i], rest));
     if constexpr (i == kShared) found(i, rest);
@@ -43,7 +47,6 @@ METAPOOL_INLINE void find_windows(Element element, Found found) {
 }
 
 class ScatteredMaxima {
-  static constexpr int kTile = 8;  // windows that are found together
   static constexpr int kPair = 2 * kPackedLanes;  // the elements of a pixel, then their places
 
  public:
@@ -52,19 +55,16 @@ class ScatteredMaxima {
 
   // `lines` of x, or all, are worked on at a time.
   ScatteredMaxima(const Plan& plan, int64_t lines, bool wants_x, Arena& arena)
-      : plan_(plan),
-        wants_x_(wants_x),
-        row_size_(plan.w * kPackedLanes),
-        columns_((plan.w + kTile - 1) / kTile * kTile) {
+      : plan_(plan), wants_x_(wants_x), row_size_(plan.w * kPackedLanes) {
     if (lines > plan.h) lines = plan.h;
     for (const PoolItem& item : plan.max) {
       if (!handles(item)) continue;
       any_ = true;
-      found_[item.radius_w].allocate(arena, lines, columns_ * kPair, 0.0f);
+      found_[item.radius_w].allocate(arena, lines, 2 * row_size_, 0.0f);
     }
     if (!any_) return;
-    x_ = arena.take_row<float>((columns_ + 2 * kMaxRadius) * kPackedLanes, -__builtin_inff());
-    lowest_ = arena.take_row<float>(columns_ * kPair, -__builtin_inff());
+    x_ = arena.take_row<float>(row_size_ + 2 * kMaxRadius * kPackedLanes, -__builtin_inff());
+    lowest_ = arena.take_row<float>(2 * row_size_, -__builtin_inff());
     zeros_ = arena.take_row<float>(row_size_, 0);
     places_ = arena.take_row<int32_t>(kTile * row_size_, 0);
     gradients_.allocate(arena, lines, row_size_, 0.0f);
@@ -97,7 +97,7 @@ class ScatteredMaxima {
              const DenseLines& grads, const float* weights, double* products) {
     with_wide_radius(item, [&](auto r) METAPOOL_LAMBDA {
       for (int64_t row = begin; row < end; row += kTile) {
-        const int count = static_cast<int>(end - row < kTile ? end - row : kTile);
+        const int count = tile_at(row, end);
         const float* grads_of[kTile];
         const float* counted[kTile];
         for (int i = 0; i < count; ++i) {
@@ -114,18 +114,21 @@ class ScatteredMaxima {
     });
   }
 
-  // out += what has come together for row i.
-  void add_row(int64_t i, float* out, int64_t pitch) const {
+  // out = what has come together for row i.
+  void store_row(int64_t i, float* out, int64_t pitch) const {
     const float* const from = gradients_[i];
     for (int64_t column = 0; column < plan_.w; ++column) {
       for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-        float* const to = out + column * pitch + slot;
-        store(to, load(to) + load(from + column * kPackedLanes + slot));
+        store(out + column * pitch + slot, load(from + column * kPackedLanes + slot));
       }
     }
   }
 
  private:
+  static METAPOOL_INLINE int tile_at(int64_t begin, int64_t end) {
+    return end - begin < kTile ? static_cast<int>(end - begin) : kTile;
+  }
+
   template <typename Body>
   static METAPOOL_INLINE void with_wide_radius(const PoolItem& item, Body body) {
     switch (item.radius_w) {
@@ -143,18 +146,20 @@ class ScatteredMaxima {
   // The maxima along a row whose first window begins at `from`, the place of which is `place`.
   template <int kRadius>
   METAPOOL_NOINLINE void find_in_row(const float* from, int place, float* to) {
+    const int64_t columns = plan_.w;
     for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
       Code<float> first;
       for (int lane = 0; lane < kVectorLanes<float>; ++lane) first[lane] = place + slot + lane;
-      for (int64_t column = 0; column < columns_; column += kTile) {
+      for (int64_t column = 0; column < columns; column += kTile) {
         const float* const pixels = from + column * kPackedLanes + slot;
         float* const pairs = to + column * kPair + slot;
-        find_windows<kTile, kRadius>(
+        find_windows<kRadius>(
+            tile_at(column, columns),
             [&](auto i) METAPOOL_LAMBDA {
-              return Located{load(pixels + i * kPackedLanes),
-                             splat_code<float>(i * kPackedLanes)};
+              const Floats value = load(pixels + i * kPackedLanes);
+              return Located{value, splat_code<float>(i * kPackedLanes)};
             },
-            [&](auto i, const Located& window) METAPOOL_LAMBDA {
+            [&](auto i, Located window) METAPOOL_LAMBDA {
               store(pairs + i * kPair, window.value);
               store(pairs + i * kPair + kPackedLanes, (Floats)(window.place + first));
             });
@@ -167,6 +172,8 @@ class ScatteredMaxima {
   template <int kRadius, bool kProducts>
   METAPOOL_NOINLINE void find_in_columns(int64_t row, int count, int64_t line_end,
                                          const float* const* counted, double* products) {
+    const int64_t columns = plan_.w, row_size = row_size_;
+    int32_t* const places = places_;
     const float* lines[kTile + 2 * kRadius];
     for (int i = 0; i < kTile + 2 * kRadius; ++i) {
       const int64_t line = row - kRadius + i;
@@ -175,16 +182,17 @@ class ScatteredMaxima {
     for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
       Floats sum{};
       int64_t chained = 0;
-      for (int64_t column = 0; column < plan_.w; ++column) {
+      for (int64_t column = 0; column < columns; ++column) {
         const int64_t at = column * kPackedLanes + slot, pair = column * kPair + slot;
-        find_windows<kTile, kRadius>(
+        find_windows<kRadius>(
+            count,
             [&](auto i) METAPOOL_LAMBDA {
-              return Located{load(lines[i] + pair),
-                             (Code<float>)load(lines[i] + pair + kPackedLanes)};
+              const Floats value = load(lines[i] + pair),
+                           place = load(lines[i] + pair + kPackedLanes);
+              return Located{value, (Code<float>)place};
             },
-            [&](auto i, const Located& window) METAPOOL_LAMBDA {
-              if (i >= count) return;
-              store(places_ + i * row_size_ + at, window.place);
+            [&](auto i, Located window) METAPOOL_LAMBDA {
+              store(places + i * row_size + at, window.place);
               if constexpr (kProducts) sum += window.value * load(counted[i] + at);
             });
         if constexpr (!kProducts) continue;
@@ -199,7 +207,8 @@ class ScatteredMaxima {
 
   METAPOOL_NOINLINE void scatter(const float* grads, const float* weights, const int32_t* places) {
     float* const to = gradients_.rows;
-    for (int64_t at = 0; at < row_size_; at += kPackedLanes) {
+    const int64_t row_size = row_size_;
+    for (int64_t at = 0; at < row_size; at += kPackedLanes) {
       float sent[kPackedLanes];
       for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
         store(sent + slot, load(weights + slot) * load(grads + at + slot));
@@ -211,7 +220,7 @@ class ScatteredMaxima {
   const Plan& plan_;
   const bool wants_x_;
   bool any_ = false;
-  const int64_t row_size_, columns_;
+  const int64_t row_size_;
   RowRing<float> found_[kMaxRadius + 1];  // the maxima of rows with their places
   RowRing<float> gradients_;
   float *x_, *lowest_, *zeros_, *unused_;
