@@ -1,7 +1,8 @@
-// The way back for wide square windows at stride 1 on packed rows: the place of each window's
-// maximum is found by vectors, along the rows first, then down the columns, and then gradients are
-// added there one by one. Lanes are planes of their own, so neighbouring additions do not wait for
-// each other; their order is that of the windows, row by row, whatever the instruction set.
+// The way back for maxima of square windows at stride 1 on packed rows that share nothing with
+// others: the place of each window's maximum is found by vectors, along the rows first, then down
+// the columns, and then gradients are added there one by one. Lanes are planes of their own, so
+// neighbouring additions do not wait for each other; their order is that of the windows, row by
+// row, whatever the instruction set.
 #pragma once
 
 #include "maps.h"
@@ -9,7 +10,7 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
-// Elements, one in each lane: their values, and their places among the rows of gradients.
+// Elements, one in each lane: their values, and their places in the ring of rows of gradients.
 struct Located {
   Floats value;
   Code<float> place;
@@ -21,15 +22,16 @@ METAPOOL_INLINE Located larger(Located first, Located second) {
           choose(at_least(first.value, second.value), first.place, second.place)};
 }
 
-// Windows that are found together.
-constexpr int kTile = 8;
+// So many windows are found together.
+template <int kRadius>
+constexpr int kTile = kRadius < 4 ? 4 : 8;
 
 // Finds the maxima of `count` windows that begin at neighbouring elements of a line: element(i) is
 // the element i after the first window's first. Each window is made of what comes before the
 // elements that all of them share, and of those and what comes after.
 template <int kRadius, typename Element, typename Found>
 METAPOOL_INLINE void find_windows(int count, Element element, Found found) {
-  constexpr int kShared = kTile - 1;
+  constexpr int kShared = kTile<kRadius> - 1;  // the first element that all of them hold
   static_assert(kShared <= 2 * kRadius);
   Located before[kShared];
   before[kShared - 1] = element(Int<kShared - 1>{});
@@ -38,7 +40,7 @@ METAPOOL_INLINE void find_windows(int count, Element element, Found found) {
   Located rest = element(Int<kShared>{});
   for_each_up<2 * kRadius - kShared>(
       [&](auto i) METAPOOL_LAMBDA { rest = larger(rest, element(Int<kShared + 1 + i>{})); });
-  for_each_up<kTile>([&](auto i) METAPOOL_LAMBDA {
+  for_each_up<kTile<kRadius> >([&](auto i) METAPOOL_LAMBDA {
     if (i >= count) return;
     if constexpr (i > 0) rest = larger(rest, element(Int<2 * kRadius + i>{}));
     if constexpr (i < kShared) found(i, larger(before[i], rest));
@@ -48,30 +50,39 @@ METAPOOL_INLINE void find_windows(int count, Element element, Found found) {
 
 class ScatteredMaxima {
   static constexpr int kPair = 2 * kPackedLanes;  // the elements of a pixel, then their places
+  static constexpr int kMostRows = 8;             // that are found together
 
  public:
-  // The radii that are handled here.
-  static bool handles(const PoolItem& item) { return item.radius_w > kStreamedRadius; }
+  // The radii that are handled here. Windows of three are cheaper as trees, and so are nested ones
+  // that are mixed, where the gradients of all of them go down one tree.
+  static int radii_of(const Plan& plan) {
+    int set = 0, nested = 0;
+    for (const PoolItem& item : plan.max) nested += item.radius_w <= kStreamedRadius;
+    const bool shared = plan.form == Form::kMix && nested > 1;
+    for (const PoolItem& item : plan.max) {
+      if (item.radius_w > (shared ? kStreamedRadius : 1)) set |= 1 << item.radius_w;
+    }
+    return set;
+  }
 
   // `lines` of x, or all, are worked on at a time.
   ScatteredMaxima(const Plan& plan, int64_t lines, bool wants_x, Arena& arena)
-      : plan_(plan), wants_x_(wants_x), row_size_(plan.w * kPackedLanes) {
+      : plan_(plan), radii_(radii_of(plan)), wants_x_(wants_x), row_size_(plan.w * kPackedLanes) {
+    if (!any()) return;
     if (lines > plan.h) lines = plan.h;
     for (const PoolItem& item : plan.max) {
-      if (!handles(item)) continue;
-      any_ = true;
-      found_[item.radius_w].allocate(arena, lines, 2 * row_size_, 0.0f);
+      if (handles(item)) found_[item.radius_w].allocate(arena, lines, 2 * row_size_, 0.0f);
     }
-    if (!any_) return;
     x_ = arena.take_row<float>(row_size_ + 2 * kMaxRadius * kPackedLanes, -__builtin_inff());
     lowest_ = arena.take_row<float>(2 * row_size_, -__builtin_inff());
     zeros_ = arena.take_row<float>(row_size_, 0);
-    places_ = arena.take_row<int32_t>(kTile * row_size_, 0);
+    places_ = arena.take_row<int32_t>(kMostRows * row_size_, 0);
     gradients_.allocate(arena, lines, row_size_, 0.0f);
     unused_ = arena.take_row<float>(row_size_, 0);
   }
 
-  bool any() const { return any_; }
+  bool any() const { return radii_ != 0; }
+  bool handles(const PoolItem& item) const { return contains(radii_, item.radius_w); }
 
   // Finds the maxima along lines [begin, end).
   void find_in_rows(const Task& task, int64_t begin, int64_t end, const DenseLines& x) {
@@ -84,22 +95,23 @@ class ScatteredMaxima {
       __builtin_memcpy(row, x[line], row_size_ * sizeof(float));
       const int place = static_cast<int>(to - gradients_.rows);
       for (const PoolItem& item : plan_.max) {
-        with_wide_radius(item, [&](auto r) METAPOOL_LAMBDA {
+        if (!handles(item)) continue;
+        with_radius_of(item, [&](auto r) METAPOOL_LAMBDA {
           find_in_row<r>(row - r * kPackedLanes, place - r * kPackedLanes, found_[r][line]);
         });
       }
     }
   }
 
-  // Sends the gradients of an item's windows around rows [begin, end) of grad_out on; products are
-  // added up where they count for the weights. Lines up to `line_end` are found.
+  // Sends the gradients of an item's windows around rows [begin, end) on. Where `products` are
+  // wanted, adds those that belong to the task. Lines up to `line_end` are found.
   void route(const PoolItem& item, const Task& task, int64_t begin, int64_t end, int64_t line_end,
              const DenseLines& grads, const float* weights, double* products) {
-    with_wide_radius(item, [&](auto r) METAPOOL_LAMBDA {
-      for (int64_t row = begin; row < end; row += kTile) {
-        const int count = tile_at(row, end);
-        const float* grads_of[kTile];
-        const float* counted[kTile];
+    with_radius_of(item, [&](auto r) METAPOOL_LAMBDA {
+      for (int64_t row = begin; row < end; row += kTile<r>) {
+        const int count = tile_at<r>(row, end);
+        const float* grads_of[kMostRows];
+        const float* counted[kMostRows];
         for (int i = 0; i < count; ++i) {
           const bool owned = row + i >= task.row_begin && row + i < task.row_end;
           grads_of[i] = grads[row + i];
@@ -125,13 +137,18 @@ class ScatteredMaxima {
   }
 
  private:
+  template <int kRadius>
   static METAPOOL_INLINE int tile_at(int64_t begin, int64_t end) {
-    return end - begin < kTile ? static_cast<int>(end - begin) : kTile;
+    return end - begin < kTile<kRadius> ? static_cast<int>(end - begin) : kTile<kRadius>;
   }
 
   template <typename Body>
-  static METAPOOL_INLINE void with_wide_radius(const PoolItem& item, Body body) {
+  static METAPOOL_INLINE void with_radius_of(const PoolItem& item, Body body) {
     switch (item.radius_w) {
+      case 2:
+        return body(Int<2>{});
+      case 3:
+        return body(Int<3>{});
       case 4:
         return body(Int<4>{});
       case 5:
@@ -150,11 +167,11 @@ class ScatteredMaxima {
     for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
       Code<float> first;
       for (int lane = 0; lane < kVectorLanes<float>; ++lane) first[lane] = place + slot + lane;
-      for (int64_t column = 0; column < columns; column += kTile) {
+      for (int64_t column = 0; column < columns; column += kTile<kRadius>) {
         const float* const pixels = from + column * kPackedLanes + slot;
         float* const pairs = to + column * kPair + slot;
         find_windows<kRadius>(
-            tile_at(column, columns),
+            tile_at<kRadius>(column, columns),
             [&](auto i) METAPOOL_LAMBDA {
               const Floats value = load(pixels + i * kPackedLanes);
               return Located{value, splat_code<float>(i * kPackedLanes)};
@@ -163,19 +180,20 @@ class ScatteredMaxima {
               store(pairs + i * kPair, window.value);
               store(pairs + i * kPair + kPackedLanes, (Floats)(window.place + first));
             });
-        first += kTile * kPackedLanes;
+        first += kTile<kRadius> * kPackedLanes;
       }
     }
   }
 
-  // The places of the maxima of windows around rows [row, row + count).
+  // Finds the places of the maxima of windows around rows [row, row + count). Chains of products
+  // end where a pixel's does not fit in: how many that are must not depend on the instruction set.
   template <int kRadius, bool kProducts>
   METAPOOL_NOINLINE void find_in_columns(int64_t row, int count, int64_t line_end,
                                          const float* const* counted, double* products) {
     const int64_t columns = plan_.w, row_size = row_size_;
     int32_t* const places = places_;
-    const float* lines[kTile + 2 * kRadius];
-    for (int i = 0; i < kTile + 2 * kRadius; ++i) {
+    const float* lines[kTile<kRadius> + 2 * kRadius];
+    for (int i = 0; i < kTile<kRadius> + 2 * kRadius; ++i) {
       const int64_t line = row - kRadius + i;
       lines[i] = line >= 0 && line < line_end ? found_[kRadius][line] : lowest_;
     }
@@ -187,8 +205,8 @@ class ScatteredMaxima {
         find_windows<kRadius>(
             count,
             [&](auto i) METAPOOL_LAMBDA {
-              const Floats value = load(lines[i] + pair),
-                           place = load(lines[i] + pair + kPackedLanes);
+              const Floats value = load(lines[i] + pair);
+              const Floats place = load(lines[i] + pair + kPackedLanes);
               return Located{value, (Code<float>)place};
             },
             [&](auto i, Located window) METAPOOL_LAMBDA {
@@ -205,6 +223,7 @@ class ScatteredMaxima {
     }
   }
 
+  // Adds a row of weighted gradients up at the places of its windows' maxima.
   METAPOOL_NOINLINE void scatter(const float* grads, const float* weights, const int32_t* places) {
     float* const to = gradients_.rows;
     const int64_t row_size = row_size_;
@@ -218,13 +237,14 @@ class ScatteredMaxima {
   }
 
   const Plan& plan_;
+  const int radii_;
   const bool wants_x_;
-  bool any_ = false;
   const int64_t row_size_;
-  RowRing<float> found_[kMaxRadius + 1];  // the maxima of rows with their places
+  RowRing<float> found_[kMaxRadius + 1];  // maxima along the rows with their places
   RowRing<float> gradients_;
-  float *x_, *lowest_, *zeros_, *unused_;
-  int32_t* places_;  // of the maxima of kTile rows
+  float *x_, *lowest_, *zeros_;
+  float* unused_;    // next to gradients_: for what belongs to rows of other tasks
+  int32_t* places_;  // of the maxima of kMostRows rows
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -1,6 +1,6 @@
 // Backward for square windows at stride 1 on packed rows, see streams.h. Maxima are found
 // along the rows first, then down the columns, and gradients go back the same way: up the columns
-// to the rows' maxima, then along the rows; those of wide windows see scattered_maxima.h. A chunk
+// to the rows' maxima, then along the rows; but see scattered_maxima.h. A chunk
 // of lines at a time, so that all of it stays in the second cache or nearly so; what is under way
 // in a column is kept from chunk to chunk. Products for the weights belong to the task that owns
 // the row of grad_out, as in backward.h: strips of a plane may be left to either.
@@ -33,7 +33,7 @@ class StreamedBackward {
         shape_(plan),
         weights_(plan, shape_, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
-        maxima_(streamed_set(plan.max, kMaxRadius)),
+        maxima_(streamed_set(plan.max, kMaxRadius) & ~ScatteredMaxima::radii_of(plan)),
         maps_(plan.form == Form::kStack ? plan.num_pools : 1),
         wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
@@ -48,7 +48,7 @@ class StreamedBackward {
     // Maxima of rows and their gradients lie in padded rows: streams run over both ends.
     const int64_t padded = (plan.w + 2 * kPadding) * kPackedLanes;
     for (const PoolItem& item : plan.max) {
-      if (ScatteredMaxima::handles(item)) continue;
+      if (scattered_.handles(item)) continue;
       const int r = item.radius_w;
       const int64_t lines = chunk_ + 2 * plan.radius_h;
       rows_[r].allocate(arena, lines < plan.h ? lines : plan.h, padded, 0.0f);
@@ -95,7 +95,10 @@ class StreamedBackward {
       with_maxima([&](auto set) METAPOOL_LAMBDA { find_in_rows<set>(line, line_end); });
       if (scattered_.any()) scattered_.find_in_rows(task, line, line_end, x_);
       for (const PoolItem& item : plan_.max) {
-        if (ScatteredMaxima::handles(item)) scatter(item, task, line, line_end, end);
+        if (scattered_.handles(item)) {
+          scatter(item, task, line, line_end, end);
+          continue;
+        }
         with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
           route_columns<r>(item, task, begin, line, line_end, end);
         });
@@ -125,15 +128,15 @@ class StreamedBackward {
         return body(Int<1>{});
       case 2:
         return body(Int<2>{});
-      case 3:
+      default:
         return body(Int<3>{});
     }
   }
 
-  // Calls body(set) with the radii of streamed maxima, where there are any.
+  // Calls body(set) with the radii of the maxima that are not scattered, where there are any.
   template <typename Body>
   METAPOOL_INLINE void with_maxima(Body body) const {
-    with_set(maxima_ & kStreamedRadii, [&](auto set) METAPOOL_LAMBDA {
+    with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) body(set);
     });
   }
@@ -182,7 +185,7 @@ class StreamedBackward {
     }
   }
 
-  // Sends the gradients of wide windows on that are complete with lines [line, line_end), of those
+  // Sends the gradients of those windows on that are complete with lines [line, line_end), of those
   // up to `end`.
   void scatter(const PoolItem& item, const Task& task, int64_t line, int64_t line_end,
                int64_t end) {
@@ -363,7 +366,7 @@ class StreamedBackward {
   }
 
   // out = what identity and averages send back along row i, each from a map of its own; added to
-  // what wide windows sent, where there are any.
+  // what was scattered.
   void add_up_averages(int64_t i, float* out, int64_t pitch) const {
     const DenseLines& skip = grads_[plan_.skip.index >= 0 ? plan_.skip.index : 0];
     AverageRow row = averages_around(skip, i, 0, plan_.h);
@@ -458,7 +461,7 @@ class StreamedBackward {
   const BackwardArgs& args_;
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
-  const int averages_, maxima_;  // sets of radii
+  const int averages_, maxima_;  // sets of radii, of the maxima without those that are scattered
   const int maps_;               // of gradients: one, or one for each pooling
   const bool wants_x_;
   bool wants_weights_ = false;

@@ -10,7 +10,7 @@ namespace metapool::cpu::METAPOOL_ISA {
 
 using Floats = Vec<float>;
 
-// Windows up to this radius are streamed; the maxima of wider ones see scattered_maxima.h. Sets of
+// Windows up to this radius are streamed; for maxima of wider ones see scattered_maxima.h. Sets of
 // radii are constants, a bit for each.
 constexpr int kStreamedRadius = 3;
 constexpr int kStreamedRadii = (2 << kStreamedRadius) - 2;
