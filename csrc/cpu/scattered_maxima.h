@@ -71,13 +71,14 @@ class ScatteredMaxima {
     if (!any()) return;
     if (lines > plan.h) lines = plan.h;
     for (const PoolItem& item : plan.max) {
-      if (handles(item)) found_[item.radius_w].allocate(arena, lines, 2 * row_size_, 0.0f);
+      if (!handles(item)) continue;
+      found_[item.radius_w].allocate(arena, lines, 2 * row_size_, 0.0f);
+      gradients_[item.radius_w].allocate(arena, lines, row_size_, 0.0f);
     }
     x_ = arena.take_row<float>(row_size_ + 2 * kMaxRadius * kPackedLanes, -__builtin_inff());
     lowest_ = arena.take_row<float>(2 * row_size_, -__builtin_inff());
     zeros_ = arena.take_row<float>(row_size_, 0);
     places_ = arena.take_row<int32_t>(kMostRows * row_size_, 0);
-    gradients_.allocate(arena, lines, row_size_, 0.0f);
     unused_ = arena.take_row<float>(row_size_, 0);
   }
 
@@ -87,15 +88,15 @@ class ScatteredMaxima {
   // Finds the maxima along lines [begin, end).
   void find_in_rows(const Task& task, int64_t begin, int64_t end, const DenseLines& x) {
     for (int64_t line = begin; line < end; ++line) {
-      // What a task sends to rows of others they find themselves.
-      const bool owned = line >= task.row_begin && line < task.row_end;
-      float* const to = owned ? gradients_[line] : unused_;
-      fill_row(to, row_size_, 0.0f);
       float* const row = x_ + kMaxRadius * kPackedLanes;
       __builtin_memcpy(row, x[line], row_size_ * sizeof(float));
-      const int place = static_cast<int>(to - gradients_.rows);
+      // What a task sends to rows of others they find themselves.
+      const bool owned = line >= task.row_begin && line < task.row_end;
       for (const PoolItem& item : plan_.max) {
         if (!handles(item)) continue;
+        float* const to = owned ? gradients_[item.radius_w][line] : unused_;
+        fill_row(to, row_size_, 0.0f);
+        const int place = static_cast<int>(to - gradients_[item.radius_w].rows);
         with_radius_of(item, [&](auto r) METAPOOL_LAMBDA {
           find_in_row<r>(row - r * kPackedLanes, place - r * kPackedLanes, found_[r][line]);
         });
@@ -120,7 +121,7 @@ class ScatteredMaxima {
         products != nullptr ? find_in_columns<r, true>(row, count, line_end, counted, products)
                             : find_in_columns<r, false>(row, count, line_end, counted, products);
         for (int i = 0; wants_x_ && i < count; ++i) {
-          scatter(grads_of[i], weights, places_ + i * row_size_);
+          scatter(grads_of[i], weights, places_ + i * row_size_, gradients_[r].rows);
         }
       }
     });
@@ -128,11 +129,15 @@ class ScatteredMaxima {
 
   // out = what has come together for row i.
   void store_row(int64_t i, float* out, int64_t pitch) const {
-    const float* const from = gradients_[i];
-    for (int64_t column = 0; column < plan_.w; ++column) {
-      for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-        store(out + column * pitch + slot, load(from + column * kPackedLanes + slot));
+    bool first = true;
+    for (const PoolItem& item : plan_.max) {
+      if (!handles(item)) continue;
+      const float* const from = gradients_[item.radius_w][i];
+      for (int64_t e = 0; e < row_size_; e += kVectorLanes<float>) {
+        float* const to = out + e / kPackedLanes * pitch + e % kPackedLanes;
+        store(to, first ? load(from + e) : load(to) + load(from + e));
       }
+      first = false;
     }
   }
 
@@ -224,8 +229,8 @@ class ScatteredMaxima {
   }
 
   // Adds a row of weighted gradients up at the places of its windows' maxima.
-  METAPOOL_NOINLINE void scatter(const float* grads, const float* weights, const int32_t* places) {
-    float* const to = gradients_.rows;
+  METAPOOL_NOINLINE void scatter(const float* grads, const float* weights, const int32_t* places,
+                                 float* to) {
     const int64_t row_size = row_size_;
     for (int64_t at = 0; at < row_size; at += kPackedLanes) {
       float sent[kPackedLanes];
@@ -241,9 +246,10 @@ class ScatteredMaxima {
   const bool wants_x_;
   const int64_t row_size_;
   RowRing<float> found_[kMaxRadius + 1];  // maxima along the rows with their places
-  RowRing<float> gradients_;
+  // What belongs to each radius is added up by itself: a longer chain would drift.
+  RowRing<float> gradients_[kMaxRadius + 1];
   float *x_, *lowest_, *zeros_;
-  float* unused_;    // next to gradients_: for what belongs to rows of other tasks
+  float* unused_;    // for what belongs to rows of other tasks
   int32_t* places_;  // of the maxima of kMostRows rows
 };
 
