@@ -45,7 +45,7 @@ inline bool suits_streamed_forward(const Plan& plan) {
 }
 inline bool suits_streamed_backward(const Plan& plan) {
   const bool repeats = plan.form == Form::kStack && plan.num_pools < plan.pools.count;
-  return suits_streams(plan, kMaxRadius) && !repeats;
+  return suits_streams(plan, kMaxRadius) && !repeats && plan.w <= ScatteredMaxima::kMostColumns;
 }
 
 inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {

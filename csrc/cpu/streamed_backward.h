@@ -1,15 +1,14 @@
 // Backward for square windows at stride 1 on packed rows, see streams.h. Maxima are found
 // along the rows first, then down the columns, and gradients go back the same way: up the columns
-// to the rows' maxima, then along the rows. A chunk of lines at a time, so that all of it stays in
-// the second cache or nearly so; what is under way in a column is kept from chunk to chunk.
-// Products for the weights belong to the task that owns the row of grad_out, as in backward.h:
-// strips of a plane may be left to either.
+// to the rows' maxima, then along the rows; but see scattered_maxima.h. A chunk
+// of lines at a time, so that all of it stays in the second cache or nearly so; what is under way
+// in a column is kept from chunk to chunk. Products for the weights belong to the task that owns
+// the row of grad_out, as in backward.h: strips of a plane may be left to either.
 #pragma once
 
 #include <new>
 
-#include "maps.h"
-#include "streams.h"
+#include "scattered_maxima.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
@@ -18,6 +17,7 @@ class StreamedBackward {
 
   static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16, kLargestRing = 64;
   static constexpr int64_t kMostSteps = kLargestRing;
+  static constexpr int kPadding = kStreamedRadius;  // of rows that streams run over, in pixels
   static constexpr int kPendingRows = 8;  // whose parts are added up before they are handed on
 
   template <int kRadius>
@@ -33,20 +33,22 @@ class StreamedBackward {
         shape_(plan),
         weights_(plan, shape_, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
-        maxima_(streamed_set(plan.max, kMaxRadius)),
+        maxima_(streamed_set(plan.max, kMaxRadius) & ~ScatteredMaxima::radii_of(plan)),
         maps_(plan.form == Form::kStack ? plan.num_pools : 1),
         wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
-        grads_(arena.take<DenseLines>(maps_)) {
+        grads_(arena.take<DenseLines>(maps_)),
+        scattered_(plan, chunk_ + 2 * plan.radius_h, wants_x_, arena) {
     for (int k = 0; k < maps_; ++k) {
       const DenseLines grads(plan, chunk_ + 3 * plan.radius_h, arena);
       if (!arena.counts_only()) new (grads_ + k) DenseLines(grads);
     }
     // Maxima of rows and their gradients lie in padded rows: streams run over both ends.
-    const int64_t padded = (plan.w + 2 * plan.radius_w) * kPackedLanes;
+    const int64_t padded = (plan.w + 2 * kPadding) * kPackedLanes;
     for (const PoolItem& item : plan.max) {
+      if (scattered_.handles(item)) continue;
       const int r = item.radius_w;
       const int64_t lines = chunk_ + 2 * plan.radius_h;
       rows_[r].allocate(arena, lines < plan.h ? lines : plan.h, padded, 0.0f);
@@ -90,8 +92,13 @@ class StreamedBackward {
       x_.load_to(line_end - 1, x, check);
       load_gradients(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
       if (!finite) return false;
-      for_each_set([&](auto set) METAPOOL_LAMBDA { find_in_rows<set>(line, line_end); });
+      with_maxima([&](auto set) METAPOOL_LAMBDA { find_in_rows<set>(line, line_end); });
+      if (scattered_.any()) scattered_.find_in_rows(line, line_end, x_);
       for (const PoolItem& item : plan_.max) {
+        if (scattered_.handles(item)) {
+          scatter(item, task, line, line_end, end);
+          continue;
+        }
         with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
           route_columns<r>(item, task, begin, line, line_end, end);
         });
@@ -121,30 +128,17 @@ class StreamedBackward {
         return body(Int<1>{});
       case 2:
         return body(Int<2>{});
-      case 3:
-        return body(Int<3>{});
-      case 4:
-        return body(Int<4>{});
-      case 5:
-        return body(Int<5>{});
-      case 6:
-        return body(Int<6>{});
       default:
-        return body(Int<7>{});
+        return body(Int<3>{});
     }
   }
 
-  // Calls body(set) for the radii whose maxima are found together, and for each of the others.
+  // Calls body(set) with the radii of the maxima that are not scattered, where there are any.
   template <typename Body>
-  METAPOOL_INLINE void for_each_set(Body body) const {
-    with_set(maxima_ & kStreamedRadii, [&](auto set) METAPOOL_LAMBDA {
+  METAPOOL_INLINE void with_maxima(Body body) const {
+    with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) body(set);
     });
-    for (const PoolItem& item : plan_.max) {
-      with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
-        if constexpr (r > kStreamedRadius) body(Int<(1 << r)>{});
-      });
-    }
   }
 
   static int64_t state_bytes(int radius) {
@@ -173,7 +167,7 @@ class StreamedBackward {
   }
 
   float* maxima_of(int radius, int64_t line) const {
-    return rows_[radius][line] + plan_.radius_w * kPackedLanes;
+    return rows_[radius][line] + kPadding * kPackedLanes;
   }
 
   // The lines of grad_out, or of the map beside others that belongs to a pooling.
@@ -189,6 +183,19 @@ class StreamedBackward {
       if (map == plan_.none.index) continue;
       grads_[map].load_to(last, grad_out.beside(k * args_.grad_out_stride_k), check);
     }
+  }
+
+  // Sends the gradients of those windows on that are complete with lines [line, line_end), of those
+  // up to `end`.
+  void scatter(const PoolItem& item, const Task& task, int64_t line, int64_t line_end,
+               int64_t end) {
+    const int radius = item.radius_h;
+    const int64_t first = first_valid(task.row_begin, radius);
+    const int64_t last = last_valid(task.row_end - 1, radius, plan_.h) + 1;
+    const int64_t from = line - radius, to = line_end == end ? last : line_end - radius;
+    scattered_.route(item, task, from > first ? from : first, to < last ? to : last, line_end,
+                     gradients_of(item), weights_.of(item),
+                     wants_weights_ ? products_ + item.index * kPackedLanes : nullptr);
   }
 
   // The maxima along lines [begin, end).
@@ -208,7 +215,7 @@ class StreamedBackward {
         const auto push = [&](int64_t column, auto near_ends) METAPOOL_LAMBDA {
           const bool beyond = near_ends && column >= plan_.w;
           const Floats next = load((beyond ? lowest_ : x + column * kPackedLanes) + slot);
-          maxima.push(next, column, [&](auto r, Floats window) METAPOOL_LAMBDA {
+          maxima.push(next, [&](auto r, Floats window) METAPOOL_LAMBDA {
             if constexpr (contains(kSet, r)) {
               const int64_t center = column - r;
               if (near_ends && (center < 0 || center >= plan_.w)) return;
@@ -331,16 +338,20 @@ class StreamedBackward {
     float* const row = x_.whole() ? grad_x_ + i * row_size_ : grad_x_;
     float* const out = in_map == nullptr ? row : in_map;
     const int64_t pitch = in_map == nullptr ? kPackedLanes : grad_x.pixel_stride();
-    if (plan_.form == Form::kMix) {
+    const bool scattered = scattered_.any();
+    if (scattered) scattered_.store_row(i, out, pitch);
+    const bool complete = scattered && averages_ == 0 && plan_.skip.index < 0;
+    if (!complete && plan_.form == Form::kMix) {
       AverageRow averages = averages_around(grads_[0], i, 0, plan_.h);
       averages.out = out;
+      averages.adds = scattered;
       averages.pitch = pitch;
       alone&& wants_weights_ ? stream_radii<true>(averages) : stream_radii<false>(averages);
-    } else {
+    } else if (!complete) {
       add_up_averages(i, out, pitch);
     }
     if (wants_x_) {
-      for_each_set([&](auto set) METAPOOL_LAMBDA { route_row<set>(i, out, pitch); });
+      with_maxima([&](auto set) METAPOOL_LAMBDA { route_row<set>(i, out, pitch); });
     }
 
     if (x_.whole()) {
@@ -354,12 +365,14 @@ class StreamedBackward {
     }
   }
 
-  // out = what identity and averages send back along row i, each from a map of its own.
+  // out = what identity and averages send back along row i, each from a map of its own; added to
+  // what was scattered.
   void add_up_averages(int64_t i, float* out, int64_t pitch) const {
     const DenseLines& skip = grads_[plan_.skip.index >= 0 ? plan_.skip.index : 0];
     AverageRow row = averages_around(skip, i, 0, plan_.h);
     row.out = out;
     row.pitch = pitch;
+    row.adds = scattered_.any();
     stream_averages<0, false>(row);
     for (const PoolItem& item : plan_.avg) {
       row = averages_around(gradients_of(item), i, 0, plan_.h);
@@ -448,15 +461,16 @@ class StreamedBackward {
   const BackwardArgs& args_;
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
-  const int averages_, maxima_;  // sets of radii
+  const int averages_, maxima_;  // sets of radii, of the maxima without those that are scattered
   const int maps_;               // of gradients: one, or one for each pooling
   const bool wants_x_;
   bool wants_weights_ = false;
   const int64_t row_size_, chunk_;
   DenseLines x_;
   DenseLines* grads_;
-  RowRing<float> rows_[kMaxRadius + 1];  // maxima of rows, then their gradients
-  char* states_[kMaxRadius + 1];
+  ScatteredMaxima scattered_;
+  RowRing<float> rows_[kStreamedRadius + 1];  // maxima of rows, then their gradients
+  char* states_[kStreamedRadius + 1];
   float *zeros_, *lowest_, *unused_, *grad_x_;
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
   float* parts_;      // the same of averages and identity, not yet handed on

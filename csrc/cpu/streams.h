@@ -10,8 +10,8 @@ namespace metapool::cpu::METAPOOL_ISA {
 
 using Floats = Vec<float>;
 
-// Of windows up to this radius all that they have in common is shared, as each extends the one
-// before it. Sets of radii are constants, a bit for each.
+// Windows up to this radius are streamed; for maxima of wider ones see scattered_maxima.h. Sets of
+// radii are constants, a bit for each.
 constexpr int kStreamedRadius = 3;
 constexpr int kStreamedRadii = (2 << kStreamedRadius) - 2;
 
@@ -19,7 +19,7 @@ constexpr bool contains(int set, int radius) { return (set >> radius & 1) != 0; 
 
 constexpr int largest_radius(int set) {
   int radius = 0;
-  for (int r = 1; r <= kMaxRadius; ++r) radius = contains(set, r) ? r : radius;
+  for (int r = 1; r <= kStreamedRadius; ++r) radius = contains(set, r) ? r : radius;
   return radius;
 }
 
@@ -50,55 +50,33 @@ METAPOOL_INLINE void with_set(int set, Body body) {
   if constexpr (kSet > 0) with_set<kSet - 2>(set, body);
 }
 
-// How windows along a line come about, level by level: each window is made of two of the level
-// before it, which lie so many elements apart and may overlap; those of the first level are made of
-// two elements. Up to kStreamedRadius, windows of all smaller radii come about on the way: a pair,
-// a window of three, one of five, one of seven. Beyond, windows double: a pair, four, eight, and
-// the last from two of those.
-template <int kRadius>
-struct Levels {
-  static constexpr bool kNested = kRadius <= kStreamedRadius;
-  static constexpr int kCount = kNested ? kRadius + 1 : 4;
-  static constexpr int kMostApart = kNested ? 2 : 8;
+// How windows along a line come about, level by level: a pair, a window of three, one of five, one
+// of seven. Each is made of two of the level before it, which lie so many elements apart and may
+// overlap; a pair is made of two elements. But for the pair, a level is the radius of its windows.
+constexpr int distance_of_parts(int level) { return level < 2 ? 1 : 2; }
 
-  static constexpr int distance(int level) {
-    if (kNested) return level < 2 ? 1 : 2;
-    return level < 3 ? 1 << level : 2 * kRadius - 7;
-  }
-  // Of the windows of a level, 0 where they are none of a pooling.
-  static constexpr int radius(int level) {
-    return kNested ? level : level + 1 == kCount ? kRadius : 0;
-  }
+// The vector that came kDistance steps ago, `next` being that of this step.
+template <int kDistance>
+METAPOOL_INLINE Floats delay(Floats (&last)[2], Floats next) {
+  const Floats oldest = last[kDistance - 1];
+  last[1] = last[0];
+  last[0] = next;
+  return oldest;
+}
 
-  // The vector that came `distance` steps ago, `next` being that of this step.
-  template <int kDistance>
-  static METAPOOL_INLINE Floats delay(Floats (&last)[kMostApart], Floats next, int64_t step) {
-    if constexpr (kDistance <= 2) {
-      const Floats oldest = last[kDistance - 1];
-      last[1] = last[0];
-      last[0] = next;
-      return oldest;
-    } else {
-      static_assert(kDistance < kMostApart);
-      last[step & (kMostApart - 1)] = next;
-      return last[(step - kDistance) & (kMostApart - 1)];
-    }
-  }
-};
-
-// Calls body(level) for each level, upwards or downwards.
-template <int kCount, int kLevel = 0, typename Body>
-METAPOOL_INLINE void for_each_level_up(Body body) {
-  if constexpr (kLevel < kCount) {
-    body(Int<kLevel>{});
-    for_each_level_up<kCount, kLevel + 1>(body);
+// Calls body(i) for each i below kCount as a constant, upwards or downwards.
+template <int kCount, int kFirst = 0, typename Body>
+METAPOOL_INLINE void for_each_up(Body body) {
+  if constexpr (kFirst < kCount) {
+    body(Int<kFirst>{});
+    for_each_up<kCount, kFirst + 1>(body);
   }
 }
 template <int kCount, typename Body>
-METAPOOL_INLINE void for_each_level_down(Body body) {
+METAPOOL_INLINE void for_each_down(Body body) {
   if constexpr (kCount > 0) {
     body(Int<kCount - 1>{});
-    for_each_level_down<kCount - 1>(body);
+    for_each_down<kCount - 1>(body);
   }
 }
 
@@ -106,9 +84,7 @@ METAPOOL_INLINE void for_each_level_down(Body body) {
 // elements after its centre.
 template <int kRadius>
 struct MaximaStream {
-  using L = Levels<kRadius>;
-
-  Floats last[L::kCount][L::kMostApart];  // what each level may still need as a left part
+  Floats last[kRadius + 1][2];  // what each level may still need as a left part
 
   METAPOOL_INLINE void reset() {
     for (auto& level : last) {
@@ -116,21 +92,21 @@ struct MaximaStream {
     }
   }
 
-  // Takes the element of a step, combines parts by larger(level, left, right), and calls
-  // found(r, window) for each radius.
+  // Takes an element, combines parts by larger(level, left, right), and calls found(r, window) for
+  // each radius.
   template <typename Larger, typename Found>
-  METAPOOL_INLINE void push(Floats next, int64_t step, Larger larger, Found found) {
+  METAPOOL_INLINE void push(Floats next, Larger larger, Found found) {
     Floats window = next;
-    for_each_level_up<L::kCount>([&](auto level) METAPOOL_LAMBDA {
-      const Floats left = L::template delay<L::distance(level)>(last[level], window, step);
+    for_each_up<kRadius + 1>([&](auto level) METAPOOL_LAMBDA {
+      const Floats left = delay<distance_of_parts(level)>(last[level], window);
       window = larger(level, left, window);
-      if constexpr (L::radius(level) > 0) found(Int<L::radius(level)>{}, window);
+      if constexpr (level > 0) found(level, window);
     });
   }
   template <typename Found>
-  METAPOOL_INLINE void push(Floats next, int64_t step, Found found) {
+  METAPOOL_INLINE void push(Floats next, Found found) {
     push(
-        next, step,
+        next,
         [](auto, Floats left, Floats right)
             METAPOOL_LAMBDA { return Maximum<false>()(left, right); },
         found);
@@ -143,14 +119,12 @@ struct MaximaStream {
 // its centre.
 template <int kRadius>
 struct MaximaTree {
-  using L = Levels<kRadius>;
-
-  static constexpr int kRemembered = L::kNested ? 8 : 16;  // choices of each level but the last
+  static constexpr int kRemembered = 8;  // choices of each level but the last
   static_assert(2 * kRadius - 1 < kRemembered);
-  using Choices = Choice[L::kCount - 1][kRemembered];
+  using Choices = Choice[kRadius][kRemembered];
 
   MaximaStream<kRadius> maxima;
-  Floats right[L::kCount][L::kMostApart];  // what each level's last right parts are sent
+  Floats right[kRadius + 1][2];  // what each level's last right parts are sent
 
   static METAPOOL_INLINE int64_t slot_of(int64_t step) { return step & (kRemembered - 1); }
 
@@ -168,10 +142,10 @@ struct MaximaTree {
     Choice choice{};
     const auto larger = [&](auto level, Floats left, Floats right_part) METAPOOL_LAMBDA {
       choice = at_least(left, right_part);
-      if constexpr (level + 1 < L::kCount) choices[level][slot_of(step)] = choice;
+      if constexpr (level < kRadius) choices[level][slot_of(step)] = choice;
       return Maximum<false>()(left, right_part);
     };
-    maxima.push(next, step, larger, found);
+    maxima.push(next, larger, found);
     return choice;
   }
 
@@ -183,13 +157,13 @@ struct MaximaTree {
                               Arrived arrived) {
     Floats gradient = arrived(Int<kRadius>{});
     int64_t at = step;  // of the last element of the windows that gradients have come down to
-    for_each_level_down<L::kCount>([&](auto level) METAPOOL_LAMBDA {
-      const Floats to_left =
-          L::template delay<L::distance(level)>(right[level], clear_where(choice, gradient), step);
+    for_each_down<kRadius + 1>([&](auto level) METAPOOL_LAMBDA {
+      constexpr int distance = distance_of_parts(level);
+      const Floats to_left = delay<distance>(right[level], clear_where(choice, gradient));
       gradient = add_where(choice, to_left, gradient);
-      at -= L::distance(level);
+      at -= distance;
       if constexpr (level > 0) {
-        constexpr int r = L::radius(level - 1);
+        constexpr int r = level - 1;
         if constexpr (r > 0 && contains(kSet, r)) gradient += arrived(Int<r>{});
         choice = choices[level - 1][slot_of(at)];
       }
@@ -322,7 +296,7 @@ void stream_maxima(const MaximumRow row) {
 
     const auto push = [&](auto& stream, auto radius, Floats maximum) METAPOOL_LAMBDA {
       if constexpr (contains(kSet, radius)) {
-        stream.push(maximum, 0, [&](auto r, Floats window) METAPOOL_LAMBDA {
+        stream.push(maximum, [&](auto r, Floats window) METAPOOL_LAMBDA {
           if constexpr (r == radius) acc[kRadius - r] += load(row.weights[r] + slot) * window;
         });
       }

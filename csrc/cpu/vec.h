@@ -126,6 +126,15 @@ METAPOOL_INLINE Vec<float> clear_where(Choice choice, Vec<float> values) {
 template <typename Acc>
 using Code = Mask<Acc>;
 
+// `first` where it was chosen, else `second`.
+METAPOOL_INLINE Code<float> choose(Choice choice, Code<float> first, Code<float> second) {
+#if defined(__AVX512F__)
+  return (Code<float>)_mm512_mask_blend_epi32(choice, (__m512i)second, (__m512i)first);
+#else
+  return choice ? first : second;
+#endif
+}
+
 template <typename Acc>
 METAPOOL_INLINE Code<Acc> splat_code(int code) {
   return Code<Acc>{} + code;

@@ -125,11 +125,24 @@ KERNELS = (
         "row.adds = true;",
         "row.adds = false;",
     ),
+    # Gradients that are scattered to the places of maxima.
     _kernel(
-        "wide windows lack a column",
-        "cpu/streams.h",
-        "return level < 3 ? 1 << level : 2 * kRadius - 7;",
-        "return level < 3 ? 1 + level : 2 * kRadius - 7;",
+        "of equal elements of a wide window the last one is chosen",
+        "cpu/scattered_maxima.h",
+        "choose(at_least(first.value, second.value), first.place, second.place)",
+        "choose(at_least(second.value, first.value), second.place, first.place)",
+    ),
+    _kernel(
+        "places of a tile go on from the tile before it",
+        "cpu/scattered_maxima.h",
+        "        first += kTile<kRadius> * kPackedLanes;",
+        "",
+    ),
+    _kernel(
+        "products of a strip's neighbours are counted twice",
+        "cpu/scattered_maxima.h",
+        "counted[i] = owned ? grads_of[i] : zeros_;",
+        "counted[i] = grads_of[i];",
     ),
     # Weights.
     _kernel(
