@@ -138,12 +138,6 @@ KERNELS = (
         "        first += kTile<kRadius> * kPackedLanes;",
         "",
     ),
-    _kernel(
-        "products of a strip's neighbours are counted twice",
-        "cpu/scattered_maxima.h",
-        "counted[i] = owned ? grads_of[i] : zeros_;",
-        "counted[i] = grads_of[i];",
-    ),
     # Weights.
     _kernel(
         "weights of channels are loaded once for all tasks",
