@@ -13,9 +13,9 @@ are mixed by them; ``weights=None`` leaves poolings side by side, as (N, K * C, 
 all channels of a candidate together.
 """
 
-import functools
 import importlib
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in _PREFIX
 """Both ops of each backend for what is traced: differentiable, and mapped over by vmap."""
 
 
-@functools.cache
+@cache
 def _triton_kernels() -> ModuleType:
     """The kernels in Triton, which is not imported before the first call that it runs."""
     return importlib.import_module("metapool_kernels._triton")
@@ -273,14 +273,16 @@ def meta_pool_bwd(
     grads: tuple[Tensor, Tensor]
     if weights is None and spec.backend != "cpu":
         one, specs = _one_by_one(x, spec)
-        grad_values = x.new_empty(0)
+        # Wide all the way, so that their sum is rounded once.
+        wide, wide_values = x.to(one.dtype), None if values is None else values.to(one.dtype)
+        total: Tensor | None = None
         if output_mask[0]:
-            parts = [
-                meta_pool_bwd(grad, x, one, values, single, (True, False))[0].to(one.dtype)
-                for grad, single in zip(grad_out.chunk(len(specs), 1), specs, strict=True)
-            ]
-            grad_values = functools.reduce(torch.add, parts).to(x.dtype)
-        grads = grad_values, x.new_empty(0)
+            for grad, single in zip(grad_out.chunk(len(specs), 1), specs, strict=True):
+                part, _ = meta_pool_bwd(
+                    grad.to(one.dtype), wide, one, wide_values, single, (True, False)
+                )
+                total = part if total is None else total + part
+        grads = x.new_empty(0) if total is None else total.to(x.dtype), x.new_empty(0)
     elif _launches(spec, grad_out, x, weights, values):
         grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:

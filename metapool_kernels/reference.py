@@ -39,6 +39,11 @@ def multi_pool(
     """All candidate poolings side by side, (N, K * C, H_out, W_out) in the dtype of ``x``."""
     wide = x if x.dtype is torch.float64 else x.float()
     pooled = [pool(wide, candidate, stride, count_include_pad) for candidate in candidates]
+    if all(candidate.kind is Kind.NONE for candidate in candidates):
+        # Zeros that come from x, and not from nowhere: their gradient is zero, and not missing.
+        nowhere = torch.zeros((), dtype=torch.bool, device=x.device)
+        centers = wide[..., :: stride[0], :: stride[1]]
+        pooled = [torch.where(nowhere, centers, zeros) for zeros in pooled]
     return in_layout(torch.cat(pooled, 1).to(x.dtype), channels_last)
 
 

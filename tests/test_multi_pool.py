@@ -122,6 +122,23 @@ def test_without_a_batch(backend: str) -> None:
     assert out.shape == (12, 9, 8)
 
 
+def test_nothing_has_a_gradient_of_zeros(backend: str) -> None:
+    x = torch.full((1, 2, 4, 5), torch.nan, requires_grad=True)
+    out = _on_backend(x, ("none", "none"), backend)
+    assert torch.equal(out, torch.zeros(1, 4, 4, 5))
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, torch.zeros_like(x))
+
+
+def test_gradients_of_half_precision_are_rounded_once(backend: str) -> None:
+    """What two averages send back nearly cancels: rounded one by one, nothing would be left."""
+    x = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    out = _on_backend(x, ("avg_pool_3x3", "avg_pool_5x5"), backend)
+    grad_out = torch.tensor([9.0625, -25.0], dtype=torch.bfloat16).view(1, 2, 1, 1)
+    (grad,) = torch.autograd.grad(out, x, grad_out)
+    assert grad.item() == pytest.approx(9.0625 / 9 - 1, rel=0.01)
+
+
 MODULES = {
     "pyramid": lambda: MultiPool2d(PYRAMID),
     "stepping": lambda: MultiPool2d(

@@ -45,7 +45,9 @@ inline bool suits_streamed_forward(const Plan& plan) {
 }
 inline bool suits_streamed_backward(const Plan& plan) {
   const bool repeats = plan.form == Form::kStack && plan.num_pools < plan.pools.count;
-  return suits_streams(plan, kMaxRadius) && !repeats && plan.w <= ScatteredMaxima::kMostColumns;
+  const bool too_wide =
+      plan.w > ScatteredMaxima::kMostColumns && ScatteredMaxima::radii_of(plan) != 0;
+  return suits_streams(plan, kMaxRadius) && !repeats && !too_wide;
 }
 
 inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {

@@ -53,15 +53,16 @@ class ScatteredMaxima {
   static constexpr int kMostRows = 8;             // that are found together
 
  public:
-  // With as many columns 32 bits are enough for a place in a ring of gradients.
-  static constexpr int64_t kMostColumns = 1 << 20;
+  // Rings of longer rows leave the caches: then trees and the general kernels are faster. Of so
+  // many columns 32 bits are enough for a place in a ring.
+  static constexpr int64_t kMostColumns = 512;
 
   // The radii that are handled here. Windows of three are cheaper as trees, and so are nested ones
   // that are mixed, where the gradients of all of them go down one tree.
   static int radii_of(const Plan& plan) {
     int set = 0, nested = 0;
     for (const PoolItem& item : plan.max) nested += item.radius_w <= kStreamedRadius;
-    const bool shared = plan.form == Form::kMix && nested > 1;
+    const bool shared = plan.w > kMostColumns || (plan.form == Form::kMix && nested > 1);
     for (const PoolItem& item : plan.max) {
       if (item.radius_w > (shared ? kStreamedRadius : 1)) set |= 1 << item.radius_w;
     }

@@ -273,8 +273,8 @@ def _trace(model: nn.Module, image_shape: Sequence[int], form: Form) -> Exported
     ]
     if ours:
         raise UserError(
-            f"the network calls {ours[0]!r} outside of its enhancers; use MetaPool2d, and give a "
-            "subclass with a forward of its own a to_torch"
+            f"the network calls {ours[0]!r} outside of its enhancers; use MetaPool2d or "
+            "MultiPool2d, and give a subclass with a forward of its own a to_torch"
         )
     return program
 
