@@ -66,9 +66,9 @@ struct BackwardArgs {
   MapView grad_out, x, values;
   WeightView weights;
   MutableMapView grad_x;
-  int64_t grad_out_stride_k = 0;
   void* grad_weights = nullptr;
   bool grad_weights_per_n = false, grad_weights_per_c = false;
+  int64_t grad_out_stride_k = 0;
 };
 
 // Runs body(begin, end) over parts of [0, count), in any order and on any threads; no part but
