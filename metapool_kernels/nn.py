@@ -174,11 +174,7 @@ class MetaPool2d(nn.Module):
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
         _check_plain_form(self)
-        pools = [
-            plain_pool(parse_candidate(name), self.stride, self.count_include_pad, form)
-            for name in self.candidates
-        ]
-        pools += (self.extras or {}).values()
+        pools = [*_plain_pools(self, form), *(self.extras or {}).values()]
         weights = self.weights().detach()
         one = len(pools) == 1 and bool((weights == 1).all())
         plain = pools[0] if one else WeightedSum(pools, weights)
@@ -241,11 +237,7 @@ class MultiPool2d(nn.Module):
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
         _check_plain_form(self)
-        pools = [
-            plain_pool(parse_candidate(name), self.stride, self.count_include_pad, form)
-            for name in self.candidates
-        ]
-        plain = SideBySide(pools)
+        plain = SideBySide(_plain_pools(self, form))
         return _with_hooks_of(self, plain) if _has_hooks(self) else plain
 
     def extra_repr(self) -> str:
@@ -385,6 +377,13 @@ def _with_hooks_of(module: nn.Module, *plain: nn.Module) -> nn.Sequential:
     for name in (*_HOOKS, *_HOOK_OPTIONS):
         setattr(sequence, name, copy(getattr(module, name)))
     return sequence
+
+
+def _plain_pools(module: MetaPool2d | MultiPool2d, form: Form) -> list[nn.Module]:
+    return [
+        plain_pool(parse_candidate(name), module.stride, module.count_include_pad, form)
+        for name in module.candidates
+    ]
 
 
 def _check_plain_form(module: nn.Module) -> None:
