@@ -7,7 +7,6 @@ from operator import index
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
-from torch.overrides import handle_torch_function, has_torch_function
 
 from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
@@ -24,6 +23,7 @@ from metapool_kernels.checks import (
     check_stride,
 )
 from metapool_kernels.dispatch import check_backend
+from metapool_kernels.extra_candidates import as_modules, mixed
 from metapool_kernels.functional import fused_meta_pool, fused_multi_pool, mixture_weights
 from metapool_kernels.plain import FORM, Form, SideBySide, WeightedSum, plain_pool
 
@@ -69,7 +69,7 @@ class MetaPool2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        extras = _as_modules(extra_candidates)
+        extras = as_modules(extra_candidates)
         names = candidate_names(candidates)
         parsed = parse_candidates(names) if names or not extras else ()
         if channels is not None:
@@ -114,7 +114,7 @@ class MetaPool2d(nn.Module):
         pools = len(self.candidates)
         outs = [self._pool(batch, weights[..., :pools], None)] if pools else []
         outs += [extra(batch) for extra in self.extras.values()]
-        return _mixed(batch, weights[..., pools:], outs, tuple(self.extras)).reshape(x.shape)
+        return mixed(batch, weights[..., pools:], outs, tuple(self.extras)).reshape(x.shape)
 
     def _pool(self, x: Tensor, alpha: Tensor, normalize: str | None) -> Tensor:
         return fused_meta_pool(
@@ -394,26 +394,6 @@ def _check_plain_form(module: nn.Module) -> None:
         )
 
 
-def _mixed(x: Tensor, weights: Tensor, outs: Sequence[Tensor], names: Sequence[str]) -> Tensor:
-    """Sum of the output of all poolings, if there is one, and the weighted ones of the extras."""
-    if has_torch_function((x, weights, *outs)):
-        given: Tensor = handle_torch_function(_mixed, (x, weights, *outs), x, weights, outs, names)
-        return given
-    pooled = outs[: len(outs) - len(names)]
-    terms = [out.to(weights.dtype) for out in pooled]
-    for k, (name, out) in enumerate(zip(names, outs[len(pooled) :], strict=True)):
-        if out.shape != x.shape:
-            raise RuntimeError(
-                f"extra candidate {name!r} should give the shape that it gets, "
-                f"{tuple(x.shape)}, got {tuple(out.shape)}"
-            )
-        terms.append(weights[..., k, None, None] * out.to(weights.dtype))
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total.to(x.dtype)
-
-
 def _without_parametrizations(module: MetaPool2d) -> MetaPool2d:
     """Another module of the same class, with the same parts and all that a subclass has added."""
     kind: type[MetaPool2d] = type_before_parametrizations(module)
@@ -424,32 +404,3 @@ def _without_parametrizations(module: MetaPool2d) -> MetaPool2d:
         vars(other)[name] = copy(value) if own else value
     other._modules.pop("parametrizations", None)
     return other
-
-
-def _as_modules(extras: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
-    if extras is not None and not isinstance(extras, Mapping):
-        raise TypeError(
-            f"extra_candidates should map names to modules, got {extras!r} of {type(extras)!r}"
-        )
-    modules = dict(extras or {})
-    taken = nn.ModuleDict()
-    for name, module in modules.items():
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"extra candidate {name!r} should be an nn.Module, got {type(module)!r}"
-            )
-        named = isinstance(name, str) and name.isidentifier() and not _is_pooling(name)
-        if not named or hasattr(taken, name):
-            raise ValueError(
-                f"an extra candidate should be named by letters, digits and underscores, and not "
-                f"as a pooling or an attribute of nn.ModuleDict is, got {name!r}"
-            )
-    return modules
-
-
-def _is_pooling(name: str) -> bool:
-    try:
-        parse_candidate(name)
-    except ValueError:
-        return False
-    return True

@@ -15,7 +15,7 @@ PACKAGE = Path(metapool_kernels.__file__).parent
 
 RANKS = (
     {"candidates", "version"},
-    {"checks", "layout", "plain"},
+    {"checks", "extra_candidates", "layout", "plain"},
     {"native", "reference"},
     {"dispatch"},
     {"ops"},

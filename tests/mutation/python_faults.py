@@ -309,7 +309,7 @@ MODULES = (
         "return torch.softmax(alpha, 0, dtype=accumulate)",
     ),
     _in(
-        "modules", "nn.py", "extra candidates are added in the dtype of x",
+        "modules", "extra_candidates.py", "extra candidates are added in the dtype of x",
         "terms.append(weights[..., k, None, None] * out.to(weights.dtype))",
         "terms.append((weights[..., k, None, None] * out).to(x.dtype).to(weights.dtype))",
     ),
