@@ -143,12 +143,13 @@ class DenseLines {
  public:
   using Lines = MapLines<float, kPackedLanes>;
 
-  // `at_least` lines are there at a time.
+  // `at_least` lines are there at a time, or all.
   DenseLines(const Plan& plan, int64_t at_least, Arena& arena)
       : whole_(plan.strips == 1 && plan.h * plan.w <= kWholePixels),
         h_(plan.h),
         row_size_(plan.w * kPackedLanes) {
-    lines_.allocate(arena, whole_ ? plan.h : at_least, row_size_, 0.0f);
+    const bool all = whole_ || at_least > plan.h;
+    lines_.allocate(arena, all ? plan.h : at_least, row_size_, 0.0f);
   }
 
   bool whole() const { return whole_; }

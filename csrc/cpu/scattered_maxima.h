@@ -91,6 +91,7 @@ class ScatteredMaxima {
   // Finds the maxima along lines [begin, end). Gradients come together for lines of other tasks
   // too, which find them themselves: these are never stored.
   void find_in_rows(int64_t begin, int64_t end, const DenseLines& x) {
+    if (!any()) return;
     for (int64_t line = begin; line < end; ++line) {
       float* const row = x_ + kMaxRadius * kPackedLanes;
       __builtin_memcpy(row, x[line], row_size_ * sizeof(float));
@@ -106,10 +107,16 @@ class ScatteredMaxima {
     }
   }
 
-  // Sends the gradients of an item's windows around rows [begin, end) on. Where `products` are
-  // wanted, adds those that belong to the task. Lines up to `line_end` are found.
-  void route(const PoolItem& item, const Task& task, int64_t begin, int64_t end, int64_t line_end,
-             const DenseLines& grads, const float* weights, double* products) {
+  // Sends the gradients of those of an item's windows on that are complete with a chunk. Where
+  // `products` are wanted, adds those that belong to the task.
+  void route(const PoolItem& item, const Task& task, const Chunk& chunk, const DenseLines& grads,
+             const float* weights, double* products) {
+    const int radius = item.radius_h;
+    const int64_t first = first_valid(task.row_begin, radius), from = chunk.line - radius;
+    const int64_t last = last_valid(task.row_end - 1, radius, plan_.h) + 1;
+    const int64_t to = chunk.line_end == chunk.end ? last : chunk.line_end - radius;
+    const int64_t begin = from > first ? from : first, end = to < last ? to : last;
+    const int64_t line_end = chunk.line_end;
     with_radius_of(item, [&](auto r) METAPOOL_LAMBDA {
       for (int64_t row = begin; row < end; row += kTile<r>) {
         const int count = tile_at<r>(row, end);

@@ -1,30 +1,22 @@
-// Backward for square windows at stride 1 on packed rows, see streams.h. Maxima are found
-// along the rows first, then down the columns, and gradients go back the same way: up the columns
-// to the rows' maxima, then along the rows; but see scattered_maxima.h. A chunk
-// of lines at a time, so that all of it stays in the second cache or nearly so; what is under way
-// in a column is kept from chunk to chunk. Products for the weights belong to the task that owns
-// the row of grad_out, as in backward.h: strips of a plane may be left to either.
+// Backward for square windows at stride 1 on packed rows, see streams.h: averages here, maxima in
+// tree_maxima.h and scattered_maxima.h. A chunk of lines at a time, so that all of it stays in the
+// second cache or nearly so. Products for the weights belong to the task that owns the row of
+// grad_out, as in backward.h: strips of a plane may be left to either.
 #pragma once
 
 #include <new>
 
 #include "scattered_maxima.h"
+#include "tree_maxima.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
 class StreamedBackward {
   using Lines = MapLines<float, kPackedLanes>;
 
-  static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16, kLargestRing = 64;
-  static constexpr int64_t kMostSteps = kLargestRing;
-  static constexpr int kPadding = kStreamedRadius;  // of rows that streams run over, in pixels
+  static constexpr int64_t kChunkBytes = 640 * 1024, kSmallestRing = 16;
+  static constexpr int64_t kLargestRing = TreeMaxima::kMostSteps;
   static constexpr int kPendingRows = 8;  // whose parts are added up before they are handed on
-
-  template <int kRadius>
-  struct ColumnState {
-    MaximaTree<kRadius> tree;
-    typename MaximaTree<kRadius>::Choices choices;
-  };
 
  public:
   StreamedBackward(const Plan& plan, const BackwardArgs& args, Arena& arena)
@@ -33,29 +25,20 @@ class StreamedBackward {
         shape_(plan),
         weights_(plan, shape_, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
-        maxima_(streamed_set(plan.max, kMaxRadius) & ~ScatteredMaxima::radii_of(plan)),
         maps_(plan.form == Form::kStack ? plan.num_pools : 1),
         wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
         grads_(arena.take<DenseLines>(maps_)),
+        trees_(plan, streamed_set(plan.max, kMaxRadius) & ~ScatteredMaxima::radii_of(plan),
+               chunk_ + 2 * plan.radius_h, wants_x_, arena),
         scattered_(plan, chunk_ + 2 * plan.radius_h, wants_x_, arena) {
     for (int k = 0; k < maps_; ++k) {
       const DenseLines grads(plan, chunk_ + 3 * plan.radius_h, arena);
       if (!arena.counts_only()) new (grads_ + k) DenseLines(grads);
     }
-    // Maxima of rows and their gradients lie in padded rows: streams run over both ends.
-    const int64_t padded = (plan.w + 2 * kPadding) * kPackedLanes;
-    for (const PoolItem& item : plan.max) {
-      if (scattered_.handles(item)) continue;
-      const int r = item.radius_w;
-      const int64_t lines = chunk_ + 2 * plan.radius_h;
-      rows_[r].allocate(arena, lines < plan.h ? lines : plan.h, padded, 0.0f);
-      states_[r] = arena.take<char>(plan.w * (kPackedLanes / kVectorLanes<float>)*state_bytes(r));
-    }
     zeros_ = arena.take_row<float>(row_size_, 0);
-    lowest_ = arena.take_row<float>(row_size_, -__builtin_inff());
     unused_ = arena.take_row<float>(row_size_, 0);
     grad_x_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * row_size_, 0);
     parts_ = arena.take_row<float>(plan.num_pools * kPackedLanes, 0);
@@ -92,16 +75,15 @@ class StreamedBackward {
       x_.load_to(line_end - 1, x, check);
       load_gradients(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
       if (!finite) return false;
-      with_maxima([&](auto set) METAPOOL_LAMBDA { find_in_rows<set>(line, line_end); });
-      if (scattered_.any()) scattered_.find_in_rows(line, line_end, x_);
+      trees_.find_in_rows(line, line_end, x_);
+      scattered_.find_in_rows(line, line_end, x_);
+      const Chunk chunk{begin, line, line_end, end};
       for (const PoolItem& item : plan_.max) {
-        if (scattered_.handles(item)) {
-          scatter(item, task, line, line_end, end);
-          continue;
-        }
-        with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
-          route_columns<r>(item, task, begin, line, line_end, end);
-        });
+        const float* const weights = weights_.of(item);
+        double* const products = wants_weights_ ? products_ + item.index * kPackedLanes : nullptr;
+        scattered_.handles(item)
+            ? scattered_.route(item, task, chunk, gradients_of(item), weights, products)
+            : trees_.route(item, task, chunk, gradients_of(item), weights, products);
       }
       const int64_t ready = line_end == end ? last_row : line_end - 2 * radius;
       for (; row < ready && row < last_row; ++row) collect(row, task, x, grad_out, grad_x);
@@ -121,32 +103,6 @@ class StreamedBackward {
   }
 
  private:
-  template <typename Body>
-  static METAPOOL_INLINE void with_streamed_radius(int radius, Body body) {
-    switch (radius) {
-      case 1:
-        return body(Int<1>{});
-      case 2:
-        return body(Int<2>{});
-      default:
-        return body(Int<3>{});
-    }
-  }
-
-  // Calls body(set) with the radii of the maxima that are not scattered, where there are any.
-  template <typename Body>
-  METAPOOL_INLINE void with_maxima(Body body) const {
-    with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
-      if constexpr (set != 0) body(set);
-    });
-  }
-
-  static int64_t state_bytes(int radius) {
-    int64_t bytes = 0;
-    with_streamed_radius(radius, [&](auto r) { bytes = sizeof(ColumnState<r>); });
-    return bytes;
-  }
-
   // A chunk ends where sums are handed on, so this must not depend on the instruction set.
   static int64_t lines_at_a_time(const Plan& plan) {
     int64_t lines = kLargestRing;
@@ -166,10 +122,6 @@ class StreamedBackward {
     return !any<float>(found);
   }
 
-  float* maxima_of(int radius, int64_t line) const {
-    return rows_[radius][line] + kPadding * kPackedLanes;
-  }
-
   // The lines of grad_out, or of the map beside others that belongs to a pooling.
   const DenseLines& gradients_of(const PoolItem& item) const {
     return grads_[plan_.form == Form::kStack ? item.index : 0];
@@ -182,137 +134,6 @@ class StreamedBackward {
       const int map = plan_.pools.data[k];
       if (map == plan_.none.index) continue;
       grads_[map].load_to(last, grad_out.beside(k * args_.grad_out_stride_k), check);
-    }
-  }
-
-  // Sends the gradients of those windows on that are complete with lines [line, line_end), of those
-  // up to `end`.
-  void scatter(const PoolItem& item, const Task& task, int64_t line, int64_t line_end,
-               int64_t end) {
-    const int radius = item.radius_h;
-    const int64_t first = first_valid(task.row_begin, radius);
-    const int64_t last = last_valid(task.row_end - 1, radius, plan_.h) + 1;
-    const int64_t from = line - radius, to = line_end == end ? last : line_end - radius;
-    scattered_.route(item, task, from > first ? from : first, to < last ? to : last, line_end,
-                     gradients_of(item), weights_.of(item),
-                     wants_weights_ ? products_ + item.index * kPackedLanes : nullptr);
-  }
-
-  // The maxima along lines [begin, end).
-  template <int kSet>
-  METAPOOL_NOINLINE void find_in_rows(int64_t begin, int64_t end) {
-    constexpr int kRadius = largest_radius(kSet);
-    for (int64_t line = begin; line < end; ++line) {
-      const float* const x = x_[line];
-      float* out[kRadius + 1];
-      for (int r = 1; r <= kRadius; ++r) {
-        if (contains(kSet, r)) out[r] = maxima_of(r, line);
-      }
-      for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-        MaximaStream<kRadius> maxima;
-        maxima.reset();
-        // Near the ends of the row some windows lie beyond it: the padding stays as it is.
-        const auto push = [&](int64_t column, auto near_ends) METAPOOL_LAMBDA {
-          const bool beyond = near_ends && column >= plan_.w;
-          const Floats next = load((beyond ? lowest_ : x + column * kPackedLanes) + slot);
-          maxima.push(next, [&](auto r, Floats window) METAPOOL_LAMBDA {
-            if constexpr (contains(kSet, r)) {
-              const int64_t center = column - r;
-              if (near_ends && (center < 0 || center >= plan_.w)) return;
-              store(out[r] + center * kPackedLanes + slot, window);
-            }
-          });
-        };
-        int64_t column = 0;
-        for (; column < kRadius; ++column) push(column, std::true_type{});
-        for (; column < plan_.w; ++column) push(column, std::false_type{});
-        for (; column < plan_.w + kRadius; ++column) push(column, std::true_type{});
-      }
-    }
-  }
-
-  // Takes a tree along steps [begin, end) of its line: nothing comes back before step `pull_begin`,
-  // and nothing is found from `push_end` on.
-  template <typename Push, typename Pull>
-  static METAPOOL_INLINE void run_tree(int64_t begin, int64_t end, int64_t pull_begin,
-                                       int64_t push_end, Push push, Pull pull) {
-    if (push_end > end) push_end = end;
-    int64_t step = begin;
-    for (; step < pull_begin && step < push_end; ++step) push(step);
-    for (; step < push_end; ++step) {
-      push(step);
-      pull(step);
-    }
-    for (; step < end; ++step) pull(step);
-  }
-
-  // Takes the tree of radius kRadius over lines [line, line_end) of [begin, end).
-  template <int kRadius>
-  METAPOOL_NOINLINE void route_columns(const PoolItem& item, const Task& task, int64_t begin,
-                                       int64_t line, int64_t line_end, int64_t end) {
-    const bool first = line == begin, last = line_end == end;
-    const int64_t grad_begin = first_valid(task.row_begin, plan_.radius_h);
-    const int64_t grad_end = last_valid(task.row_end - 1, plan_.radius_h, plan_.h) + 1;
-    const int64_t steps = line_end - line + (last ? 2 * kRadius : 0);
-    const float* elements[kMostSteps];
-    const float* grads[kMostSteps];    // of the windows that a step finds
-    const float* counted[kMostSteps];  // the same where they count for the weights
-    float* out[kMostSteps];
-    const DenseLines& grads_of_item = gradients_of(item);
-    for (int64_t i = 0; i < steps; ++i) {
-      const int64_t element = line + i, center = element - kRadius, done = center - kRadius;
-      elements[i] = element < end ? maxima_of(kRadius, element) : lowest_;
-      grads[i] = center >= grad_begin && center < grad_end ? grads_of_item[center] : zeros_;
-      const bool owned = center >= task.row_begin && center < task.row_end;
-      counted[i] = owned && wants_weights_ ? grads[i] : zeros_;
-      out[i] = done >= begin ? maxima_of(kRadius, done) : unused_;
-    }
-    auto* state = reinterpret_cast<ColumnState<kRadius>*>(states_[kRadius]);
-    double* const products = products_ + item.index * kPackedLanes;
-    // A column's products with rows of grad_out are at most so many in a block of kChain steps.
-    const int64_t links = kChain < plan_.h ? kChain : plan_.h;
-    const int64_t push_end = last ? steps - kRadius : steps;
-    const int64_t wanted = wants_x_ ? steps : push_end;
-    const int64_t pull_begin = !wants_x_ ? push_end : first ? kRadius : 0;
-    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-      const Floats weights = load(weights_.of(item) + slot);
-      Floats sum{};
-      int64_t chained = 0;
-      for (int64_t column = 0; column < plan_.w; ++column, ++state) {
-        const int64_t at = column * kPackedLanes + slot;
-        MaximaTree<kRadius> tree;
-        if (first) {
-          tree.reset();
-          for (auto& choices : state->choices) {
-            for (Choice& choice : choices) choice = Choice{};
-          }
-        } else {
-          tree = state->tree;
-        }
-        Choice choice{};
-        const auto push = [&](int64_t i) METAPOOL_LAMBDA {
-          choice = tree.push(load(elements[i] + at), line + i, state->choices,
-                             [&](auto r, Floats window) METAPOOL_LAMBDA {
-                               if constexpr (r == kRadius) sum += window * load(counted[i] + at);
-                             });
-        };
-        const auto pull = [&](int64_t i) METAPOOL_LAMBDA {
-          store(out[i] + at,
-                tree.template pull<0>(choice, line + i, state->choices, [&](auto) METAPOOL_LAMBDA {
-                  return weights * load(grads[i] + at);
-                }));
-        };
-        for (int64_t begin = 0; begin < wanted; begin += kChain) {
-          const int64_t end = begin + kChain < wanted ? begin + kChain : wanted;
-          run_tree(begin, end, pull_begin, push_end, push, pull);
-          chained += links;
-          if (chained + links <= kChain) continue;
-          hand_on(sum, products + slot);
-          chained = 0;
-        }
-        if (!last) state->tree = tree;
-      }
-      hand_on(sum, products + slot);
     }
   }
 
@@ -350,9 +171,7 @@ class StreamedBackward {
     } else if (!complete) {
       add_up_averages(i, out, pitch);
     }
-    if (wants_x_) {
-      with_maxima([&](auto set) METAPOOL_LAMBDA { route_row<set>(i, out, pitch); });
-    }
+    if (wants_x_) trees_.route_row(i, x_[i], out, pitch);
 
     if (x_.whole()) {
       x.prefetch_next<false>(i);
@@ -416,38 +235,6 @@ class StreamedBackward {
     if (kProducts && ++pending_rows_ == kPendingRows) flush_parts();
   }
 
-  // out += what the rows' maxima send back along row i.
-  template <int kSet>
-  METAPOOL_NOINLINE void route_row(int64_t i, float* out, int64_t pitch) {
-    constexpr int kRadius = largest_radius(kSet);
-    using Tree = MaximaTree<kRadius>;
-    const float* const x = x_[i];
-    const float* arrivals[kRadius + 1];
-    for (int r = 1; r <= kRadius; ++r) {
-      if (contains(kSet, r)) arrivals[r] = maxima_of(r, i);
-    }
-    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-      Tree tree;
-      tree.reset();
-      typename Tree::Choices choices = {};
-      Choice choice{};
-      const auto push = [&](int64_t column) METAPOOL_LAMBDA {
-        const Floats next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
-        choice = tree.push(next, column, choices, [](auto, Floats) METAPOOL_LAMBDA {});
-      };
-      const auto pull = [&](int64_t column) METAPOOL_LAMBDA {
-        const Floats gradient =
-            tree.template pull<kSet>(choice, column, choices, [&](auto r) METAPOOL_LAMBDA {
-              return load(arrivals[r] + (column - (2 * kRadius - r)) * kPackedLanes + slot);
-            });
-        if (column < 2 * kRadius) return;
-        float* const to = out + (column - 2 * kRadius) * pitch + slot;
-        store(to, load(to) + gradient);
-      };
-      run_tree(0, plan_.w + 2 * kRadius, kRadius, plan_.w + kRadius, push, pull);
-    }
-  }
-
   // Moves what is left of the rows' products on.
   void flush_parts() {
     pending_rows_ = 0;
@@ -461,17 +248,16 @@ class StreamedBackward {
   const BackwardArgs& args_;
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
-  const int averages_, maxima_;  // sets of radii, of the maxima without those that are scattered
-  const int maps_;               // of gradients: one, or one for each pooling
+  const int averages_;  // their radii
+  const int maps_;      // of gradients: one, or one for each pooling
   const bool wants_x_;
   bool wants_weights_ = false;
   const int64_t row_size_, chunk_;
   DenseLines x_;
   DenseLines* grads_;
+  TreeMaxima trees_;
   ScatteredMaxima scattered_;
-  RowRing<float> rows_[kStreamedRadius + 1];  // maxima of rows, then their gradients
-  char* states_[kStreamedRadius + 1];
-  float *zeros_, *lowest_, *unused_, *grad_x_;
+  float *zeros_, *unused_, *grad_x_;
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
   float* parts_;      // the same of averages and identity, not yet handed on
   int64_t pending_rows_ = 0;

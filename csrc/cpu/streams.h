@@ -50,6 +50,11 @@ METAPOOL_INLINE void with_set(int set, Body body) {
   if constexpr (kSet > 0) with_set<kSet - 2>(set, body);
 }
 
+// Lines [line, line_end) of those [begin, end) that a task works on.
+struct Chunk {
+  int64_t begin, line, line_end, end;
+};
+
 // How windows along a line come about, level by level: a pair, a window of three, one of five, one
 // of seven. Each is made of two of the level before it, which lie so many elements apart and may
 // overlap; a pair is made of two elements. But for the pair, a level is the radius of its windows.

@@ -251,7 +251,7 @@ KERNELS = (
     ),
     _kernel(
         "a column begins anew with each chunk of lines",
-        "cpu/streamed_backward.h",
+        "cpu/tree_maxima.h",
         "if (!last) state->tree = tree;",
         "",
     ),
