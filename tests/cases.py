@@ -363,6 +363,9 @@ def _data_grid() -> Iterator[Case]:
                     yield Case(dtype=dtype, layout=layout, data=data, candidates=CANDIDATES[names])
             yield Case(data=data, layout=layout, candidates=CANDIDATES["largest"])
             yield Case(data=data, layout=layout, candidates=CANDIDATES["max"], stride=2)
+            yield Case(
+                data=data, layout=layout, candidates=CANDIDATES["avg"], count_include_pad=False
+            )
             yield from (
                 Case(data=data, layout=layout, candidates=CANDIDATES[names], form="stack")
                 for names in ("default", "pyramid")

@@ -28,6 +28,7 @@ def _cases() -> Iterator[Case]:
         ):
             yield Case(size, layout=layout, data="relu6", alpha="nck")
             yield Case(size, torch.bfloat16, layout)
+            yield Case(size, layout=layout, data="relu6", alpha="ck", count_include_pad=False)
         for alpha in cases.ALPHA_SHAPES:
             yield Case((5, 17, 21, 19), torch.float32, layout, alpha=alpha)
         yield Case((2, 40, 13, 17), torch.float64, layout, candidates=CANDIDATES["largest"])

@@ -41,8 +41,12 @@ def test_every_set(
     candidates = (*maxima, *skip, *averages) or ("none",)
     for layout in cases.NATIVE_LAYOUTS:
         for size in ((1, 17, 9, 8), (2, 9, 2, 2)):
-            case = Case(size, layout=layout, data="relu6", candidates=candidates)
-            judge.judge(judge.fused(native), case)
+            for counted in (True, False) if averages else (True,):
+                case = Case(
+                    size, layout=layout, data="relu6", candidates=candidates,
+                    count_include_pad=counted,
+                )  # fmt: skip
+                judge.judge(judge.fused(native), case)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -86,6 +90,38 @@ def test_wide_windows(
     judge.judge(judge.fused(native), case)
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("form", ["mix", "stack"])
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize(
+    ("alpha", "dtype", "candidates"),
+    [
+        ("nck", torch.float32, CANDIDATES["default"]),
+        ("k", torch.float16, CANDIDATES["avg"]),
+        ("ck", torch.float32, ("avg_pool_3x3", "max_pool_9x9", "avg_pool_7x7")),
+    ],
+    ids=["default", "averages", "wide"],
+)
+@pytest.mark.parametrize(
+    "size", [*SIZES, "inside", "two", "under_5", "low", "narrow", "row", "column", "map7", "map14"]
+)
+def test_padding_that_does_not_count(
+    native: str,
+    size: str,
+    alpha: str,
+    dtype: torch.dtype,
+    candidates: tuple[str, ...],
+    layout: str,
+    form: str,
+) -> None:
+    """Windows that end at one edge or at both, on maps with many pixels inside, one or none."""
+    shape = (1, 16, 13, 13) if size == "inside" else (SIZES | SHAPES)[size][0]
+    case = Case(
+        shape, dtype, layout, "relu6", candidates, alpha=alpha, form=form, count_include_pad=False
+    )
+    judge.judge(judge.fused(native), case)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("at", ["first", "middle", "last"])
 @pytest.mark.parametrize("where", ["x", "grad_out"])
@@ -95,8 +131,16 @@ def test_one_value_that_is_not_finite(
 ) -> None:
     """By then part of the results may have been written; all of them have to be done again, also
     the share of the planes beside that one, and of strips with their neighbours."""
-    for candidates in ("default", "max"):  # averages would hide a NaN that maxima lose
-        case = Case(SIZES[size][0], data="relu6", alpha="nck", candidates=CANDIDATES[candidates])
+    for candidates, counted in (
+        ("default", True),
+        ("max", True),  # averages would hide a NaN that maxima lose
+        ("default", False),
+        ("avg", False),
+    ):
+        case = Case(
+            SIZES[size][0], data="relu6", alpha="nck", candidates=CANDIDATES[candidates],
+            count_include_pad=counted,
+        )  # fmt: skip
         x, alpha, grad_out = case.tensors()
         plane = (x if where == "x" else grad_out)[-1, -1].view(-1)
         plane[{"first": 0, "middle": plane.numel() // 2, "last": -1}[at]] = value

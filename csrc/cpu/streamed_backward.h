@@ -24,6 +24,7 @@ class StreamedBackward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
+        scales_(plan, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
         maps_(plan.form == Form::kStack ? plan.num_pools : 1),
         wants_x_(args.grad_x.data != nullptr),
@@ -192,15 +193,16 @@ class StreamedBackward {
     row.out = out;
     row.pitch = pitch;
     row.adds = scattered_.any();
-    stream_averages<0, false>(row);
+    stream_averages<0, Direction::kBackward, false>(row);
     for (const PoolItem& item : plan_.avg) {
       row = averages_around(gradients_of(item), i, 0, plan_.h);
       row.x = nullptr;
       row.out = out;
       row.pitch = pitch;
       row.adds = true;
-      with_set(1 << item.radius_w,
-               [&](auto set) METAPOOL_LAMBDA { stream_averages<set, false>(row); });
+      with_set(1 << item.radius_w, [&](auto set) METAPOOL_LAMBDA {
+        stream_averages<set, Direction::kBackward, false>(row);
+      });
     }
   }
 
@@ -222,16 +224,29 @@ class StreamedBackward {
       averages.x_parts = parts_ + plan_.skip.index * kPackedLanes;
       averages.x_products = products_ + plan_.skip.index * kPackedLanes;
     }
+    if (!plan_.count_include_pad) scale_around(i, averages);
     averages.other = x_[i];
     averages.columns = plan_.w;
     averages.pitch = kPackedLanes;
     return averages;
   }
 
+  // Where padding does not count: near the upper and the lower edge, lines are scaled throughout.
+  void scale_around(int64_t i, AverageRow& averages) const {
+    for (const PoolItem& item : plan_.avg) {
+      averages.column_scales[item.radius_w] = scales_.columns(item.radius_w);
+      averages.row_scales[item.radius_w] = scales_.rows(item.radius_h) + i;
+    }
+    const int radius = largest_radius(averages_);
+    const bool inside = i >= 2 * radius && plan_.h - i > 2 * radius;
+    averages.border = inside ? radius : plan_.w;
+  }
+
   template <bool kProducts>
   void stream_radii(const AverageRow& averages) {
-    with_set(averages_,
-             [&](auto set) METAPOOL_LAMBDA { stream_averages<set, kProducts>(averages); });
+    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
+      stream_averages<set, Direction::kBackward, kProducts>(averages);
+    });
     if (kProducts && ++pending_rows_ == kPendingRows) flush_parts();
   }
 
@@ -248,6 +263,7 @@ class StreamedBackward {
   const BackwardArgs& args_;
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
+  const BorderScales scales_;
   const int averages_;  // their radii
   const int maps_;      // of gradients: one, or one for each pooling
   const bool wants_x_;

@@ -16,9 +16,11 @@ class StreamedForward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
+        scales_(plan, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
         maxima_(streamed_set(plan.max, kStreamedRadius)),
         x_(plan, 2 * plan.radius_h + 1, arena) {
+    row_weights_ = arena.take_row<float>((kStreamedRadius + 1) * kPackedLanes, 0);
     zeros_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
     out_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * plan.w * kPackedLanes, 0);
   }
@@ -67,25 +69,41 @@ class StreamedForward {
       averages.x_weights = weights_.of(plan_.skip);
     }
     for (const PoolItem& item : plan_.avg) {
-      averages.weights[item.radius_w] = weights_.averages_of(item);
+      averages.weights[item.radius_w] = weights_in_row(item, center);
+      averages.column_scales[item.radius_w] = scales_.columns(item.radius_w);
     }
+    // As far from an edge, columns are still in windows that reach beyond it.
+    if (!plan_.count_include_pad) averages.border = 2 * largest_radius(averages_);
     for (const PoolItem& item : plan_.max) maxima.weights[item.radius_w] = weights_.of(item);
     averages.out = maxima.out = out;
     averages.columns = maxima.columns = plan_.w;
     averages.pitch = maxima.pitch = pitch;
-    with_set(averages_, [&](auto set) METAPOOL_LAMBDA { stream_averages<set, false>(averages); });
+    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
+      stream_averages<set, Direction::kForward, false>(averages);
+    });
     with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) stream_maxima<set>(maxima);
     });
+  }
+
+  // The [16] of an average around row `center`.
+  const float* weights_in_row(const PoolItem& item, int64_t center) const {
+    const float* const weights = weights_.averages_of(item);
+    if (plan_.count_include_pad) return weights;
+    float* const scaled = row_weights_ + item.radius_h * kPackedLanes;
+    const float scale = scales_.rows(item.radius_h)[center];
+    for (int lane = 0; lane < kPackedLanes; ++lane) scaled[lane] = weights[lane] * scale;
+    return scaled;
   }
 
   const Plan& plan_;
   const ForwardArgs& args_;
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
+  const BorderScales scales_;
   const int averages_, maxima_;  // sets of radii
   DenseLines x_;
-  float *zeros_, *out_;
+  float *row_weights_, *zeros_, *out_;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

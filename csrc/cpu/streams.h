@@ -39,8 +39,7 @@ inline int streamed_set(Span<PoolItem> items, int largest) {
 inline bool suits_streams(const Plan& plan, int largest_maximum) {
   return plan.stride_h == 1 && plan.stride_w == 1 && plan.skip.end - plan.skip.begin <= 1 &&
          streamed_set(plan.avg, kStreamedRadius) >= 0 &&
-         streamed_set(plan.max, largest_maximum) >= 0 &&
-         (plan.count_include_pad || plan.avg.count == 0);
+         streamed_set(plan.max, largest_maximum) >= 0;
 }
 
 // Calls body(set) with the set as a constant.
@@ -183,6 +182,8 @@ METAPOOL_INLINE void hand_on(Floats& part, double* sums) {
   part = Floats{};
 }
 
+enum class Direction : int { kForward, kBackward };
+
 // Where a row of averages comes from and goes to. Weights are those of the lanes; lines are those
 // at distances -kStreamedRadius and on, from their first column; rows are dense.
 struct AverageRow {
@@ -192,6 +193,10 @@ struct AverageRow {
   float* out;
   bool adds;               // to what `out` holds
   int64_t columns, pitch;  // of `out`: elements from pixel to pixel
+  // Where padding does not count: BorderScales by radius, of columns and, in a backward, of rows
+  // from the middle line on. They apply to so many columns at either end, and are one in between.
+  const float *column_scales[kStreamedRadius + 1], *row_scales[kStreamedRadius + 1];
+  int64_t border;
   // With kProducts: a row of another map, and for each pooling the sixteen sums of the products of
   // its sums along that row with the lines' sums down the columns. Over all rows, that is the
   // product of the pooled other map with the map of the lines. What a row leaves of a chain of
@@ -205,8 +210,9 @@ struct AverageRow {
 
 // out = (or +=) the weighted identity + the weighted averages of radii kSet. Weights are finite:
 // sums of all radii are weighted and added up before they are spread along the row, as a wider
-// window covers what a narrower one does.
-template <int kSet, bool kProducts>
+// window covers what a narrower one does. An average is scaled by the size of its own window, and
+// so is what it sends back: a forward scales outputs, a backward the pixels that it adds up.
+template <int kSet, Direction kDirection, bool kProducts>
 void stream_averages(const AverageRow row) {
   constexpr int kRadius = largest_radius(kSet);
   for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
@@ -227,7 +233,32 @@ void stream_averages(const AverageRow row) {
       for (int i = 0; i < 2 * kRadius; ++i) others[i] = others[i + 1];
       others[2 * kRadius] = column < row.columns ? load_pixel(row.other, column) : Floats{};
     };
-    const auto add = [&](int64_t column) METAPOOL_LAMBDA {
+    const auto scaled_sum = [&](int r, int64_t column) METAPOOL_LAMBDA {
+      Floats sum{};
+      for (int d = -r; d <= r; ++d) {
+        sum += load_pixel(row.lines[kStreamedRadius + d], column) * row.row_scales[r][d];
+      }
+      return sum * row.column_scales[r][column];
+    };
+    const auto spread = [&](const Floats* weighted) METAPOOL_LAMBDA {
+      Floats wider = weighted[kRadius];
+      for (int r = kRadius; r >= 1; --r) {
+        if (r < kRadius && contains(kSet, r)) wider = weighted[r] + wider;
+        acc[kRadius - r] += wider;
+        acc[kRadius + r] += wider;
+      }
+      acc[kRadius] += wider;
+    };
+    const auto spread_scaled = [&](const Floats* weighted, int64_t column) METAPOOL_LAMBDA {
+      for (int r = 1; r <= kRadius; ++r) {
+        if (!contains(kSet, r)) continue;
+        for (int d = -r; d <= r; ++d) {
+          acc[kRadius + d] += weighted[r] * row.column_scales[r][column + d];
+        }
+      }
+    };
+    const auto add = [&](int64_t column, auto at_border) METAPOOL_LAMBDA {
+      constexpr bool kScalesSums = at_border && kDirection == Direction::kBackward;
       if constexpr (kProducts) push_other(column + kRadius);
       Floats sum = load_pixel(row.lines[kStreamedRadius], column), other = others[kRadius];
       Floats weighted[kRadius + 1];
@@ -236,16 +267,13 @@ void stream_averages(const AverageRow row) {
                load_pixel(row.lines[kStreamedRadius + r], column);
         if constexpr (kProducts) other += others[kRadius - r] + others[kRadius + r];
         if (!contains(kSet, r)) continue;
-        weighted[r] = load(row.weights[r] + slot) * sum;
-        if constexpr (kProducts) parts[r] += other * sum;
+        const Floats scaled = kScalesSums ? scaled_sum(r, column) : sum;
+        weighted[r] = load(row.weights[r] + slot) * scaled;
+        if constexpr (kProducts) parts[r] += other * scaled;
       }
-      for (int r = kRadius; r >= 1; --r) {
-        if (r < kRadius)
-          weighted[r] = contains(kSet, r) ? weighted[r] + weighted[r + 1] : weighted[r + 1];
-        acc[kRadius - r] += weighted[r];
-        acc[kRadius + r] += weighted[r];
+      if constexpr (kRadius > 0) {
+        at_border && !kScalesSums ? spread_scaled(weighted, column) : spread(weighted);
       }
-      if constexpr (kRadius > 0) acc[kRadius] += weighted[1];
       if (row.x != nullptr) {
         const Floats x = load_pixel(row.x, column);
         acc[kRadius] += load(row.x_weights + slot) * x;
@@ -260,14 +288,20 @@ void stream_averages(const AverageRow row) {
     };
 
     for (int64_t column = 0; kProducts && column < kRadius; ++column) push_other(column);
-    for (int64_t column = 0; column < row.columns; ++column) {
-      add(column);
-      finish(column - kRadius);
-      if (kProducts && (column + 1) % kChain == 0) {
-        for_each_part([](Floats& part, float*, double* sums)
-                          METAPOOL_LAMBDA { hand_on(part, sums); });
+    int64_t next = 0;
+    const auto stream_to = [&](int64_t end, auto at_border) METAPOOL_LAMBDA {
+      for (; next < end; ++next) {
+        add(next, at_border);
+        finish(next - kRadius);
+        if (kProducts && (next + 1) % kChain == 0) {
+          for_each_part([](Floats& part, float*, double* sums)
+                            METAPOOL_LAMBDA { hand_on(part, sums); });
+        }
       }
-    }
+    };
+    stream_to(row.border < row.columns ? row.border : row.columns, Int<true>{});
+    stream_to(row.columns - row.border, Int<false>{});
+    stream_to(row.columns, Int<true>{});
     for (int64_t column = row.columns - kRadius; column < row.columns; ++column) finish(column);
     if constexpr (kProducts) {
       for_each_part([](Floats part, float* to, double*)

@@ -82,7 +82,7 @@ class Weights {
     for (const PoolItem& item : plan_.avg) {
       const Acc area = static_cast<Acc>((2 * item.radius_h + 1) * (2 * item.radius_w + 1));
       for (int e = item.begin * kPackedLanes; e < item.end * kPackedLanes; ++e) {
-        averages_[e] = plan_.count_include_pad ? weights_[e] / area : weights_[e];
+        averages_[e] = weights_[e] / area;
       }
     }
   }
@@ -90,7 +90,8 @@ class Weights {
   // Whether all weights are.
   bool finite() const { return finite_; }
 
-  // The [16] of an item with one candidate; averages_of() are those of its sums.
+  // The [16] of an item with one candidate; averages_of() are those of its sums with counted
+  // padding.
   const Acc* of(const PoolItem& item) const { return weights_ + item.begin * kPackedLanes; }
   const Acc* averages_of(const PoolItem& item) const {
     return averages_ + item.begin * kPackedLanes;
@@ -102,7 +103,7 @@ class Weights {
     add_from(weights_, item, at, pooled, acc);
   }
   METAPOOL_INLINE void add_average(const PoolItem& item, int64_t at, const B& sums, B& acc) const {
-    add_from(averages_, item, at, sums, acc);
+    add_from(plan_.count_include_pad ? averages_ : weights_, item, at, sums, acc);
   }
 
   // The item's weights times `pooled`.
@@ -160,6 +161,37 @@ class Weights {
   int64_t size_;
   Acc *weights_, *averages_, *start_, *column_scales_ = nullptr;
   bool shared_ = false, finite_ = true;
+};
+
+// How many times more than with counted padding an average weighs that does not count it: along
+// each axis, the positions of its window by those within the map. That is one but near the border.
+class BorderScales {
+ public:
+  BorderScales(const Plan& plan, Arena& arena) {
+    if (plan.count_include_pad) return;
+    for (const PoolItem& item : plan.avg) {
+      rows_[item.radius_h] = along(plan.h, item.radius_h, arena);
+      columns_[item.radius_w] = along(plan.w, item.radius_w, arena);
+    }
+  }
+
+  // Those of windows of a radius, by the lines of their centres; null where padding counts. Lines
+  // up to kMaxRadius beyond the map may be asked for too.
+  const float* rows(int radius) const { return rows_[radius]; }
+  const float* columns(int radius) const { return columns_[radius]; }
+
+ private:
+  static const float* along(int64_t size, int radius, Arena& arena) {
+    float* const scales = arena.take_row<float>(size + 2 * kMaxRadius, 1.0f);
+    if (arena.counts_only()) return nullptr;
+    for (int64_t line = 0; line < size; ++line) {
+      scales[kMaxRadius + line] = static_cast<float>(2 * radius + 1) /
+                                  static_cast<float>(divisor(line, radius, size, false));
+    }
+    return scales + kMaxRadius;
+  }
+
+  const float *rows_[kMaxRadius + 1] = {}, *columns_[kMaxRadius + 1] = {};
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -195,10 +195,22 @@ KERNELS = (
         "const int64_t lines = 2 * plan.radius_h + 1;",
     ),
     _kernel(
-        "the streamed kernels take divisors of the border",
+        "averages at the border are divided by the size of a neighbour's window",
         "cpu/streams.h",
-        "(plan.count_include_pad || plan.avg.count == 0);",
-        "true;",
+        "weighted[r] * row.column_scales[r][column + d];",
+        "weighted[r] * row.column_scales[r][column];",
+    ),
+    _kernel(
+        "lines count as much as the one in their middle",
+        "cpu/streams.h",
+        "row.row_scales[r][d];",
+        "row.row_scales[r][0];",
+    ),
+    _kernel(
+        "windows around the first columns inside do not reach the border",
+        "cpu/streamed_forward.h",
+        "averages.border = 2 * largest_radius(averages_);",
+        "averages.border = largest_radius(averages_);",
     ),
     _kernel(
         "the streamed forward goes on with NaN",
