@@ -240,20 +240,21 @@ void stream_averages(const AverageRow row) {
       }
       return sum * row.column_scales[r][column];
     };
-    const auto spread = [&](const Floats* weighted) METAPOOL_LAMBDA {
-      Floats wider = weighted[kRadius];
+    const auto weight = [&](int r) METAPOOL_LAMBDA { return load(row.weights[r] + slot); };
+    const auto spread = [&](const Floats* sums) METAPOOL_LAMBDA {
+      Floats wider = weight(kRadius) * sums[kRadius];
       for (int r = kRadius; r >= 1; --r) {
-        if (r < kRadius && contains(kSet, r)) wider = weighted[r] + wider;
+        if (r < kRadius && contains(kSet, r)) wider = weight(r) * sums[r] + wider;
         acc[kRadius - r] += wider;
         acc[kRadius + r] += wider;
       }
       acc[kRadius] += wider;
     };
-    const auto spread_scaled = [&](const Floats* weighted, int64_t column) METAPOOL_LAMBDA {
+    const auto spread_scaled = [&](const Floats* sums, int64_t column) METAPOOL_LAMBDA {
       for (int r = 1; r <= kRadius; ++r) {
         if (!contains(kSet, r)) continue;
         for (int d = -r; d <= r; ++d) {
-          acc[kRadius + d] += weighted[r] * row.column_scales[r][column + d];
+          acc[kRadius + d] += weight(r) * row.column_scales[r][column + d] * sums[r];
         }
       }
     };
@@ -261,18 +262,17 @@ void stream_averages(const AverageRow row) {
       constexpr bool kScalesSums = at_border && kDirection == Direction::kBackward;
       if constexpr (kProducts) push_other(column + kRadius);
       Floats sum = load_pixel(row.lines[kStreamedRadius], column), other = others[kRadius];
-      Floats weighted[kRadius + 1];
+      Floats sums[kRadius + 1];
       for (int r = 1; r <= kRadius; ++r) {
         sum += load_pixel(row.lines[kStreamedRadius - r], column) +
                load_pixel(row.lines[kStreamedRadius + r], column);
         if constexpr (kProducts) other += others[kRadius - r] + others[kRadius + r];
         if (!contains(kSet, r)) continue;
-        const Floats scaled = kScalesSums ? scaled_sum(r, column) : sum;
-        weighted[r] = load(row.weights[r] + slot) * scaled;
-        if constexpr (kProducts) parts[r] += other * scaled;
+        sums[r] = kScalesSums ? scaled_sum(r, column) : sum;
+        if constexpr (kProducts) parts[r] += other * sums[r];
       }
       if constexpr (kRadius > 0) {
-        at_border && !kScalesSums ? spread_scaled(weighted, column) : spread(weighted);
+        at_border && !kScalesSums ? spread_scaled(sums, column) : spread(sums);
       }
       if (row.x != nullptr) {
         const Floats x = load_pixel(row.x, column);

@@ -197,14 +197,14 @@ KERNELS = (
     _kernel(
         "averages at the border are divided by the size of a neighbour's window",
         "cpu/streams.h",
-        "weighted[r] * row.column_scales[r][column + d];",
-        "weighted[r] * row.column_scales[r][column];",
+        "row.column_scales[r][column + d]",
+        "row.column_scales[r][column]",
     ),
     _kernel(
         "lines count as much as the one in their middle",
         "cpu/streams.h",
-        "row.row_scales[r][d];",
-        "row.row_scales[r][0];",
+        "row.row_scales[r][d]",
+        "row.row_scales[r][0]",
     ),
     _kernel(
         "windows around the first columns inside do not reach the border",
