@@ -250,6 +250,7 @@ void stream_averages(const AverageRow row) {
       }
       acc[kRadius] += wider;
     };
+    // Scaled weights are numbers of ordinary size; a product of tiny ones would be rounded twice.
     const auto spread_scaled = [&](const Floats* sums, int64_t column) METAPOOL_LAMBDA {
       for (int r = 1; r <= kRadius; ++r) {
         if (!contains(kSet, r)) continue;
