@@ -36,8 +36,9 @@ struct WeightView {
   int64_t stride_n = 0, stride_c = 0, stride_k = 0;
 };
 
-// What becomes of the poolings: their weighted sum, or all of them side by side.
-enum class Form : int { kMix, kStack };
+// What becomes of the poolings: their weighted sum, all of them side by side, or their moments,
+// which normalising takes.
+enum class Form : int { kMix, kStack, kMoments };
 
 struct Problem {
   Form form = Form::kMix;
@@ -48,20 +49,32 @@ struct Problem {
   std::vector<int64_t> candidates;  // codes, see window.h; K of them
 };
 
-// kMix: out = sum_k weights_k * P_k(values); the maxima are picked by x. `values` may be x itself.
+// kMix: out = constants + sum_k weights_k * P_k(values); the maxima are picked by x. `values` may
+// be x itself. Without data the constants, (N, C), are zero.
+//
 // kStack: P_k(values) for each k, `out` being the first of K maps that lie `out_stride_k` elements
 // apart. There are no weights.
+//
+// kMoments: of each plane of P_k(x) the mean and the sum of squared deviations from it, dense
+// (n, c, K, 2); or, where there is an `other` map of the size of out, its sum and that of its
+// products with P_k(x) - shifts_k. There are neither weights nor out, and `values` is x.
 struct ForwardArgs {
   MapView x, values;
   WeightView weights;
   MutableMapView out;
   int64_t out_stride_k = 0;
+  WeightView constants;
+  MapView other;
+  WeightView shifts;
+  double* moments = nullptr;
 };
 
 // Gradients of <grad_out, forward> for `values` and `weights`. A null data pointer in grad_x or
 // grad_weights says that it is not wanted. grad_weights is dense (n or 1, c or 1, K): broadcast
 // axes are summed over. Outputs must not overlap inputs. In kStack grad_out is the first of K maps,
-// and there are no weights and no gradient of them.
+// and there are no weights and no gradient of them. In kMoments, where `values` is x and only
+// grad_x is computed, candidate k is sent weights_k * grad_out + offsets_k + slopes_k * (P_k(x) -
+// shifts_k).
 struct BackwardArgs {
   MapView grad_out, x, values;
   WeightView weights;
@@ -69,6 +82,7 @@ struct BackwardArgs {
   void* grad_weights = nullptr;
   bool grad_weights_per_n = false, grad_weights_per_c = false;
   int64_t grad_out_stride_k = 0;
+  WeightView offsets, slopes, shifts;
 };
 
 // Runs body(begin, end) over parts of [0, count), in any order and on any threads; no part but

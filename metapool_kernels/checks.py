@@ -3,8 +3,9 @@
 All of them run before anything is computed, so an error leaves the inputs untouched.
 """
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ def check_map(op: str, x: object) -> None:
     _check_size(x)
 
 
-def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
+def check_tensors(
+    x: object, alpha: object, num_candidates: int, op: str = "fused_meta_pool"
+) -> None:
     """Check ``x``, ``alpha`` and how they go together.
 
     Raises:
@@ -102,7 +105,6 @@ def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
         NotImplementedError: a layout or a dtype that no backend computes.
         RuntimeError: a shape, dtype or device that does not fit.
     """
-    op = "fused_meta_pool"
     if not isinstance(x, Tensor):
         raise _not_a_tensor(op, "x", 1, x)
     if not isinstance(alpha, Tensor):
@@ -122,6 +124,64 @@ def check_tensors(x: object, alpha: object, num_candidates: int) -> None:
         )
     _check_size(x)
     _check_alpha_shape(x, alpha, num_candidates)
+
+
+def check_norm(momentum: object, eps: object) -> None:
+    """Check how statistics are kept and what is added to variances.
+
+    Raises:
+        TypeError: one of them is no number.
+        ValueError: momentum is not from 0 to 1, or eps not above 0 and finite.
+    """
+    for name, value in (("momentum", momentum), ("eps", eps)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} should be a number, got {value!r}")
+    if not 0 <= float(momentum) <= 1:  # type: ignore[arg-type]
+        raise ValueError(f"momentum should be from 0 to 1, got {momentum!r}")
+    if not 0 < float(eps) < math.inf:  # type: ignore[arg-type]
+        raise ValueError(f"eps should be above 0 and finite, got {eps!r}")
+
+
+def check_statistics(
+    running_mean: object, running_var: object, x: Tensor, num_candidates: int, training: bool
+) -> None:
+    """Check the running statistics of a call.
+
+    Raises:
+        TypeError: one of them is neither a Tensor nor None.
+        RuntimeError: one is missing, or has a shape, dtype or device that does not fit.
+    """
+    given = {"running_mean": running_mean, "running_var": running_var}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == 1 or (missing and not training):
+        raise RuntimeError(
+            f"{' and '.join(missing)} should be given: both are needed to normalise with "
+            "training=False, and to keep statistics with training=True"
+        )
+    shape = (num_candidates, x.shape[-3])
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} should be a Tensor or None, not {type(value).__name__}")
+        if value.shape != shape:
+            raise RuntimeError(
+                f"{name} should have shape {list(shape)}, a row for each candidate, got "
+                f"{list(value.shape)}"
+            )
+        if value.dtype not in SUPPORTED_DTYPES:
+            raise RuntimeError(f"{name} should have a floating dtype, got {value.dtype}")
+        if value.device != x.device:
+            raise RuntimeError(f"{name} should be on {x.device} as x, got {value.device}")
+
+
+def check_values_per_channel(x: Tensor, count: int) -> None:
+    """Raise ValueError where there is one value per channel, which has no variance."""
+    if count == 1:
+        raise ValueError(
+            "training needs more than one value per channel to normalise by, got x of shape "
+            f"{list(x.shape)}"
+        )
 
 
 def _not_a_tensor(op: str, name: str, position: int, value: object) -> TypeError:

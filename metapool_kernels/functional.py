@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from metapool_kernels import autograd, checks, reference
+from metapool_kernels import autograd, checks, normalized, reference
 from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
     Candidate,
@@ -208,6 +208,124 @@ def fused_multi_pool(
         )
     else:
         out = autograd.pool(batch, None, None, settings.specs[chosen][int(channels_last)])
+    return out if x.dim() == 4 else out.squeeze(0)
+
+
+def fused_normalized_meta_pool(
+    x: Tensor,
+    alpha: Tensor,
+    candidates: Sequence[str],
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    normalize: str | None = "softmax",
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+    backend: str | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    r"""Alpha-weighted sum of candidate poolings, each batch-normalised before it is weighted.
+
+    .. math::
+        y_{n,c} = \sum_k w_{n,c,k} \frac{P_k(x_{n,c}) - \mu_{k,c}}{\sqrt{v_{k,c} + \epsilon}}
+
+    The mixed operation of DARTS, whose poolings end in a BatchNorm without affine parameters.
+    ``skip_connect`` and ``none`` are not normalised. With ``training`` the mean and the biased
+    variance are those of each candidate's values over N, H and W, else the running ones. No pooled
+    map is kept for backward: ``x``, the weights and two numbers per channel and candidate are.
+    Derivatives of every order; those of second order and of torch.func, and calls within
+    torch.compile, hold all K poolings at a time.
+
+    Args:
+        x (Tensor[N, C, H, W] or Tensor[C, H, W]): as for :func:`fused_meta_pool`.
+        alpha (Tensor[K], [C, K], [N, 1, K] or [N, C, K]): as for :func:`fused_meta_pool`.
+        candidates (sequence of str): the K poolings, named as for :func:`fused_meta_pool`.
+        running_mean, running_var (Tensor[K, C] or None): statistics of each candidate and channel
+            on the device of ``x``. With ``training`` they are changed in place, the variance as an
+            unbiased one; rows of what is not normalised stay. Needed without ``training``.
+        training (bool): whether to normalise by the statistics of this batch. Default: False.
+        momentum (float): share of this batch in the new running statistics, 0 to 1. Default: 0.1.
+        eps (float): added to variances, above 0. Default: 1e-5.
+        normalize, stride, count_include_pad, backend: as for :func:`fused_meta_pool`. Triton and
+            CUDA launch kernels for each pooling where its values are needed.
+        process_group (ProcessGroup or None): processes whose batches are normalised together, as
+            :class:`torch.nn.SyncBatchNorm` does. Default: None, this process alone.
+
+    Returns:
+        Tensor[N, C, H_out, W_out] (without N for 3-D ``x``), as :func:`fused_meta_pool`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`fused_meta_pool`; also a
+            ValueError with ``training`` and one value per channel, as a BatchNorm raises, and a
+            RuntimeError for running statistics that do not fit.
+
+    Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019.
+    """
+    tensors = tuple(t for t in (x, alpha, running_mean, running_var) if t is not None)
+    if has_torch_function(tensors):
+        out: Tensor = handle_torch_function(
+            fused_normalized_meta_pool,
+            tensors,
+            x,
+            alpha,
+            candidates,
+            running_mean,
+            running_var,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            normalize=normalize,
+            stride=stride,
+            count_include_pad=count_include_pad,
+            backend=backend,
+            process_group=process_group,
+        )
+        return out
+    names, steps = candidate_names(candidates), checks.check_stride(stride)
+    checks.check_normalize(normalize)
+    checks.check_flag("count_include_pad", count_include_pad)
+    checks.check_flag("training", training)
+    checks.check_norm(momentum, eps)
+    make_settings = _settings if torch.compiler.is_compiling() else _kept_settings
+    settings = make_settings(names, steps, count_include_pad)
+    op = "fused_normalized_meta_pool"
+    checks.check_tensors(x, alpha, len(settings.candidates), op)
+    checks.check_statistics(running_mean, running_var, x, len(settings.candidates), training)
+    chosen = choose_backend(backend, x)
+
+    batch = x if x.dim() == 4 else x.unsqueeze(0)
+    pools = normalized.normalized_positions(settings.candidates)
+    if training and pools and process_group is None:
+        checks.check_values_per_channel(x, normalized.outputs_of(batch, steps))
+    channels_last = is_channels_last(batch)
+    kernels = "cpu" if chosen == "reference" else chosen
+    spec = settings.specs[kernels][int(channels_last)]
+
+    def side_by_side(x: Tensor) -> Tensor:
+        if chosen == "reference":
+            return reference.multi_pool(
+                x, settings.candidates, steps, count_include_pad, channels_last
+            )
+        return autograd.pool(x, None, None, spec)
+
+    call = normalized.Call(spec, side_by_side, eps, process_group)
+    given = None
+    if not training:
+        assert running_mean is not None and running_var is not None
+        given = normalized.Moments(running_mean[pools], running_var[pools], 0)
+    weights = mixture_weights(alpha, x, normalize)
+    out, moments = normalized.normalized_pool(
+        batch, weights, given, call, fused=chosen != "reference"
+    )
+    if training and running_mean is not None and running_var is not None and moments.size > 1:
+        with torch.no_grad():
+            unbiased = moments.variance * (moments.size / (moments.size - 1))
+            for running, new in ((running_mean, moments.mean), (running_var, unbiased)):
+                kept = running[pools]
+                running[pools] = kept + momentum * (new.detach().to(running.dtype) - kept)
     return out if x.dim() == 4 else out.squeeze(0)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from metapool_kernels.candidates import (
 from metapool_kernels.checks import (
     check_channels,
     check_flag,
+    check_norm,
     check_normalize,
     check_parameter_dtype,
     check_skip_connect,
@@ -24,7 +26,13 @@ from metapool_kernels.checks import (
 )
 from metapool_kernels.dispatch import check_backend
 from metapool_kernels.extra_candidates import as_modules, mixed
-from metapool_kernels.functional import fused_meta_pool, fused_multi_pool, mixture_weights
+from metapool_kernels.functional import (
+    fused_meta_pool,
+    fused_multi_pool,
+    fused_normalized_meta_pool,
+    mixture_weights,
+)
+from metapool_kernels.normalized import normalized_positions
 from metapool_kernels.plain import FORM, Form, SideBySide, WeightedSum, plain_pool
 
 INITIAL_ALPHA_STD = 1e-3
@@ -174,11 +182,14 @@ class MetaPool2d(nn.Module):
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
         _check_plain_form(self)
-        pools = [*_plain_pools(self, form), *(self.extras or {}).values()]
+        pools = [*self._plain_candidates(form), *(self.extras or {}).values()]
         weights = self.weights().detach()
         one = len(pools) == 1 and bool((weights == 1).all())
         plain = pools[0] if one else WeightedSum(pools, weights)
         return _with_hooks_of(self, plain) if _has_hooks(self) else plain
+
+    def _plain_candidates(self, form: Form) -> list[nn.Module]:
+        return _plain_pools(self, form)
 
     def extra_repr(self) -> str:
         """The arguments that make this module."""
@@ -186,6 +197,130 @@ class MetaPool2d(nn.Module):
             f"{self.candidates}, channels={self.channels}, normalize={self.normalize!r}, "
             f"stride={self.stride}, count_include_pad={self.count_include_pad}"
         )
+
+
+class NormalizedMetaPool2d(MetaPool2d):
+    """The mixed operation of DARTS: each pooling is normalised before it is weighted.
+
+    As a BatchNorm2d without affine parameters behind each pooling does it, see
+    :func:`metapool_kernels.fused_normalized_meta_pool`: by the statistics of the batch in training,
+    by running ones in evaluation. ``skip_connect``, ``none`` and extra candidates are not
+    normalised.
+
+    Args:
+        channels (int): channels C of the feature map.
+        candidates (sequence of str): the K candidates.
+        per_channel (bool): one mixture for each channel instead of one for all. Default: False.
+        momentum (float or None): share of a batch in the running statistics; None weights all
+            batches alike. Default: 0.1.
+        eps (float): added to variances. Default: 1e-5.
+        process_group (ProcessGroup or None): processes whose batches are normalised together in
+            training, as :class:`torch.nn.SyncBatchNorm` does. Default: None.
+        normalize, stride, count_include_pad, backend, extra_candidates, device, dtype: as for
+            :class:`MetaPool2d`.
+
+    Shape:
+        (N, C, H, W) or (C, H, W) to the same with H_out = (H - 1) // stride + 1.
+
+    Buffers are ``running_mean`` and ``running_var``, each (K, C), and ``num_batches_tracked``.
+
+    Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        candidates: Sequence[str] = DEFAULT_CANDIDATES,
+        *,
+        per_channel: bool = False,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        process_group: Any = None,
+        normalize: str | None = "softmax",
+        stride: int | tuple[int, int] = 1,
+        count_include_pad: bool = True,
+        backend: str | None = None,
+        extra_candidates: Mapping[str, nn.Module] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_channels(channels)
+        check_flag("per_channel", per_channel)
+        check_norm(0 if momentum is None else momentum, eps)
+        super().__init__(
+            candidates,
+            channels if per_channel else None,
+            normalize=normalize,
+            stride=stride,
+            count_include_pad=count_include_pad,
+            backend=backend,
+            extra_candidates=extra_candidates,
+            device=device,
+            dtype=dtype,
+        )
+        self.momentum, self.eps, self.process_group = momentum, eps, process_group
+        zeros = torch.zeros(len(self.candidates), channels, device=device, dtype=dtype)
+        self.register_buffer("running_mean", zeros)
+        self.register_buffer("running_var", torch.ones_like(zeros))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
+
+    def reset_running_stats(self) -> None:
+        """Forget all batches, as :meth:`torch.nn.BatchNorm2d.reset_running_stats`."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+
+    def _pool(self, x: Tensor, alpha: Tensor, normalize: str | None) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / float(self.num_batches_tracked) if self.training else 0.0
+        return fused_normalized_meta_pool(
+            x,
+            alpha,
+            self.candidates,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=momentum,
+            eps=self.eps,
+            normalize=normalize,
+            stride=self.stride,
+            count_include_pad=self.count_include_pad,
+            backend=self.backend,
+            process_group=self.process_group,
+        )
+
+    def reduce(self, keep: Sequence[int]) -> "NormalizedMetaPool2d":
+        """:meth:`MetaPool2d.reduce`; what stays keeps its statistics."""
+        reduced = super().reduce(keep)
+        assert isinstance(reduced, NormalizedMetaPool2d)
+        rows = [k for k in map(index, keep) if k < len(self.candidates)]
+        for name in ("running_mean", "running_var"):
+            setattr(reduced, name, getattr(self, name)[rows])
+        reduced.num_batches_tracked = self.num_batches_tracked.clone()
+        return reduced
+
+    def _plain_candidates(self, form: Form) -> list[nn.Module]:
+        pools = super()._plain_candidates(form)
+        for k in normalized_positions(parse_candidates(self.candidates) if self.candidates else ()):
+            norm = nn.BatchNorm2d(self.running_mean.shape[1], self.eps, self.momentum, affine=False)
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean = self.running_mean[k].clone()
+            norm.running_var = self.running_var[k].clone()
+            norm.num_batches_tracked = self.num_batches_tracked.clone()
+            pools[k] = nn.Sequential(pools[k], norm.train(self.training))
+        return pools
+
+    def extra_repr(self) -> str:
+        """The arguments that make this module."""
+        channels = self.running_mean.shape[1]
+        return f"{channels}, {super().extra_repr()}, momentum={self.momentum}, eps={self.eps}"
 
 
 class MultiPool2d(nn.Module):
@@ -254,6 +389,8 @@ class SpatialEnhancer(nn.Module):
         channels (int): channels C of the feature map.
         candidates (sequence of str): the K candidates.
         per_channel (bool): one mixture for each channel instead of one for all. Default: False.
+        candidate_norm (bool): whether each pooling is normalised before it is weighted, as in
+            DARTS, by a :class:`NormalizedMetaPool2d`. Default: False.
         normalize, stride, count_include_pad, backend, extra_candidates, device, dtype: as for
             :class:`MetaPool2d`.
 
@@ -267,6 +404,7 @@ class SpatialEnhancer(nn.Module):
         candidates: Sequence[str] = DEFAULT_CANDIDATES,
         *,
         per_channel: bool = False,
+        candidate_norm: bool = False,
         normalize: str | None = "softmax",
         stride: int | tuple[int, int] = 1,
         count_include_pad: bool = True,
@@ -278,16 +416,20 @@ class SpatialEnhancer(nn.Module):
         super().__init__()
         check_channels(channels)
         check_flag("per_channel", per_channel)
-        self.pool: nn.Module = MetaPool2d(
-            candidates,
-            channels if per_channel else None,
-            normalize=normalize,
-            stride=stride,
-            count_include_pad=count_include_pad,
-            backend=backend,
-            extra_candidates=extra_candidates,
-            device=device,
-            dtype=dtype,
+        check_flag("candidate_norm", candidate_norm)
+        options: dict[str, Any] = {
+            "normalize": normalize,
+            "stride": stride,
+            "count_include_pad": count_include_pad,
+            "backend": backend,
+            "extra_candidates": extra_candidates,
+            "device": device,
+            "dtype": dtype,
+        }
+        self.pool: nn.Module = (
+            NormalizedMetaPool2d(channels, candidates, per_channel=per_channel, **options)
+            if candidate_norm
+            else MetaPool2d(candidates, channels if per_channel else None, **options)
         )
         self.norm = nn.BatchNorm2d(channels, device=device, dtype=dtype)
         self.act = nn.Hardswish()

@@ -59,7 +59,7 @@ def make_spec(
 
 
 LIBRARY = torch.library.Library("metapool_kernels", "DEF")
-_SPEC = "int[] candidates, int[] stride, bool count_include_pad, bool channels_last"
+SPEC_SCHEMA = "int[] candidates, int[] stride, bool count_include_pad, bool channels_last"
 
 
 def _out_size(
@@ -106,11 +106,11 @@ def _define(prefix: str, suffix: str = "") -> tuple[Any, Any]:
     names = f"{prefix}meta_pool_fwd{suffix}", f"{prefix}meta_pool_bwd{suffix}"
     tags = (torch.Tag.pt2_compliant_tag,)
     LIBRARY.define(
-        f"{names[0]}(Tensor x, Tensor? weights, Tensor? values, {_SPEC}) -> Tensor", tags=tags
+        f"{names[0]}(Tensor x, Tensor? weights, Tensor? values, {SPEC_SCHEMA}) -> Tensor", tags=tags
     )
     LIBRARY.define(
         f"{names[1]}(Tensor grad_out, Tensor x, Tensor? weights, Tensor? values, "
-        f"{_SPEC}, bool[2] output_mask) -> (Tensor, Tensor)",
+        f"{SPEC_SCHEMA}, bool[2] output_mask) -> (Tensor, Tensor)",
         tags=tags,
     )
     namespace = "metapool_kernels::"
@@ -208,7 +208,7 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _one_by_one(x: Tensor, spec: PoolSpec) -> tuple[Tensor, list[PoolSpec]]:
+def one_by_one(x: Tensor, spec: PoolSpec) -> tuple[Tensor, list[PoolSpec]]:
     """A weight of one, and for each candidate the spec of a mixture of it alone."""
     accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
     one = torch.ones(1, dtype=accumulate, device=x.device)
@@ -241,7 +241,7 @@ def meta_pool_fwd(
     """
     out: Tensor
     if weights is None and spec.backend != "cpu":  # a launch for each pooling
-        one, specs = _one_by_one(x, spec)
+        one, specs = one_by_one(x, spec)
         pooled = [meta_pool_fwd(x, one, values, single) for single in specs]
         out = _side_by_side(pooled, spec.channels_last)
     elif _launches(spec, x, weights, values):
@@ -272,7 +272,7 @@ def meta_pool_bwd(
     """
     grads: tuple[Tensor, Tensor]
     if weights is None and spec.backend != "cpu":
-        one, specs = _one_by_one(x, spec)
+        one, specs = one_by_one(x, spec)
         # Wide all the way, so that their sum is rounded once.
         wide, wide_values = x.to(one.dtype), None if values is None else values.to(one.dtype)
         total: Tensor | None = None

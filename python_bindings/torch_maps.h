@@ -154,6 +154,20 @@ inline ForwardCall prepare_fwd(DeviceType device, const Tensor& x,
   return call;
 }
 
+inline ForwardCall prepare_moments(DeviceType device, const Tensor& x,
+                                   std::vector<int64_t> candidates,
+                                   const std::vector<int64_t>& stride, bool count_include_pad) {
+  ForwardCall call;
+  call.problem =
+      make_problem(device, x, std::nullopt, std::move(candidates), stride, count_include_pad);
+  call.problem.form = Form::kMoments;
+  const auto count = static_cast<int64_t>(call.problem.candidates.size());
+  call.out = empty({x.size(0), x.size(1), count, 2}, ScalarType::Double, x);
+  call.args.x = call.args.values = view(x);
+  call.args.moments = static_cast<double*>(call.out.mutable_data_ptr());
+  return call;
+}
+
 inline BackwardCall prepare_bwd(DeviceType device, const Tensor& grad_out, const Tensor& x,
                                 const std::optional<Tensor>& weights,
                                 const std::optional<Tensor>& values,

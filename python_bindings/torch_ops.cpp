@@ -41,9 +41,68 @@ std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x
   return {call.grad_x, call.grad_weights};
 }
 
+Tensor meta_pool_moments(const Tensor& x, std::vector<int64_t> candidates,
+                         std::vector<int64_t> stride, bool count_include_pad, bool channels_last) {
+  const auto call = metapool::binding::prepare_moments(DeviceType::CPU, x, std::move(candidates),
+                                                       stride, count_include_pad);
+  metapool::meta_pool_fwd(call.problem, call.args, parallel_for);
+  return call.out;
+}
+
+Tensor meta_pool_products(const Tensor& grad_out, const Tensor& x, const Tensor& shifts,
+                          std::vector<int64_t> candidates, std::vector<int64_t> stride,
+                          bool count_include_pad, bool channels_last) {
+  auto call = metapool::binding::prepare_moments(DeviceType::CPU, x, std::move(candidates), stride,
+                                                 count_include_pad);
+  const metapool::Problem& problem = call.problem;
+  metapool::binding::check_map(grad_out, x, problem.c,
+                               metapool::output_size(problem.h, problem.stride_h),
+                               metapool::output_size(problem.w, problem.stride_w));
+  metapool::binding::check_weights(shifts, x, static_cast<int64_t>(problem.candidates.size()));
+  call.args.other = metapool::binding::view(grad_out);
+  call.args.shifts = metapool::binding::weight_view(shifts);
+  metapool::meta_pool_fwd(problem, call.args, parallel_for);
+  return call.out;
+}
+
+Tensor meta_pool_affine_fwd(const Tensor& x, const Tensor& weights, const Tensor& constants,
+                            std::vector<int64_t> candidates, std::vector<int64_t> stride,
+                            bool count_include_pad, bool channels_last) {
+  auto call = metapool::binding::prepare_fwd(DeviceType::CPU, x, weights, std::nullopt,
+                                             std::move(candidates), stride, count_include_pad,
+                                             channels_last);
+  metapool::binding::check_weights(constants, x, 1);
+  call.args.constants = metapool::binding::weight_view(constants);
+  metapool::meta_pool_fwd(call.problem, call.args, parallel_for);
+  return call.out;
+}
+
+Tensor meta_pool_affine_bwd(const Tensor& grad_out, const Tensor& x, const Tensor& weights,
+                            const Tensor& offsets, const Tensor& slopes, const Tensor& shifts,
+                            std::vector<int64_t> candidates, std::vector<int64_t> stride,
+                            bool count_include_pad, bool channels_last) {
+  auto call = metapool::binding::prepare_bwd(DeviceType::CPU, grad_out, x, weights, std::nullopt,
+                                             std::move(candidates), stride, count_include_pad,
+                                             channels_last, {true, false});
+  const auto count = static_cast<int64_t>(call.problem.candidates.size());
+  for (const Tensor* terms : {&offsets, &slopes, &shifts}) {
+    metapool::binding::check_weights(*terms, x, count);
+  }
+  call.problem.form = metapool::Form::kMoments;
+  call.args.offsets = metapool::binding::weight_view(offsets);
+  call.args.slopes = metapool::binding::weight_view(slopes);
+  call.args.shifts = metapool::binding::weight_view(shifts);
+  metapool::meta_pool_bwd(call.problem, call.args, parallel_for);
+  return call.grad_x;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(metapool_kernels, CPU, library) {
   library.impl("meta_pool_fwd", TORCH_BOX(&meta_pool_fwd));
   library.impl("meta_pool_bwd", TORCH_BOX(&meta_pool_bwd));
+  library.impl("meta_pool_moments", TORCH_BOX(&meta_pool_moments));
+  library.impl("meta_pool_products", TORCH_BOX(&meta_pool_products));
+  library.impl("meta_pool_affine_fwd", TORCH_BOX(&meta_pool_affine_fwd));
+  library.impl("meta_pool_affine_bwd", TORCH_BOX(&meta_pool_affine_bwd));
 }

@@ -203,6 +203,7 @@ DATA: dict[str, Callable[[Size, torch.Generator], Tensor]] = {
     "minus_inf_block": _minus_inf_block,
     "signed_zero": lambda size, rng: torch.zeros(size).double().copysign(_normal(size, rng)),
     "distinct": _distinct,
+    "offset": lambda size, rng: 1000 + _normal(size, rng),
     "huge": lambda size, rng: _normal(size, rng).clamp(-2, 2) / 2,
     "tiny": lambda size, rng: _normal(size, rng),
 }
@@ -260,7 +261,8 @@ class Case:
     alpha_dtype: torch.dtype | None = None
     grad_layout: Layout = "contiguous"
     form: str = "mix"
-    """``"mix"``, or ``"stack"`` for poolings side by side, which have no use for alpha."""
+    """``"mix"``; ``"stack"`` for poolings side by side, which have no use for alpha;
+    ``"normalized"`` for the mixture of poolings normalised by their own statistics."""
 
     def __str__(self) -> str:
         parts = [
@@ -324,6 +326,28 @@ def _side_by_side() -> Iterator[Case]:
         yield Case(layout=layout, grad_layout=layout, form="stack", data="relu6")
 
 
+def _normalized() -> Iterator[Case]:
+    for layout in NATIVE_LAYOUTS:
+        case = Case(layout=layout, form="normalized")
+        for name, (size, _) in SHAPES.items():
+            if name != "one":  # which has no variance
+                yield replace(case, size=size, candidates=CANDIDATES["unsorted"])
+                yield replace(case, size=size, dtype=torch.float64)
+        for names in CANDIDATES.values():
+            yield from (replace(case, candidates=names, dtype=dtype) for dtype in DTYPES)
+            yield replace(case, candidates=names, count_include_pad=False, normalize=None)
+        for stride in (2, (3, 1)):
+            yield replace(case, candidates=CANDIDATES["no_skip"], stride=stride)
+        for alpha in ALPHA_SHAPES:
+            yield from (replace(case, alpha=alpha, dtype=dtype) for dtype in DTYPES)
+        for data in ("relu6", "equal", "offset"):  # in float64 the truth is no more exact itself
+            yield from (
+                replace(case, data=data, dtype=dtype) for dtype in DTYPES if dtype.itemsize < 8
+            )
+    for layout in LAYOUTS:
+        yield Case(layout=layout, grad_layout=layout, form="normalized", data="relu6")
+
+
 def _grid() -> Iterator[Case]:
     for layout in NATIVE_LAYOUTS:
         for size, _ in SHAPES.values():
@@ -346,6 +370,7 @@ def _grid() -> Iterator[Case]:
         yield from (Case(dtype=dtype, layout=layout) for dtype in DTYPES)
         yield Case(SHAPES["c17"][0], layout=layout, alpha="nck", data="relu6")
     yield from _side_by_side()
+    yield from _normalized()
     yield Case(SHAPES["no_batch_gray"][0], alpha="ck", candidates=CANDIDATES["one_avg"])
     for dtype in (torch.float16, torch.bfloat16):
         yield from (Case(dtype=dtype, alpha=a, alpha_dtype=torch.float32) for a in ALPHA_SHAPES)
@@ -370,6 +395,8 @@ def _data_grid() -> Iterator[Case]:
                 Case(data=data, layout=layout, candidates=CANDIDATES[names], form="stack")
                 for names in ("default", "pyramid")
             )
+            if data not in ("huge", "tiny"):  # whose squares are no numbers of the dtype
+                yield Case(data=data, layout=layout, form="normalized")
             # Equal candidates with weights of both signs: their infinities cancel into NaN.
             yield Case(
                 data=data, layout=layout, candidates=CANDIDATES["duplicates"], normalize=None
@@ -390,6 +417,7 @@ def _sweep_cases() -> Iterator[Case]:
     yield Case(candidates=CANDIDATES["largest"])
     yield Case(candidates=CANDIDATES["rectangular"], stride=2)
     yield Case(candidates=CANDIDATES["wide"], form="stack")
+    yield Case(form="normalized", dtype=torch.float64)
 
 
 SWEEP_CASES = tuple(_sweep_cases())

@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metapool_kernels import fused_meta_pool, fused_multi_pool, reference
+from metapool_kernels import (
+    fused_meta_pool,
+    fused_multi_pool,
+    fused_normalized_meta_pool,
+    reference,
+)
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.checks import check_stride
 from metapool_kernels.layout import is_channels_last, memory_format
@@ -40,6 +45,16 @@ def fused(backend: str) -> Function:
             return fused_multi_pool(there, case.candidates, backend=backend, **case.options).to(
                 "cpu"
             )
+        if case.form == "normalized":
+            out = fused_normalized_meta_pool(
+                x.to(DEVICE),
+                alpha.to(DEVICE),
+                case.candidates,
+                training=True,
+                backend=backend,
+                **case.options,
+            )
+            return out.to("cpu")
         return op(x, alpha, case.candidates, backend=backend, **case.options)
 
     return function
@@ -53,7 +68,25 @@ def definition(x: Tensor, alpha: Tensor, case: Case) -> Tensor:
         pools = (reference.pool(x, each, steps, case.count_include_pad) for each in parsed)
         return torch.cat(list(pools), 1)
     weights = torch.softmax(alpha, -1) if case.normalize == "softmax" else alpha
+    if case.form == "normalized":
+        return _normalized_mix(x, weights, case)
     return reference.mix(x, weights, parsed, steps, case.count_include_pad)
+
+
+def _normalized_mix(x: Tensor, weights: Tensor, case: Case) -> Tensor:
+    """The mixed operation of DARTS, where a BatchNorm follows each pooling."""
+    total = torch.zeros(())
+    for weight, name in zip(weights[..., None, None].unbind(-3), case.candidates, strict=True):
+        candidate = parse_candidates((name,))[0]
+        pooled = reference.pool(x, candidate, check_stride(case.stride), case.count_include_pad)
+        if "_pool_" in name and x.dtype is torch.float64:  # to every order, and under transforms
+            deviations = pooled - pooled.mean((0, 2, 3), keepdim=True)
+            variance = deviations.square().mean((0, 2, 3), keepdim=True)
+            pooled = deviations * (variance + 1e-5).rsqrt()
+        elif "_pool_" in name:
+            pooled = F.batch_norm(pooled, None, None, training=True)
+        total = total + weight * pooled
+    return total
 
 
 def truth(x: Tensor, alpha: Tensor, case: Case) -> Tensor:
@@ -186,13 +219,33 @@ def magnitudes(
 ) -> Mapping[str, float]:
     """For each result the largest sum of magnitudes of the terms of one element."""
     weights = torch.softmax(alpha.double(), -1) if case.normalize == "softmax" else alpha.double()
+    times = 1
+    if case.form == "normalized":  # three terms each, that of the mixture and two of the moments
+        case, weights, times = replace(case, form="mix"), weights * _scales(x, case), 3
     finite_x = x.double().nan_to_num(0.0, 0.0, 0.0)
     raw = replace(case, normalize=None)
     sums = run(truth, raw, finite_x.abs(), weights.abs(), grad_out.double().abs(), ALL)
     sums["grad_x"] = run(
         truth, raw, x.double(), weights.abs(), grad_out.double().abs(), ("grad_x",)
     )["grad_x"]
-    return {name: sums[name].max().item() if sums[name].numel() else 0.0 for name in wants}
+    return {name: times * sums[name].max().item() if sums[name].numel() else 0.0 for name in wants}
+
+
+def _scales(x: Tensor, case: Case) -> Tensor:
+    """What poolings are multiplied by where they are normalised, (C, K); of finite numbers."""
+    scales = []
+    for name in case.candidates:
+        candidate = parse_candidates((name,))[0]
+        finite = x.double().nan_to_num(0.0, 0.0, 0.0)
+        pooled = reference.pool(
+            finite, candidate, check_stride(case.stride), case.count_include_pad
+        )
+        variance = (
+            pooled.var((0, 2, 3), correction=0) if pooled.numel() else x.new_zeros(x.shape[1])
+        )
+        scale = (variance.double() + 1e-5).rsqrt()
+        scales.append(scale if "_pool_" in name else torch.ones_like(scale))
+    return torch.stack(scales, -1)
 
 
 def terms(case: Case, name: str) -> int:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benches import opencv
+from benches import normalized, opencv
 from benches.cases import Case, Mode, benchmark_cases, report_cases
 from benches.figures import best_torch_peer, rows
 from benches.measure import measure, problem
@@ -119,3 +119,15 @@ def test_a_wrong_pyramid_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PYRAMIDS, "ours", lambda x: torch.cat([x, x, x, x], 1))
     with pytest.raises(AssertionError, match=r"^ours"):
         check((1, 5, 14, 15), "NCHW")
+
+
+@pytest.mark.parametrize("layout", normalized.LAYOUTS)
+def test_normalised_mixtures_agree(layout: str) -> None:
+    normalized.check((2, 5, 14, 15), layout)
+
+
+def test_a_wrong_normalised_mixture_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = normalized.MIXTURES["poolings, sum"]
+    monkeypatch.setitem(normalized.MIXTURES, "ours", plain)
+    with pytest.raises(AssertionError, match="not close"):
+        normalized.check((2, 5, 14, 15), "NCHW")

@@ -27,6 +27,7 @@ CASES = [
     Case(layout="sliced", candidates=CANDIDATES["no_skip"], stride=2, normalize=None),
     Case(candidates=CANDIDATES["strips"], count_include_pad=False, alpha="ck"),
     Case(candidates=CANDIDATES["pyramid"], form="stack"),
+    Case(form="normalized"),
 ]
 
 

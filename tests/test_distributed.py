@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metapool_kernels import SpatialEnhancer
+from metapool_kernels import NormalizedMetaPool2d, SpatialEnhancer
 from metapool_kernels.dispatch import BACKENDS as PREDICATES
 from tests.backends import BACKENDS
 
@@ -111,6 +111,37 @@ def whole_state(network: nn.Module) -> dict[str, Tensor]:
     return dict(get_model_state_dict(network, options=options))
 
 
+SHARES = slice(0, 3), slice(3, 4)
+"""Of the batch, for processes whose statistics count together: not the same number for each."""
+
+
+def make_synced(backend: str, group: object = None) -> nn.Sequential:
+    """Poolings that are normalised by the statistics of all processes of a group."""
+    torch.manual_seed(0)
+    pool = NormalizedMetaPool2d(5, per_channel=True, process_group=group, backend=backend)
+    with torch.no_grad():
+        pool.alpha.mul_(1000)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), pool, nn.Hardswish(), nn.AdaptiveAvgPool2d(1))
+    return network.append(nn.Flatten()).append(nn.Linear(5, 4)).double()
+
+
+def derivatives(
+    network: nn.Sequential, images: Tensor, labels: Tensor
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Gradients of a sum over images, and a product with its Hessian; the statistics that run."""
+    parameters = dict(network.named_parameters())
+    loss = nn.functional.cross_entropy(network(images), labels, reduction="sum")
+    plain = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+    twice = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    along = sum((grad * grad.new_ones(grad.shape)).sum() for grad in twice)
+    assert isinstance(along, Tensor)
+    second = torch.autograd.grad(along, list(parameters.values()))
+    found = dict(network.named_buffers())
+    for order, grads in (("first", plain), ("again", twice), ("second", second)):
+        found |= {f"{order} {name}": g for name, g in zip(parameters, grads, strict=True)}
+    return {name: tensor.detach().clone() for name, tensor in found.items()}, [loss.item()]
+
+
 def rank_main(rank: int, backends: list[str], folder: Path) -> None:
     """One of the processes: trains on its share, under each wrapper, and writes what came out."""
     torch.set_num_threads(1)
@@ -123,6 +154,11 @@ def rank_main(rank: int, backends: list[str], folder: Path) -> None:
             network = wrap(make_network(backend))
             losses = train(network, *(tensor.chunk(WORLD)[rank] for tensor in batch()))
             found[kind, backend] = whole_state(network), losses
+    for backend in backends:
+        network = make_synced(backend, torch.distributed.group.WORLD)
+        found["synced", backend] = derivatives(
+            network, *(tensor[SHARES[rank]] for tensor in batch())
+        )
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -193,3 +229,17 @@ def test_two_processes_learn_what_one_does(backend: str, kind: str, ranks: list[
             if name.endswith("alpha"):
                 assert not torch.allclose(state[name], start[name], rtol=1e-3), "nothing learnt"
         make_network(backend).load_state_dict(state)
+
+
+def test_statistics_of_all_processes(backend: str, ranks: list[Found]) -> None:
+    """As one process has them, and derivatives of both orders; with batches of different sizes."""
+    right, losses = derivatives(make_synced(backend), *batch())
+    states, halves = zip(*(found["synced", backend] for found in ranks), strict=True)
+    assert sum(half[0] for half in halves) == pytest.approx(losses[0], rel=1e-12)
+    for name, value in right.items():
+        parts = [state[name] for state in states]
+        got = sum(parts) if " " in name else parts[0]  # gradients add up, statistics are the same
+        assert torch.allclose(got, value, rtol=1e-9, atol=1e-11), name
+        assert " " in name or torch.equal(*parts)
+    alone, _ = derivatives(make_synced(backend), *(tensor[SHARES[0]] for tensor in batch()))
+    assert not torch.allclose(alone["first 0.weight"], states[0]["first 0.weight"], rtol=1e-3)

@@ -29,6 +29,7 @@ def _small_cases() -> Iterator[Case]:
         yield replace(base, candidates=("avg_pool_7x7", "avg_pool_1x1"), count_include_pad=False)
         for names in (mixed, ("max_pool_3x5", "avg_pool_3x3", "max_pool_3x5")):
             yield replace(base, candidates=names, form="stack")
+            yield replace(base, candidates=names, form="normalized")
         yield replace(base, candidates=pools, count_include_pad=False, stride=2, form="stack")
     yield replace(SMALL, layout="sliced", candidates=mixed)
 

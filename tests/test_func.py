@@ -19,6 +19,7 @@ CASES = [
         ("ck", ("avg_pool_3x3", "max_pool_1x3"), {"normalize": None}),
         ("n1k", ("max_pool_5x5", "none", "avg_pool_1x3"), {}),
         ("k", ("max_pool_3x3", "skip_connect", "avg_pool_3x3"), {"form": "stack"}),
+        ("k", ("max_pool_3x3", "skip_connect", "avg_pool_3x3"), {"form": "normalized"}),
     ]
 ]
 

@@ -3,6 +3,8 @@
 500 and more of each backend in CI; ``make fuzz`` draws 20,000.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,26 @@ def test_forward_and_backward(name: str, case: Case) -> None:
 @given(case=drawn_cases(ANY, cases.DTYPES))
 def test_any_data(name: str, case: Case) -> None:
     judge.judge(judge.fused(require(name)), case, ("grad_x",))
+
+
+def _counts(case: Case) -> int:
+    """Values of a channel, by which it is normalised."""
+    rows, columns = case.stride if isinstance(case.stride, tuple) else (case.stride, case.stride)
+    n, _, h, w = case.size
+    return n * len(range(0, h, rows)) * len(range(0, w, columns))
+
+
+@pytest.mark.every
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "reference"])
+@given(
+    case=drawn_cases(["normal", "relu6", "distinct", "nan", "nan_inf"], (torch.float32,)).filter(
+        lambda case: _counts(case) > 8
+    )
+)
+def test_normalised(name: str, case: Case) -> None:
+    """By the moments of so many values that their variance does not vanish."""
+    judge.judge(judge.fused(require(name)), replace(case, form="normalized"))
 
 
 @pytest.mark.every

@@ -218,6 +218,31 @@ def test_opcheck_backward(name: str, suffix: str, case: Case, requires_grad: boo
             torch.library.opcheck(op, arguments, test_utils=TRACED)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the ops are those of the CPU kernels")
+def test_opcheck_for_normalising(dtype: torch.dtype, channels_last: bool) -> None:
+    case = Case((2, 5, 6, 7), dtype, "channels_last" if channels_last else "contiguous")
+    x, _, grad_out = case.tensors()
+    terms = [torch.randn(5, len(NAMES), dtype=judge.accumulation(dtype)) for _ in range(3)]
+    arguments = arguments_of(_spec(case, x))
+    ops = torch.ops.metapool_kernels
+    for op, tensors in (
+        (ops.meta_pool_moments, (x,)),
+        (ops.meta_pool_products, (grad_out, x, terms[0])),
+        (ops.meta_pool_affine_fwd, (x, terms[0], terms[1][:, :1])),
+        (ops.meta_pool_affine_bwd, (grad_out, x, *terms, terms[0])),
+    ):
+        torch.library.opcheck(
+            op.default, (*tensors, *arguments), test_utils=(*STATIC_CHECKS, *TRACED)
+        )
+        for k, tensor in enumerate(tensors):  # one too few of something, each in turn
+            if tensor is not x:
+                wrong = [*tensors[:k], tensor[1:], *tensors[k + 1 :]]
+                with pytest.raises(RuntimeError, match="meta_pool: "):
+                    op(*wrong, *arguments)
+
+
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.every
 def test_opcheck_with_values(name: str) -> None:

@@ -68,6 +68,16 @@ def test_sizes(
     judge.judge(judge.fused(native), Case(SIZES[size][0], dtype, layout, data, alpha=alpha))
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+def test_normalised_sizes(native: str, size: str, layout: str, dtype: torch.dtype) -> None:
+    """Moments and products of strips, and fields of what their neighbours send."""
+    case = Case(SIZES[size][0], dtype, layout, "relu6", alpha="nck", form="normalized")
+    judge.judge(judge.fused(native), case)
+
+
 WIDE = [
     *((f"max_pool_{size}x{size}",) for size in (9, 11, 13, 15)),
     (*CANDIDATES["pyramid"], "avg_pool_3x3", "avg_pool_7x7"),
@@ -91,7 +101,7 @@ def test_wide_windows(
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("form", ["mix", "stack"])
+@pytest.mark.parametrize("form", ["mix", "stack", "normalized"])
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
 @pytest.mark.parametrize(
     ("alpha", "dtype", "candidates"),

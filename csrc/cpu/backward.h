@@ -10,6 +10,7 @@
 #pragma once
 
 #include "maps.h"
+#include "moments.h"
 #include "weights.h"
 #include "windows.h"
 #include "winners.h"
@@ -30,9 +31,10 @@ class Backward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
+        terms_(plan, arena),
         winners_(plan, shape_, plan.max.count > 0, arena),
         nested_(plan.count_include_pad && plan.form == Form::kMix),
-        maps_(plan.form == Form::kStack ? plan.num_pools : 1),
+        maps_(plan.form == Form::kMix ? 1 : plan.num_pools),
         exact_(plan.stride_w == 1 && shape_.padded_w == plan.w),
         chains_((plan.w * kLanes - 1) / kChainElements + 1),
         links_(chains_ > 1 ? kChain : (plan.w * kLanes - 1) / kPackedLanes + 1) {
@@ -47,6 +49,7 @@ class Backward {
     zeros_ = arena.take_row<Acc>(size, 0);
     x_row_ = kValue ? arena.take_row<Acc>(size, nan) : nullptr;
     other_row_ = maps_ < plan.pools.count ? arena.take_row<Acc>(size, 0) : nullptr;
+    if (plan.form == Form::kMoments) shared_grads_ = arena.take_row<Acc>(2 * size, 0);
     grad_row_ = arena.take_row<Acc>(size, 0);
     outputs_ = arena.take_row<Acc>(size, 0);
     parts_ = arena.take_row<Acc>(2 * plan.num_pools * chains_ * kPackedLanes, 0);
@@ -67,6 +70,7 @@ class Backward {
     task_ = &task;
     wants_weights_ = share != nullptr;
     weights_.load(args_.weights, task);
+    if (plan_.form == Form::kMoments) terms_.load(args_, task);
     next_line_ = 0;
     int64_t next = output_from(task.row_begin - plan_.radius_h);
     for (int64_t line = task.row_begin; line < task.row_end;) {
@@ -117,10 +121,13 @@ class Backward {
     }
   }
 
-  // Loads row i of grad_out, or of all maps that lie side by side: those of one pooling are added
-  // up.
-  void load_gradients(const Lines& grad_out, int64_t i) {
+  // Loads row i of grad_out, number r of a pair, or of all maps that lie side by side: those of one
+  // pooling are added up.
+  void load_gradients(const Lines& grad_out, int64_t i, int r) {
     if (plan_.form == Form::kMix) return grad_out.load(i, grads_[i] + shape_.cell(0));
+    if (plan_.form == Form::kMoments) {
+      return grad_out.load(i, shared_grads(r) + shape_.cell(0));
+    }
     for (int k = 0; k < plan_.pools.count; ++k) {
       if (plan_.pools.data[k] == plan_.none.index) continue;
       Acc* const row = grads_[i * maps_ + plan_.pools.data[k]];
@@ -138,8 +145,8 @@ class Backward {
     }
   }
 
-  // What was loaded of row i for a pooling.
-  const Acc* gradients_of(const PoolItem& item, int64_t i) const {
+  // Row i of what is sent to a pooling.
+  Acc* gradients_of(const PoolItem& item, int64_t i) const {
     return grads_[plan_.form == Form::kMix ? i : i * maps_ + item.index];
   }
 
@@ -151,13 +158,17 @@ class Backward {
     const int64_t center = i * plan_.stride_h;
     load_lines(x, values, first_valid(center, plan_.radius_h),
                last_valid(center + kRows - 1, plan_.radius_h, plan_.h));
+    const bool sends = plan_.form == Form::kMoments;  // what depends on pooled rows
     bool counted[kRows];
     for (int r = 0; r < kRows; ++r) {
-      load_gradients(grad_out, i + r);
+      load_gradients(grad_out, i + r, r);
       counted[r] = wants_weights_ && owns(center + r);
     }
-    if (plan_.avg.count > 0 && (counted[0] || counted[kRows - 1])) sum_values<kRows>(center);
+    if (plan_.avg.count > 0 && (sends || counted[0] || counted[kRows - 1])) {
+      sum_values<kRows>(center);
+    }
     for (int r = 0; r < kRows; ++r) {
+      if (sends) send_to_rows(center, r, i + r);
       if (counted[r]) add_pooled_rows(center, r, grads_[i + r]);
     }
     if (plan_.max.count > 0) {
@@ -170,6 +181,7 @@ class Backward {
               pooled[v] = winners[v].key;
               if constexpr (kValue) pooled[v] = winners[v].value;
             }
+            if (sends) send<kGroup, kStep>(plan_.max.data[m], r, i + r, at, pooled);
             if (counted[r]) {
               add_products<kGroup, kStep>(plan_.max.data[m].index, r, at, pooled, grads_[i + r]);
             }
@@ -211,29 +223,58 @@ class Backward {
     column_windows<kRows>(shape_, lines + plan_.radius_h, sums_, Sum{});
   }
 
-  // Adds the products of a row of grad_out with all pooled rows but the maxima.
+  // Adds the products of a row of grad_out with all pooled rows but the maxima. Sums of averages
+  // are not divided yet where padding counts, see flush().
   void add_pooled_rows(int64_t center, int r, const Acc* grads) {
-    const auto add = [&](int k, const auto& pooled_at) METAPOOL_LAMBDA {
-      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
-        add_products<B::kVectors, B::kStep>(k, r, at, pooled_at(at).vector, grads);
-      });
-    };
     if (plan_.none.index >= 0) {
-      add(plan_.none.index, [&](int64_t) METAPOOL_LAMBDA { return B::zero(); });
+      shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
+        const B zeros = B::zero();
+        add_products<B::kVectors, B::kStep>(plan_.none.index, r, at, zeros.vector, grads);
+      });
     }
+    for_each_linear(center, r,
+                    [&](const PoolItem& item, int64_t at, const B& pooled) METAPOOL_LAMBDA {
+                      add_products<B::kVectors, B::kStep>(item.index, r, at, pooled.vector, grads);
+                    });
+  }
+
+  // Calls body(item, at, block) for each block of the identity and of the sums of averages.
+  template <typename Body>
+  METAPOOL_INLINE void for_each_linear(int64_t center, int r, const Body& body) {
     if (plan_.skip.index >= 0) {
       const Acc* const values = values_[center + r];
-      add(plan_.skip.index, [&](int64_t at) METAPOOL_LAMBDA { return B::load(values + at); });
+      shape_.for_each_block([&](int64_t at)
+                                METAPOOL_LAMBDA { body(plan_.skip, at, B::load(values + at)); });
     }
     for (const PoolItem& item : plan_.avg) {
       const Acc* const row = sums_.out[item.radius_h][r];
       with_radius<kUnroll>(item.radius_w, [&](auto radius) METAPOOL_LAMBDA {
-        add(item.index, [&](int64_t at) METAPOOL_LAMBDA {
+        shape_.for_each_block([&](int64_t at) METAPOOL_LAMBDA {
           B pooled = row_windows<kLanes>(row + at, radius, Sum{});
           weights_.divide(item, center + r, at, pooled);
-          return pooled;
+          body(item, at, pooled);
         });
       });
+    }
+  }
+
+  // Writes row i of what all poolings but the maxima are sent.
+  void send_to_rows(int64_t center, int r, int64_t i) {
+    for_each_linear(center, r, [&](const PoolItem& item, int64_t at, B pooled) METAPOOL_LAMBDA {
+      if (item.index != plan_.skip.index) weights_.divide_by_area(item, pooled);
+      send<B::kVectors, B::kStep>(item, r, i, at, pooled.vector);
+    });
+  }
+
+  // Writes kCount vectors, kStep elements apart, of what a pooling is sent.
+  template <int kCount, int kStep>
+  METAPOOL_INLINE void send(const PoolItem& item, int r, int64_t i, int64_t at,
+                            const Vec<Acc>* pooled) const {
+    for (int v = 0; v < kCount; ++v) {
+      const int64_t offset = at + v * kStep;
+      const Vec<Acc> sent = terms_.sent(item, offset, load(shared_grads(r) + offset),
+                                        pooled[v] + terms_.minus_shift(item, offset));
+      store(gradients_of(item, i) + offset, of_outputs(sent, offset));
     }
   }
 
@@ -432,6 +473,9 @@ class Backward {
     }
   }
 
+  // In Form::kMoments, a row of grad_out, number r of a pair.
+  Acc* shared_grads(int r) const { return shared_grads_ + r * shape_.size; }
+
   // For maximum `m` of output row i, the codes of the winners' lines.
   int8_t* winner_lines(int64_t i, int m) const { return winner_lines_[i * plan_.max.count + m]; }
 
@@ -445,6 +489,7 @@ class Backward {
   const BackwardArgs& args_;
   const RowShape<Acc, kLanes> shape_;
   Weights<Acc, kLanes> weights_;
+  FieldTerms<Acc> terms_;
   Winners<Acc, kLanes, true, kValue> winners_;
   const bool nested_;   // windows of all averages are summed together, as they differ in size alone
   const int64_t maps_;  // of gradients: one, or one for each pooling
@@ -453,7 +498,7 @@ class Backward {
   RowRing<Acc> values_, grads_, scaled_, routed_;
   ColumnRows<Acc> sums_;
   RowRing<int8_t> winner_lines_;
-  Acc *zeros_, *x_row_, *other_row_, *grad_row_, *outputs_, *parts_;
+  Acc *zeros_, *x_row_, *other_row_, *grad_row_, *outputs_, *parts_, *shared_grads_ = nullptr;
   double* weight_sums_;  // [num_pools][16]
   const Task* task_ = nullptr;
   bool wants_weights_ = false;

@@ -111,8 +111,8 @@ void OwnedPlan::group_candidates(const std::vector<int64_t>& codes) {
       pools[k] = item.index;
       order.push_back(k);
     }
-    // Side by side all have the same weight, one: what they are sent is added up first.
-    item.end = plan.form == Form::kStack ? item.begin + 1 : static_cast<int>(order.size());
+    // Where poolings are not mixed each has the weight one: what it is sent is added up first.
+    item.end = plan.form == Form::kMix ? static_cast<int>(order.size()) : item.begin + 1;
     if (kind == Kind::kNone) plan.none = item;
     if (kind == Kind::kSkip) plan.skip = item;
     if (kind == Kind::kAvg) avg.push_back(item);
@@ -222,6 +222,51 @@ void run_backward(const Plan& plan, const cpu::Kernels& kernels, const BackwardA
   if (wants_weights) reduce_shares(plan, shares.data(), args);
 }
 
+// What a candidate's values are shifted by in products with another map.
+double shift_of(const Plan& plan, const ForwardArgs& args, int64_t plane, int64_t k) {
+  const WeightView& view = args.shifts;
+  const int64_t at =
+      plane / plan.c * view.stride_n + plane % plan.c * view.stride_c + k * view.stride_k;
+  return plan.dtype == DType::kFloat64
+             ? static_cast<const double*>(view.data)[at]
+             : static_cast<double>(static_cast<const float*>(view.data)[at]);
+}
+
+// Puts what was found of planes together from their strips, in a fixed order: means and squared
+// deviations, or sums.
+void combine_moments(const Plan& plan, const ForwardArgs& args, const double* shares) {
+  for (int64_t plane = 0; plane < plan.n * plan.c; ++plane) {
+    for (int64_t k = 0; k < plan.pools.count; ++k) {
+      double* const found = args.moments + 2 * (plane * plan.pools.count + k);
+      found[0] = found[1] = 0;
+      double count = 0;
+      for (int64_t strip = 0; strip < plan.strips; ++strip) {
+        const int64_t index = plane / plan.lanes * plan.strips + strip;
+        const cpu::Task task = cpu::task_at(plan, plan.h_out, index);
+        const int64_t lane = plane % plan.lanes, pool = plan.pools.data[k];
+        const double* const share =
+            shares + 2 * ((index * plan.lanes + lane) * plan.num_pools + pool);
+        if (args.other.data != nullptr) {
+          found[0] += share[0];
+          found[1] += share[1];
+          continue;
+        }
+        const auto more = static_cast<double>((task.row_end - task.row_begin) * plan.w_out);
+        const double apart = share[0] - found[0];
+        found[1] += share[1] + apart * apart * (count * more / (count + more));
+        found[0] += apart * (more / (count + more));
+        count += more;
+      }
+      // Candidates that name one pooling share its sums, and these the shift of the first.
+      int64_t first = 0;
+      while (plan.pools.data[first] != plan.pools.data[k]) ++first;
+      if (args.other.data == nullptr || first == k) continue;
+      const double apart = shift_of(plan, args, plane, first) - shift_of(plan, args, plane, k);
+      found[1] += apart * found[0];
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> isa_names() {
@@ -240,10 +285,15 @@ void meta_pool_fwd(const Problem& problem, const ForwardArgs& args,
   OwnedPlan owned(problem, args.x, rows);
   owned.plan.separate_values = !owned.max.empty() && !same_map(args.x, args.values);
   const Plan& plan = owned.plan;
+  const bool counts = plan.form == Form::kMoments;
+  std::vector<double> shares(counts ? 2 * plan.groups * plan.strips * plan.lanes * plan.num_pools
+                                    : 0);
   for_task_ranges(plan, kernels.forward_bytes(plan, args), parallel_for,
                   [&](int64_t begin, int64_t end, char* workspace) {
-                    kernels.forward(plan, args, begin, end, workspace);
+                    kernels.forward(plan, args, begin, end, workspace,
+                                    counts ? shares.data() : nullptr);
                   });
+  if (counts) combine_moments(plan, args, shares.data());
 }
 
 void meta_pool_bwd(const Problem& problem, const BackwardArgs& args,

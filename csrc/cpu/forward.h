@@ -1,11 +1,12 @@
 // Forward: streams over the lines of x once. One or two rows of the output at a time, the windows
 // are combined down the columns into a few rows; then along the row. What becomes of the pooled
-// rows is the form: weighted and added up into one, or stored side by side.
+// rows is the form: weighted and added up into one, stored side by side, or counted.
 #pragma once
 
 #include <new>
 
 #include "maps.h"
+#include "moments.h"
 #include "weights.h"
 #include "windows.h"
 #include "winners.h"
@@ -27,6 +28,7 @@ class Forward {
         args_(args),
         shape_(plan),
         weights_(plan, shape_, arena),
+        moments_(plan, args, arena),
         winners_(plan, shape_, kValue, arena) {
     const int64_t lines = 2 * plan.radius_h + 2;
     values_.allocate(arena, lines, shape_.size, Acc(0));
@@ -41,18 +43,23 @@ class Forward {
     x_row_ =
         kValue ? arena.take_row<Acc>(shape_.size, static_cast<Acc>(__builtin_nan(""))) : nullptr;
     out_row_ = arena.take_row<Acc>(2 * shape_.size, 0);
+    if (args.other.data != nullptr) {
+      other_rows_ = arena.take_row<Acc>(2 * plan.w_out * kLanes, 0);
+    }
     outs_ = arena.take<Lines>(count_outs());
   }
 
-  void run(const Task& task, const Task& next) {
+  // moments: [lanes][num_pools][2], where they are wanted.
+  void run(const Task& task, const Task& next, double* moments) {
     const Lines x(args_.x, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines values(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines out(args_.out, plan_, plan_.h_out, plan_.w_out, plan_.stride_w, task, next);
-    const bool mixes = plan_.form == Form::kMix;
     for (int k = 0; k < count_outs(); ++k) {
-      new (outs_ + k) Lines(mixes ? out : out.beside(k * args_.out_stride_k));
+      new (outs_ + k) Lines(plan_.form == Form::kStack ? out.beside(k * args_.out_stride_k) : out);
     }
-    weights_.load(args_.weights, task);
+    weights_.load(args_.weights, task, args_.constants);
+    const Lines other(args_.other, plan_, plan_.h_out, plan_.w_out, 1, task, next);
+    if (moments != nullptr) moments_.start(task);
     int64_t next_line = 0;
     for (int64_t i = task.row_begin; i < task.row_end;) {
       const int64_t center = i * plan_.stride_h;
@@ -62,9 +69,13 @@ class Forward {
       for (next_line = next_line > first ? next_line : first; next_line <= last; ++next_line) {
         load_line(x, values, next_line);
       }
+      for (int r = 0; args_.other.data != nullptr && r < rows; ++r) {
+        other.load(i + r, other_row(r));
+      }
       rows == 2 ? compute<2>(i) : compute<1>(i);
       i += rows;
     }
+    if (moments != nullptr) moments_.finish(task, moments);
   }
 
  private:
@@ -184,6 +195,7 @@ class Forward {
   }
 
   METAPOOL_INLINE Acc* out_row(int r) const { return out_row_ + r * shape_.size; }
+  Acc* other_row(int r) const { return other_rows_ + r * plan_.w_out * kLanes; }
 
   // Writes block_at(r, at) for each block of kRows rows into out_row_.
   template <int kRows, typename BlockAt>
@@ -193,10 +205,18 @@ class Forward {
     });
   }
 
-  // Stores a pooling's rows for each of its candidates, without a detour where a map takes them as
-  // they are.
+  // Counts a pooling's rows, or stores them for each of its candidates, without a detour where a
+  // map takes them as they are.
   template <int kRows, typename PooledAt>
   METAPOOL_INLINE void put(const PoolItem& item, int64_t i, const PooledAt& pooled_at) {
+    if (plan_.form == Form::kMoments) {
+      if (item.index < 0) return;
+      for_each_output<kRows>(pooled_at);
+      for (int r = 0; r < kRows; ++r) {
+        moments_.add_row(item, out_row(r) + shape_.cell(0), other_row(r), plan_.stride_w);
+      }
+      return;
+    }
     for (int k = 0; k < plan_.pools.count; ++k) {
       if (plan_.pools.data[k] != item.index) continue;
       if (kLanes > 1 && plan_.stride_w == 1 && outs_[k].as_row(i) != nullptr) {
@@ -226,11 +246,12 @@ class Forward {
   const ForwardArgs& args_;
   const RowShape<Acc, kLanes> shape_;
   Weights<Acc, kLanes> weights_;
+  Moments<Acc, kLanes> moments_;
   Winners<Acc, kLanes, false, kValue> winners_;
   RowRing<Acc> values_, picked_;
   RowRing<bool> nans_;
   ColumnRows<Acc> sums_, maxima_;
-  Acc *zeros_, *x_row_, *out_row_;
+  Acc *zeros_, *x_row_, *out_row_, *other_rows_ = nullptr;
   Lines* outs_;
 };
 

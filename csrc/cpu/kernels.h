@@ -6,6 +6,7 @@
 #include "forward.h"
 #include "streamed_backward.h"
 #include "streamed_forward.h"
+#include "streamed_moments.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
@@ -43,11 +44,15 @@ constexpr bool kHasStreamed =
 inline bool suits_streamed_forward(const Plan& plan) {
   return plan.form == Form::kMix && suits_streams(plan, kStreamedRadius);
 }
+inline bool suits_streamed_moments(const Plan& plan) {
+  return plan.form == Form::kMoments && suits_streams(plan, kStreamedRadius);
+}
 inline bool suits_streamed_backward(const Plan& plan) {
   const bool repeats = plan.form == Form::kStack && plan.num_pools < plan.pools.count;
   const bool too_wide =
       plan.w > ScatteredMaxima::kMostColumns && ScatteredMaxima::radii_of(plan) != 0;
-  return suits_streams(plan, kMaxRadius) && !repeats && !too_wide;
+  const int largest = plan.form == Form::kMoments ? kStreamedRadius : kMaxRadius;
+  return suits_streams(plan, largest) && !repeats && !too_wide;
 }
 
 inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
@@ -57,30 +62,34 @@ inline int64_t forward_bytes(const Plan& plan, const ForwardArgs& args) {
     typename V::ForwardKernel(plan, args, counting);
     if constexpr (kHasStreamed<V>) {
       if (suits_streamed_forward(plan)) StreamedForward(plan, args, counting);
+      if (suits_streamed_moments(plan)) StreamedMoments(plan, args, counting);
     }
   });
   return counting.used();
 }
 
 inline void forward(const Plan& plan, const ForwardArgs& args, int64_t begin, int64_t end,
-                    char* workspace) {
+                    char* workspace, double* moments) {
   with_variant(plan, [&](auto variant) {
     using V = decltype(variant);
     const auto task = [&](int64_t i) { return task_at(plan, plan.h_out, i < end ? i : end - 1); };
+    const auto share = [&](int64_t i) {
+      return moments == nullptr ? nullptr : moments + i * plan.lanes * plan.num_pools * 2;
+    };
     Arena arena(workspace);
     if constexpr (kHasStreamed<V>) {
-      if (suits_streamed_forward(plan)) {
-        StreamedForward streamed(plan, args, arena);
+      const auto stream = [&](auto streamed) {
         for (int64_t i = begin; i < end; ++i) {
-          if (streamed.run(task(i), task(i + 1))) continue;
+          if (streamed.run(task(i), task(i + 1), share(i))) continue;
           Arena rest = arena;
-          typename V::ForwardKernel(plan, args, rest).run(task(i), task(i + 1));
+          typename V::ForwardKernel(plan, args, rest).run(task(i), task(i + 1), share(i));
         }
-        return;
-      }
+      };
+      if (suits_streamed_forward(plan)) return stream(StreamedForward(plan, args, arena));
+      if (suits_streamed_moments(plan)) return stream(StreamedMoments(plan, args, arena));
     }
     typename V::ForwardKernel kernel(plan, args, arena);
-    for (int64_t i = begin; i < end; ++i) kernel.run(task(i), task(i + 1));
+    for (int64_t i = begin; i < end; ++i) kernel.run(task(i), task(i + 1), share(i));
   });
 }
 

@@ -82,7 +82,10 @@ METAPOOL_INLINE Task task_at(const Plan& plan, int64_t rows, int64_t index) {
 // that is aligned to 64 bytes and as large as the *_bytes say.
 struct Kernels {
   int64_t (*forward_bytes)(const Plan&, const ForwardArgs&);
-  void (*forward)(const Plan&, const ForwardArgs&, int64_t begin, int64_t end, char* workspace);
+  // moments: [tasks][lanes][num_pools][2], each task's mean and sum of squared deviations; null but
+  // for Form::kMoments.
+  void (*forward)(const Plan&, const ForwardArgs&, int64_t begin, int64_t end, char* workspace,
+                  double* moments);
   int64_t (*backward_bytes)(const Plan&, const BackwardArgs&);
   // shares: [tasks][share_rows][num_pools] in the accumulation type, each task's part of the
   // gradient of the weights; null where that is not wanted.

@@ -6,6 +6,8 @@
 
 #include <new>
 
+#include "moments.h"
+#include "pooled_rows.h"
 #include "scattered_maxima.h"
 #include "tree_maxima.h"
 
@@ -25,13 +27,16 @@ class StreamedBackward {
         shape_(plan),
         weights_(plan, shape_, arena),
         scales_(plan, arena),
+        terms_(plan, arena),
+        rows_(plan, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
-        maps_(plan.form == Form::kStack ? plan.num_pools : 1),
+        maps_(plan.form == Form::kMix ? 1 : plan.num_pools),
         wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
         grads_(arena.take<DenseLines>(maps_)),
+        shared_grads_(plan, plan.form == Form::kMoments ? chunk_ + 3 * plan.radius_h : 1, arena),
         trees_(plan, streamed_set(plan.max, kMaxRadius) & ~ScatteredMaxima::radii_of(plan),
                chunk_ + 2 * plan.radius_h, wants_x_, arena),
         scattered_(plan, chunk_ + 2 * plan.radius_h, wants_x_, arena) {
@@ -54,7 +59,8 @@ class StreamedBackward {
     const Lines grad_x(args_.grad_x, plan_, plan_.h, plan_.w, 1, task, next);
     wants_weights_ = share != nullptr;
     weights_.load(args_.weights, task);
-    if (!weights_.finite()) return false;
+    if (plan_.form == Form::kMoments) terms_.load(args_, task);
+    if (!weights_.finite() || !terms_.finite()) return false;
     fill_row(parts_, plan_.num_pools * kPackedLanes, 0.0f);
     fill_row(products_, plan_.num_pools * kPackedLanes, 0.0);
     pending_rows_ = 0;
@@ -64,6 +70,7 @@ class StreamedBackward {
     const int64_t end = last_valid(task.row_end - 1, 2 * radius, plan_.h) + 1;
     x_.start(task, begin);
     for (int k = 0; k < maps_; ++k) grads_[k].start(task, first_valid(task.row_begin, radius));
+    shared_grads_.start(task, first_valid(task.row_begin, radius));
     const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
     // Rows of x beyond the task's have products with its rows of grad_out.
     int64_t row = first_valid(task.row_begin, radius);
@@ -75,6 +82,7 @@ class StreamedBackward {
       const int64_t line_end = line + chunk_ < end ? line + chunk_ : end;
       x_.load_to(line_end - 1, x, check);
       load_gradients(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
+      if (plan_.form == Form::kMoments) send(line_end - 1, line_end == end, last_grad);
       if (!finite) return false;
       trees_.find_in_rows(line, line_end, x_);
       scattered_.find_in_rows(line, line_end, x_);
@@ -107,7 +115,7 @@ class StreamedBackward {
   // A chunk ends where sums are handed on, so this must not depend on the instruction set.
   static int64_t lines_at_a_time(const Plan& plan) {
     int64_t lines = kLargestRing;
-    const int64_t maps = plan.form == Form::kStack ? plan.num_pools : 1;
+    const int64_t maps = plan.form == Form::kMix ? 1 : plan.num_pools;
     const int64_t bytes = plan.w * kPackedLanes * sizeof(float) * (1 + maps + plan.max.count);
     const int64_t smallest = plan.radius_h > kStreamedRadius ? 2 * kSmallestRing : kSmallestRing;
     while (lines > smallest && lines * bytes > kChunkBytes) lines /= 2;
@@ -125,17 +133,35 @@ class StreamedBackward {
 
   // The lines of grad_out, or of the map beside others that belongs to a pooling.
   const DenseLines& gradients_of(const PoolItem& item) const {
-    return grads_[plan_.form == Form::kStack ? item.index : 0];
+    return grads_[plan_.form == Form::kMix ? 0 : item.index];
   }
 
   template <typename Check>
   void load_gradients(int64_t last, const Lines& grad_out, const Check& check) {
     if (plan_.form == Form::kMix) return grads_[0].load_to(last, grad_out, check);
+    if (plan_.form == Form::kMoments) return shared_grads_.load_to(last, grad_out, check);
     for (int k = 0; k < plan_.pools.count; ++k) {
       const int map = plan_.pools.data[k];
       if (map == plan_.none.index) continue;
       grads_[map].load_to(last, grad_out.beside(k * args_.grad_out_stride_k), check);
     }
+  }
+
+  // Makes the lines of what each pooling is sent, up to those that its windows are known for with x
+  // up to line `last`.
+  void send(int64_t last, bool all, int64_t last_grad) {
+    rows_.for_each([&](const PoolItem& item, const auto& write) {
+      if (item.index == plan_.none.index) return;
+      const bool limited = !all && last - item.radius_h < last_grad;
+      const auto fill = [&](int64_t line, float* row) {
+        write(x_, line, terms_.minus_shifts(item), row);
+        const float* const grads = shared_grads_[line];
+        for (int64_t at = 0; at < row_size_; at += kVectorLanes<float>) {
+          store(row + at, terms_.sent(item, at, load(grads + at), load(row + at)));
+        }
+      };
+      grads_[item.index].fill_to(limited ? last - item.radius_h : last_grad, fill);
+    });
   }
 
   // Adds the products of row i of x with the rows of grad_out that the task owns; for the task's
@@ -264,6 +290,8 @@ class StreamedBackward {
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
   const BorderScales scales_;
+  FieldTerms<float> terms_;
+  const PooledRows rows_;
   const int averages_;  // their radii
   const int maps_;      // of gradients: one, or one for each pooling
   const bool wants_x_;
@@ -271,6 +299,7 @@ class StreamedBackward {
   const int64_t row_size_, chunk_;
   DenseLines x_;
   DenseLines* grads_;
+  DenseLines shared_grads_;  // in Form::kMoments, grad_out itself
   TreeMaxima trees_;
   ScatteredMaxima scattered_;
   float *zeros_, *unused_, *grad_x_;

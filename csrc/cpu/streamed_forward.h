@@ -26,10 +26,10 @@ class StreamedForward {
   }
 
   // False where x has NaN or weights are not finite: then nothing can be said of `out`.
-  bool run(const Task& task, const Task& next) {
+  bool run(const Task& task, const Task& next, double*) {
     const Lines x(args_.values, plan_, plan_.h, plan_.w, 1, task, next);
     const Lines out(args_.out, plan_, plan_.h, plan_.w, 1, task, next);
-    weights_.load(args_.weights, task);
+    weights_.load(args_.weights, task, args_.constants);
     if (!weights_.finite()) return false;
     x_.start(task, first_valid(task.row_begin, plan_.radius_h));
     bool nan = false;
@@ -75,7 +75,9 @@ class StreamedForward {
     // As far from an edge, columns are still in windows that reach beyond it.
     if (!plan_.count_include_pad) averages.border = 2 * largest_radius(averages_);
     for (const PoolItem& item : plan_.max) maxima.weights[item.radius_w] = weights_.of(item);
+    averages.start = weights_.start();
     averages.out = maxima.out = out;
+    maxima.adds = true;
     averages.columns = maxima.columns = plan_.w;
     averages.pitch = maxima.pitch = pitch;
     with_set(averages_, [&](auto set) METAPOOL_LAMBDA {

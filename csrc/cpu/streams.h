@@ -190,6 +190,7 @@ struct AverageRow {
   const float* lines[2 * kStreamedRadius + 1];  // zeros beyond the map
   const float* weights[kStreamedRadius + 1];
   const float *x, *x_weights;  // of the identity, null where there is none
+  const float* start;          // what is added to, for each lane; null for zeros
   float* out;
   bool adds;               // to what `out` holds
   int64_t columns, pitch;  // of `out`: elements from pixel to pixel
@@ -219,7 +220,9 @@ void stream_averages(const AverageRow row) {
     const auto load_pixel = [&](const float* pixels, int64_t column) METAPOOL_LAMBDA {
       return load(pixels + column * kPackedLanes + slot);
     };
-    Floats acc[2 * kRadius + 1] = {};     // the outputs around the column that is added
+    const Floats start = row.start == nullptr ? Floats{} : load(row.start + slot);
+    Floats acc[2 * kRadius + 1];  // the outputs around the column that is added
+    for (Floats& output : acc) output = start;
     Floats others[2 * kRadius + 1] = {};  // the other row's pixels there
     Floats parts[kRadius + 1] = {}, x_part{};
     const auto for_each_part = [&](auto body) METAPOOL_LAMBDA {
@@ -285,7 +288,7 @@ void stream_averages(const AverageRow row) {
       float* const to = row.out + column * row.pitch + slot;
       if (column >= 0) store(to, row.adds ? load(to) + acc[0] : acc[0]);
       for (int i = 0; i < 2 * kRadius; ++i) acc[i] = acc[i + 1];
-      acc[2 * kRadius] = Floats{};
+      acc[2 * kRadius] = start;
     };
 
     for (int64_t column = 0; kProducts && column < kRadius; ++column) push_other(column);
@@ -315,11 +318,13 @@ void stream_averages(const AverageRow row) {
 struct MaximumRow {
   const float* lines[2 * kStreamedRadius + 1];  // the map's edge again beyond it; no NaN
   const float* weights[kStreamedRadius + 1];
+  const float* start;  // as in AverageRow
   float* out;
+  bool adds;
   int64_t columns, pitch;
 };
 
-// out += the weighted maxima of radii kSet.
+// out = (or +=) the weighted maxima of radii kSet.
 template <int kSet>
 void stream_maxima(const MaximumRow row) {
   constexpr int kRadius = largest_radius(kSet);
@@ -332,7 +337,9 @@ void stream_maxima(const MaximumRow row) {
     first.reset();
     second.reset();
     third.reset();
-    Floats acc[kRadius + 1] = {};  // the outputs up to the column that is added
+    const Floats start = row.start == nullptr ? Floats{} : load(row.start + slot);
+    Floats acc[kRadius + 1];  // the outputs up to the column that is added
+    for (Floats& output : acc) output = start;
 
     const auto push = [&](auto& stream, auto radius, Floats maximum) METAPOOL_LAMBDA {
       if constexpr (contains(kSet, radius)) {
@@ -359,10 +366,10 @@ void stream_maxima(const MaximumRow row) {
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
       if (column >= 0) {
         float* const to = row.out + column * row.pitch + slot;
-        store(to, load(to) + acc[0]);
+        store(to, row.adds ? load(to) + acc[0] : acc[0]);
       }
       for (int i = 0; i < kRadius; ++i) acc[i] = acc[i + 1];
-      acc[kRadius] = Floats{};
+      acc[kRadius] = start;
     };
 
     for (int64_t column = 0; column < row.columns; ++column) {

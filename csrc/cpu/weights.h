@@ -15,6 +15,13 @@ METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
 // equal ones are rounded the same way each time, and a longer chain would drift.
 constexpr int64_t kChain = 16;
 
+// A number of a plane, for candidate k.
+template <typename Acc>
+METAPOOL_INLINE Acc weight_at(const WeightView& view, const Plan& plan, int64_t plane, int64_t k) {
+  return static_cast<const Acc*>(view.data)[plane / plan.c * view.stride_n +
+                                            plane % plan.c * view.stride_c + k * view.stride_k];
+}
+
 // Writes a task's share of the gradient of the weights; sums: [num_pools][16], by lane.
 template <typename Acc>
 void write_share(const Plan& plan, const Task& task, const double* sums, Acc* share) {
@@ -59,22 +66,23 @@ class Weights {
     }
   }
 
-  // Without weights, as for poolings side by side, each is one.
-  void load(const WeightView& view, const Task& task) {
+  // Only a mixture has weights; elsewhere each is one.
+  void load(const WeightView& weights, const Task& task, const WeightView& constants = {}) {
     if (shared_) return;  // by all planes, and here already
-    shared_ = view.stride_n == 0 && view.stride_c == 0;
+    const WeightView view = plan_.form == Form::kMix ? weights : WeightView{};
+    shared_ = view.stride_n == 0 && view.stride_c == 0 && constants.data == nullptr;
     finite_ = true;
     for (int lane = 0; lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
-      const Acc* const from = static_cast<const Acc*>(view.data) + plane / plan_.c * view.stride_n +
-                              plane % plan_.c * view.stride_c;
       for (int p = 0; p < plan_.order.count; ++p) {
         const Acc weight =
-            view.data == nullptr ? Acc(1) : from[plan_.order.data[p] * view.stride_k];
+            view.data == nullptr ? Acc(1) : weight_at<Acc>(view, plan_, plane, plan_.order.data[p]);
         weights_[p * kPackedLanes + lane] = weight;
         finite_ &= weight - weight == 0;
       }
-      start_[lane] = 0;
+      start_[lane] =
+          constants.data == nullptr ? Acc(0) : weight_at<Acc>(constants, plan_, plane, 0);
+      finite_ &= start_[lane] - start_[lane] == 0;
       for (int p = plan_.none.begin; p < plan_.none.end; ++p) {
         start_[lane] += weights_[p * kPackedLanes + lane] * Acc(0);
       }
@@ -87,7 +95,7 @@ class Weights {
     }
   }
 
-  // Whether all weights are.
+  // Whether all weights and constants are.
   bool finite() const { return finite_; }
 
   // The [16] of an item with one candidate; averages_of() are those of its sums with counted
@@ -119,7 +127,9 @@ class Weights {
     return product;
   }
 
-  // Zeros times the weights of "none": NaN where those are not finite.
+  // What is added to: constants, and zeros times the weights of "none", NaN where those are not
+  // finite.
+  const Acc* start() const { return start_; }
   METAPOOL_INLINE B start(int64_t at) const {
     B block;
     for (int b = 0; b < B::kVectors; ++b) block.vector[b] = lane_values<kLanes>(start_, at, b);

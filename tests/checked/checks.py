@@ -64,6 +64,7 @@ SECTIONS = (
             _tests("strides are PyTorch's, with and without memory", "layout"),
             _tests("arrays: the NumPy entry points", "numpy"),
             _tests("poolings side by side, as in SPPF, against PyTorch's", "multi_pool"),
+            _tests("poolings normalised before they are mixed, against DARTS' own", "normalized"),
             _tests("names, modules", "candidates", "modules", "extra_candidates"),
         ),
     ),

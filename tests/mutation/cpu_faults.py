@@ -125,6 +125,31 @@ KERNELS = (
         "row.adds = true;",
         "row.adds = false;",
     ),
+    # Poolings that are normalised.
+    _kernel(
+        "chains of values are put together as if all began with one number",
+        "cpu/moments.h",
+        "(values * apart + 2 * sum) * apart + square;",
+        "square;",
+    ),
+    _kernel(
+        "a pooling is sent what its windows are not known for",
+        "cpu/streamed_backward.h",
+        "const bool limited = !all && last - item.radius_h < last_grad;",
+        "const bool limited = false;",
+    ),
+    _kernel(
+        "columns between outputs are sent something too",
+        "cpu/backward.h",
+        "store(gradients_of(item, i) + offset, of_outputs(sent, offset));",
+        "store(gradients_of(item, i) + offset, sent);",
+    ),
+    _kernel(
+        "the constant of a channel is left out of a row but for its beginning",
+        "cpu/streams.h",
+        "      acc[2 * kRadius] = start;",
+        "      acc[2 * kRadius] = Floats{};",
+    ),
     # Gradients that are scattered to the places of maxima.
     _kernel(
         "of equal elements of a wide window the last one is chosen",

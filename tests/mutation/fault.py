@@ -92,6 +92,7 @@ AREAS: dict[str, Area] = {
     "checks": Area((*_files("candidates", "bad_input"), *NOT_THE_DEFINITION)),
     "definition": Area(_files("forward", "layout", "modules")),
     "modules": Area(_files("modules", "extra_candidates")),
+    "normalised": Area((*_files("normalized", "distributed"), *NOT_THE_DEFINITION)),
     "plain": Area(_files("plain")),
     "stopping rule": Area(_files("stopping", "perturbation", folder="tests/search")),
     "bilevel step": Area(

@@ -315,4 +315,37 @@ MODULES = (
     ),
 )  # fmt: skip
 
-FAULTS = (*AUTOGRAD, *OPS, *DISPATCH, *CHECKS, *DEFINITION, *MODULES)
+NORMALISED = (
+    _in(
+        "normalised", "normalized.py", "processes with fewer images count as much as others",
+        "counts, means, squares = torch.stack(every, 1)",
+        "counts, means, squares = torch.stack(every, 1); counts = torch.ones_like(counts)",
+    ),
+    _in(
+        "normalised", "normalized.py", "each process sends back by its own sums",
+        "dist.all_reduce(sums, group=call.group)",
+        "pass",
+    ),
+    _in(
+        "normalised", "normalized.py", "the identity is sent back what normalising sends",
+        "sums[..., fixed] = 0",
+        "pass",
+    ),
+    _in(
+        "normalised", "normalized.py", "the constant is that of weights which are not rounded",
+        "constants = -(scaled.double() * mean).sum(-1, keepdim=True).to(weights.dtype)",
+        "constants = -(weights * scale * mean).sum(-1, keepdim=True).to(weights.dtype)",
+    ),
+    _in(
+        "normalised", "functional.py", "the running variance is the biased one",
+        "unbiased = moments.variance * (moments.size / (moments.size - 1))",
+        "unbiased = moments.variance",
+    ),
+    _in(
+        "normalised", "nn.py", "a reduced module shares its statistics",
+        "setattr(reduced, name, getattr(self, name)[rows])",
+        "setattr(reduced, name, getattr(self, name))",
+    ),
+)  # fmt: skip
+
+FAULTS = (*AUTOGRAD, *OPS, *DISPATCH, *CHECKS, *DEFINITION, *MODULES, *NORMALISED)

@@ -1,0 +1,200 @@
+"""What normalising takes beside the two ops: moments of poolings, and mixtures with constants.
+
+None of these is differentiable: :mod:`metapool_kernels.normalized` puts derivatives together from
+them. The CPU kernels have each in one pass; Triton and CUDA run their two kernels for it, once for
+each pooling where its values are needed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+from metapool_kernels.layout import empty_map, output_size
+from metapool_kernels.ops import (
+    LIBRARY,
+    SPEC_SCHEMA,
+    PoolSpec,
+    arguments_of,
+    meta_pool_bwd,
+    meta_pool_fwd,
+    one_by_one,
+)
+
+
+def _moments_fake(x: Tensor, candidates: Sequence[int], *arguments: Any) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], len(candidates), 2), dtype=torch.float64)
+
+
+def _products_fake(
+    grad_out: Tensor, x: Tensor, shifts: Tensor, candidates: Sequence[int], *arguments: Any
+) -> Tensor:
+    return _moments_fake(x, candidates)
+
+
+def _affine_fwd_fake(
+    x: Tensor,
+    weights: Tensor,
+    constants: Tensor,
+    candidates: Sequence[int],
+    stride: tuple[int, int],
+    count_include_pad: bool,
+    channels_last: bool,
+) -> Tensor:
+    n, c, h, w = x.shape
+    return empty_map(x, (n, c, *output_size((h, w), stride)), channels_last)
+
+
+def _affine_bwd_fake(
+    grad_out: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    offsets: Tensor,
+    slopes: Tensor,
+    shifts: Tensor,
+    candidates: Sequence[int],
+    stride: tuple[int, int],
+    count_include_pad: bool,
+    channels_last: bool,
+) -> Tensor:
+    return empty_map(x, x.shape, channels_last)
+
+
+def _define(name: str, tensors: str, fake: Any) -> Any:
+    tags = (torch.Tag.pt2_compliant_tag,)
+    LIBRARY.define(f"{name}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
+    torch.library.register_fake(f"metapool_kernels::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.metapool_kernels, name).default
+
+
+_MOMENTS = _define("meta_pool_moments", "Tensor x", _moments_fake)
+_PRODUCTS = _define(
+    "meta_pool_products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake
+)
+_AFFINE_FWD = _define(
+    "meta_pool_affine_fwd", "Tensor x, Tensor weights, Tensor constants", _affine_fwd_fake
+)
+_AFFINE_BWD = _define(
+    "meta_pool_affine_bwd",
+    "Tensor grad_out, Tensor x, Tensor weights, Tensor offsets, Tensor slopes, Tensor shifts",
+    _affine_bwd_fake,
+)
+
+
+def pool_moments(x: Tensor, spec: PoolSpec) -> Tensor:
+    """Of each plane of each pooling the mean, and the sum of squared deviations from it.
+
+    Args:
+        x: (N, C, H, W).
+        spec: the arguments that are not tensors.
+
+    Returns:
+        (N, C, K, 2) in float64.
+    """
+    if spec.backend == "cpu":
+        out: Tensor = _MOMENTS(x, *arguments_of(spec))
+        return _MOMENTS(x.double(), *arguments_of(spec)) if _overflowed(out, x) else out
+    one, specs = one_by_one(x, spec)
+    wide, moments = x.to(one.dtype), []
+    for single in specs:
+        pooled = meta_pool_fwd(wide, one, None, single)
+        variance, mean = torch.var_mean(pooled, (2, 3), correction=0)
+        deviations = variance.double() * (pooled.shape[2] * pooled.shape[3])
+        moments.append(torch.stack((mean.double(), deviations), -1))
+    return torch.stack(moments, 2)
+
+
+def _overflowed(moments: Tensor, x: Tensor) -> bool:
+    """Whether squares of deviations were more than float32 holds."""
+    if x.dtype is torch.float64 or x.device.type == "meta" or is_fake(x):
+        return False
+    return bool(moments[..., 1].isinf().any())
+
+
+def pool_products(grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec) -> Tensor:
+    """Of each plane the sum of ``grad_out``, and that of ``grad_out * (P_k(x) - shifts_k)``.
+
+    Args:
+        grad_out: (N, C, H_out, W_out) in the dtype of ``x``.
+        x: (N, C, H, W).
+        shifts: (C, K) in the accumulation dtype.
+        spec: the arguments that are not tensors.
+
+    Returns:
+        (N, C, K, 2) in float64.
+    """
+    if spec.backend == "cpu":
+        out: Tensor = _PRODUCTS(grad_out, x, shifts, *arguments_of(spec))
+        return out
+    one, specs = one_by_one(x, spec)
+    wide, wide_grads, products = x.to(one.dtype), grad_out.to(one.dtype), []
+    totals = wide_grads.sum((2, 3), dtype=torch.float64)
+    for k, single in enumerate(specs):
+        deviations = meta_pool_fwd(wide, one, None, single) - shifts[:, k, None, None]
+        products.append((deviations * wide_grads).sum((2, 3), dtype=torch.float64))
+    return torch.stack((totals[..., None].expand(*totals.shape, len(specs)),
+                        torch.stack(products, -1)), -1)  # fmt: skip
+
+
+def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) -> Tensor:
+    """``constants + sum_k weights_k * P_k(x)``, rounded once.
+
+    Args:
+        x: (N, C, H, W).
+        weights: (C, K) or (N, C, K), in the accumulation dtype.
+        constants: (C, 1) or (N, C, 1), likewise.
+        spec: the arguments that are not tensors.
+
+    Returns:
+        (N, C, H_out, W_out) in the dtype of ``x``.
+    """
+    if spec.backend == "cpu":
+        out: Tensor = _AFFINE_FWD(x, weights, constants, *arguments_of(spec))
+        return out
+    mixed = meta_pool_fwd(x.to(weights.dtype), weights, None, spec)
+    return (mixed + constants[..., None]).to(x.dtype)
+
+
+def affine_bwd(
+    grad_out: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    offsets: Tensor,
+    slopes: Tensor,
+    shifts: Tensor,
+    spec: PoolSpec,
+) -> Tensor:
+    """The gradient of ``x`` where candidate k is sent a field that depends on its own values.
+
+    That is ``weights_k * grad_out + offsets_k + slopes_k * (P_k(x) - shifts_k)``.
+
+    Args:
+        grad_out: (N, C, H_out, W_out) in the dtype of ``x``.
+        x: (N, C, H, W).
+        weights, offsets, slopes, shifts: (C, K) or (N, C, K), in the accumulation dtype.
+        spec: the arguments that are not tensors.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``x``.
+    """
+    if spec.backend == "cpu":
+        out: Tensor = _AFFINE_BWD(
+            grad_out, x, weights, offsets, slopes, shifts, *arguments_of(spec)
+        )
+        return out
+    one, specs = one_by_one(x, spec)
+    wide, wide_grads = x.to(one.dtype), grad_out.to(one.dtype)
+    total: Tensor | None = None
+    for k, single in enumerate(specs):
+        weight, offset, slope, shift = (
+            term[..., k, None, None] for term in (weights, offsets, slopes, shifts)
+        )
+        deviations = meta_pool_fwd(wide, one, None, single) - shift
+        # Without a slope deviations do not matter, even where they are no numbers.
+        field = weight * wide_grads + offset + torch.where(slope != 0, slope * deviations, 0)
+        part, _ = meta_pool_bwd(field, wide, one, None, single, (True, False))
+        total = part if total is None else total + part
+    assert total is not None
+    return total.to(x.dtype)
