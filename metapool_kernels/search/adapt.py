@@ -7,7 +7,6 @@ from math import ceil
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
@@ -18,6 +17,7 @@ from metapool_kernels.search.data import image_settings, training_batches
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.inspection import load_inspected
+from metapool_kernels.search.norms import measure_norms
 from metapool_kernels.search.optimizers import make_weight_optimizer
 from metapool_kernels.search.plot import draw
 from metapool_kernels.search.processes import make_accelerator, on_main, seed_epoch
@@ -140,5 +140,5 @@ class Trainer:
         # Its BatchNorm statistics are those of the supernet, in which some layers still mixed.
         count = ceil(len(self.images) / config.data.batch_size)
         with self.accelerator.autocast():
-            update_bn(to_device(islice(batches, count), self.accelerator.device), network)
+            measure_norms(to_device(islice(batches, count), self.accelerator.device), network)
         return network

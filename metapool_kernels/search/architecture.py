@@ -59,6 +59,7 @@ class Architecture:
         versions: of the libraries that the search ran with.
         extra_candidates: what each layer chose from beside the poolings.
         insert_after_type: the class that these modules have, if it was asked for.
+        candidate_norm: whether each pooling is normalised before it is weighted.
     """
 
     backbone: Backbone
@@ -70,6 +71,7 @@ class Architecture:
     versions: dict[str, str]
     extra_candidates: list[str] = field(default_factory=list)
     insert_after_type: str | None = None
+    candidate_norm: bool = False
 
 
 def _check(architecture: Architecture) -> None:

@@ -162,6 +162,7 @@ class ModelConfig:
         candidates: the poolings to choose from, see ``metapool_kernels.fused_meta_pool``.
         extra_candidates: candidates with weights of their own, beside the poolings.
         count_include_pad: whether the padding counts in the divisor of an average.
+        candidate_norm: whether each pooling is batch-normalised before it is weighted, as in DARTS.
     """
 
     name: str = "mobilenetv2_100"
@@ -173,6 +174,7 @@ class ModelConfig:
     candidates: list[str] = field(default_factory=lambda: list(DEFAULT_CANDIDATES))
     extra_candidates: list[Literal["coordinate_attention"]] = field(default_factory=list)
     count_include_pad: bool = True
+    candidate_norm: bool = False
 
 
 @dataclass

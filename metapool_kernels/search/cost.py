@@ -181,7 +181,7 @@ def _bench(
     bench = Bench({}, {})
     for place in dict.fromkeys((site.channels, site.map_size) for site in sites):
         for candidate in dict.fromkeys((SKIP, *candidates)):
-            network = surrounded(candidate, place[0], config.count_include_pad)
+            network = surrounded(candidate, place[0], config)
             bench.add(_name(place, candidate), network, (place[0], *place[1]))
     for name, choices in (_SKIP_NETWORK, [SKIP] * len(sites)), (_IN_TURN_NETWORK, in_turn):
         bench.add(name, _with_choices(backbone, config, sites, choices), backbone.image_shape)
@@ -209,7 +209,7 @@ def _name(place: Place, candidate: str) -> str:
     return f"{candidate} {channels} x {height} x {width}"
 
 
-def surrounded(candidate: str, channels: int, count_include_pad: bool) -> nn.Module:
+def surrounded(candidate: str, channels: int, config: ModelConfig) -> nn.Module:
     """A candidate between what is before and behind it in an inverted residual."""
     narrow = 8 * max(1, round(channels / _NARROWER / 8))  # eights are what runtimes lay out
     network = nn.Sequential(
@@ -218,7 +218,7 @@ def surrounded(candidate: str, channels: int, count_include_pad: bool) -> nn.Mod
         nn.Conv2d(channels, narrow, 1, bias=False),
         nn.Flatten(),
     )
-    _insert(network, "1", channels, candidate, count_include_pad)
+    _insert(network, "1", channels, candidate, config)
     return network
 
 
@@ -227,12 +227,12 @@ def _with_choices(
 ) -> nn.Module:
     network = backbone.build(seed=0)
     for site, choice in zip(sites, choices, strict=True):
-        _insert(network, site.name, site.channels, choice, config.count_include_pad)
+        _insert(network, site.name, site.channels, choice, config)
     return network
 
 
 def _insert(
-    network: nn.Module, name: str, channels: int, candidate: str, count_include_pad: bool
+    network: nn.Module, name: str, channels: int, candidate: str, config: ModelConfig
 ) -> None:
     extra = candidate in EXTRA_CANDIDATES
     insert_enhancer(
@@ -241,7 +241,8 @@ def _insert(
         channels,
         [] if extra else [candidate],
         extra_candidates=[candidate] if extra else [],
-        count_include_pad=count_include_pad,
+        count_include_pad=config.count_include_pad,
+        candidate_norm=config.candidate_norm,
     )
 
 

@@ -136,7 +136,7 @@ def image_settings(config: Config) -> list[str]:
     if config.data.kind == "planted":
         # From these its teacher is made.
         teacher = ("name", "arguments", "insert_after", "insert_after_type", "candidates")
-        names += [f"model.{name}" for name in (*teacher, "count_include_pad")]
+        names += [f"model.{name}" for name in (*teacher, "count_include_pad", "candidate_norm")]
     return names
 
 

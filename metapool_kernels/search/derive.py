@@ -69,6 +69,7 @@ def _insert(model: nn.Module, architecture: Architecture, layer: Layer) -> None:
             [name for name, _ in pairs if not _is_extra(name)],
             extra_candidates=[name for name, _ in pairs if _is_extra(name)],
             count_include_pad=architecture.count_include_pad,
+            candidate_norm=architecture.candidate_norm,
         )
     except AttributeError as error:
         raise UserError(f"{architecture.backbone.name!r} has no module {layer.name!r}") from error

@@ -230,6 +230,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("enhancers after", " ".join(filter(None, _after(architecture)))),
         ("candidates", ", ".join([*architecture.candidates, *architecture.extra_candidates])),
         ("padding counts in averages", "yes" if architecture.count_include_pad else "no"),
+        ("each pooling is normalised", "yes" if architecture.candidate_norm else "no"),
         ("data", " ".join(filter(None, (config.data.kind, config.data.name, config.data.root)))),
         ("precision", config.precision),
         ("batch size", f"{config.data.batch_size}, {config.data.accumulate} to a step"),

@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 
 from metapool_kernels.search.backbone import make_backbone
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import Data
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.supernet import Supernet
+from metapool_kernels.search.norms import measure_norms
+from metapool_kernels.search.supernet import OF_CANDIDATES, Supernet
 
 BANDS = 5
 """Channels of an image, independent of each other; the default depth of the network."""
@@ -141,14 +141,14 @@ def load_planted(config: Config) -> Data:
 
 
 def teacher_state(config: Config) -> dict[str, Tensor]:
-    """The teacher's tensors under the names they have in the supernet, which adds its alphas.
+    """The teacher's tensors under the names they have in the supernet, but none of a candidate.
 
     Raises:
         UserError: as for :func:`planted_windows`, or the network cannot be made, has no place for
             an enhancer or does not end in a linear layer.
     """
     state = _teacher_and_images(config)[0].state_dict()
-    return {name: tensor for name, tensor in state.items() if not name.endswith(".alpha")}
+    return {name: tensor for name, tensor in state.items() if not name.endswith(OF_CANDIDATES)}
 
 
 def planted_windows(config: Config) -> list[str]:
@@ -206,7 +206,7 @@ def _calibrate(teacher: nn.Module, images: Tensor, generator: torch.Generator) -
                 # As after training; the initial ones and zeros would be known beforehand.
                 module.weight.uniform_(0.7, 1.3, generator=generator)
                 module.bias.normal_(0, 0.3, generator=generator)
-    update_bn(images.split(_CHUNK), teacher)
+    measure_norms(images.split(_CHUNK), teacher)
     logits = _logits(teacher, images)
     scale = _LOGIT_STD / logits.std(0)
     with torch.no_grad():

@@ -70,6 +70,8 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
 
     def finish() -> None:
         architecture = found_architecture(search, backbone)
+        for layer in architecture.layers:
+            search.supernet.settle(layer.name)
         run.write_weights(run_folder.WEIGHTS, search.supernet.model.state_dict())
         run.write(run_folder.ARCHITECTURE, to_json(architecture))
         print(layer_table(architecture))
@@ -136,6 +138,7 @@ def found_architecture(search: Search, backbone: Backbone) -> Architecture:
         candidates=config.model.candidates,
         extra_candidates=list(config.model.extra_candidates),
         count_include_pad=config.model.count_include_pad,
+        candidate_norm=config.model.candidate_norm,
         layers=layers,
         seed=config.seed,
         versions={

@@ -15,6 +15,12 @@ from metapool_kernels.search.surgery import Site, find_sites, insert_enhancers
 ALPHA = ".enhancer.pool.alpha"
 """What follows a layer's name in that of its architecture parameters."""
 
+OF_CANDIDATES = (
+    ALPHA,
+    *(f".enhancer.pool.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")),
+)
+"""The same, and the statistics of poolings that are normalised: what has an entry for each."""
+
 
 class Supernet:
     """A backbone with an enhancer in every layer, and which of its parameters are which.
@@ -43,7 +49,8 @@ class Supernet:
             config: where the enhancers go, what they choose from, and the file with initial
                 weights, if any.
             seed: of what is drawn.
-            initial: tensors to begin with, by the names in :attr:`model`; all but the alphas.
+            initial: tensors to begin with, by the names in :attr:`model`; all but
+                :data:`OF_CANDIDATES`.
 
         Raises:
             UserError: no such model, or the pattern finds no place for an enhancer, or no such
@@ -65,6 +72,7 @@ class Supernet:
                 config.candidates,
                 extra_candidates=config.extra_candidates,
                 count_include_pad=config.count_include_pad,
+                candidate_norm=config.candidate_norm,
             )
         except ValueError as error:
             raise UserError(f"model.candidates: {error}") from error
@@ -74,9 +82,9 @@ class Supernet:
             self._load(initial)
 
     def _load(self, initial: Mapping[str, Tensor]) -> None:
-        alphas = {self.alpha_name(site.name): self.alpha(site.name) for site in self.sites}
+        own = {n: t for n, t in self.model.state_dict().items() if n.endswith(OF_CANDIDATES)}
         try:
-            self.model.load_state_dict({**alphas, **initial})
+            self.model.load_state_dict({**own, **initial})
         except RuntimeError as error:
             raise UserError(f"the initial weights do not fit the supernet: {error}") from error
 
@@ -136,6 +144,11 @@ class Supernet:
         enhancer.reduce(keep)
         left = {id(parameter) for parameter in (*enhancer.parameters(), dropped_alpha)}
         return [parameter for parameter in before if id(parameter) not in left]
+
+    def settle(self, layer: str) -> None:
+        """Leave :meth:`choice` alone, in its order, which is that of the derived network."""
+        names = meta_pool(self._enhancers[layer]).candidate_names
+        self.discretise(layer, [names.index(name) for name in self.choice(layer)])
 
 
 def find_backbone_sites(backbone: Backbone, model: nn.Module, config: ModelConfig) -> list[Site]:

@@ -34,6 +34,7 @@ def add_enhancers(
     candidates: Sequence[str] = DEFAULT_CANDIDATES,
     extra_candidates: Sequence[str] = (),
     count_include_pad: bool = True,
+    candidate_norm: bool = False,
     dry_run: bool = False,
 ) -> list[Site]:
     """Put an enhancer after every module of ``model`` that has such a name, in place.
@@ -47,6 +48,7 @@ def add_enhancers(
         extra_candidates: names out of
             :data:`metapool_kernels.search.attention.EXTRA_CANDIDATES`.
         count_include_pad: whether the padding counts in the divisor of an average.
+        candidate_norm: whether each pooling is batch-normalised before it is weighted, as in DARTS.
         dry_run: change nothing; :func:`site_table` prints what comes back.
 
     Returns:
@@ -65,6 +67,7 @@ def add_enhancers(
             candidates,
             extra_candidates=extra_candidates,
             count_include_pad=count_include_pad,
+            candidate_norm=candidate_norm,
         )
     return sites
 
@@ -229,6 +232,7 @@ def insert_enhancers(
     *,
     extra_candidates: Sequence[str] = (),
     count_include_pad: bool = True,
+    candidate_norm: bool = False,
 ) -> dict[str, SpatialEnhancer]:
     """Follow the module of each site by a new enhancer, in place.
 
@@ -247,6 +251,7 @@ def insert_enhancers(
             candidates,
             extra_candidates=extra_candidates,
             count_include_pad=count_include_pad,
+            candidate_norm=candidate_norm,
         )
         for site in sites
     }
@@ -260,6 +265,7 @@ def insert_enhancer(
     *,
     extra_candidates: Sequence[str] = (),
     count_include_pad: bool = True,
+    candidate_norm: bool = False,
 ) -> SpatialEnhancer:
     """Follow one module by a new enhancer, in place, and return it.
 
@@ -274,6 +280,7 @@ def insert_enhancer(
     enhancer = SpatialEnhancer(
         channels,
         candidates,
+        candidate_norm=candidate_norm,
         count_include_pad=count_include_pad,
         extra_candidates=make_extra_candidates(extra_candidates, channels),
     ).train(host.training)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from metapool_kernels import MetaPool2d
+from metapool_kernels import MetaPool2d, NormalizedMetaPool2d
 from metapool_kernels.nn import to_plain
 from metapool_kernels.search.architecture import (
     Architecture,
@@ -227,17 +227,65 @@ def test_a_derived_mixture_takes_its_weights_from_the_architecture(
     torch.testing.assert_close(derived.eval()(x), supernet.model.eval()(x))
 
 
+@pytest.mark.parametrize("keep", [[3, 1], [1, 3]])
+def test_normalised_poolings_go_through_the_file_with_their_statistics(
+    architecture: Architecture, tmp_path: Path, keep: list[int]
+) -> None:
+    """Whatever the order in which they were kept: a row of statistics goes with its pooling."""
+    architecture.candidate_norm, architecture.count_include_pad = True, False
+    architecture.candidates = ["none", "max_pool_3x3", "skip_connect", "avg_pool_3x3"]
+    config = ModelConfig(
+        insert_after=architecture.insert_after,
+        candidates=architecture.candidates,
+        count_include_pad=False,
+        candidate_norm=True,
+    )
+    supernet = Supernet(BACKBONE, config, seed=1)
+    first, second = (site.name for site in supernet.sites)
+    supernet.alpha(second).copy_(torch.tensor([0.0, 1.0, 0.0, 2.0]))
+    supernet.discretise(first, [1])
+    supernet.discretise(second, keep)
+    for _ in range(3):
+        supernet.model.train()(torch.randn(8, 1, 16, 16))
+    x = torch.randn(4, 1, 16, 16)
+    expected = supernet.model.eval()(x)
+    for layer in architecture.layers:
+        layer.choice = supernet.choice(layer.name)
+        layer.weights = supernet.choice_weights(layer.name)
+        layer.alpha = [0.0, 1.0, 0.0, 2.0]
+        supernet.settle(layer.name)
+    assert architecture.layers[1].choice == ["avg_pool_3x3", "max_pool_3x3"]
+    torch.testing.assert_close(supernet.model(x), expected)
+    path = tmp_path / "architecture.json"
+    path.write_text(to_json(architecture))
+    read = load_architecture(path)
+    assert read == architecture
+
+    derived = derive(read, 0, supernet.model.state_dict()).eval()
+    pool = derived.get_submodule(f"{second}.enhancer").pool
+    assert isinstance(pool, NormalizedMetaPool2d)
+    assert pool.candidates == ("avg_pool_3x3", "max_pool_3x3") and not pool.count_include_pad
+    kept = supernet.model.get_submodule(f"{second}.enhancer").pool
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(getattr(pool, name), getattr(kept, name)), name
+    assert not torch.equal(pool.running_var[0], pool.running_var[1])
+    torch.testing.assert_close(derived(x), expected)
+    plain = to_plain(copy.deepcopy(derived))
+    torch.testing.assert_close(plain(x), expected)
+
+
 def test_two_equal_names_in_a_choice_keep_their_own_weights(architecture: Architecture) -> None:
     architecture.layers[1].choice = ["max_pool_3x3", "max_pool_3x3"]
     pool = derive(architecture, 0).get_submodule("blocks.1.1.bn2.enhancer").pool
     assert pool.weights().tolist() == pytest.approx([0.7, 0.3])
 
 
-def test_a_file_from_before_the_extra_candidates_is_read(
-    architecture: Architecture, tmp_path: Path
+@pytest.mark.parametrize("field", ["extra_candidates", "candidate_norm"])
+def test_a_file_from_before_a_field_is_read(
+    architecture: Architecture, tmp_path: Path, field: str
 ) -> None:
     content = json.loads(to_json(architecture))
-    del content["extra_candidates"]
+    del content[field]
     path = tmp_path / "architecture.json"
     path.write_text(json.dumps(content))
     assert load_architecture(path) == architecture

@@ -13,6 +13,7 @@ from metapool_kernels.devices import registry, run
 from metapool_kernels.devices.latency import Latency
 from metapool_kernels.search import cost
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.config import ModelConfig
 from metapool_kernels.search.controls import network_cost
 from metapool_kernels.search.cost_table import FORMAT, CostTable, LayerCost, amount
 from metapool_kernels.search.counting import count
@@ -127,7 +128,7 @@ def test_amounts_in_words(number: float, unit: str, text: str) -> None:
 def test_counts_by_hand() -> None:
     """Two channels of 4 x 4 maps, 32 outputs; the convolutions around have 9 and 8 for each."""
     found = {
-        name: count(cost.surrounded(name, 2, True), (2, 4, 4))
+        name: count(cost.surrounded(name, 2, ModelConfig()), (2, 4, 4))
         for name in ("skip_connect", "max_pool_3x3", "avg_pool_7x7", "max_pool_1x5")
     }
     skip = found["skip_connect"]
@@ -151,8 +152,8 @@ def test_weights_of_extra_candidates_count() -> None:
 
     Before that, averages of four numbers in 4 + 4 places of each channel.
     """
-    found = count(cost.surrounded("coordinate_attention", 2, True), (2, 4, 4))
-    skip = count(cost.surrounded("skip_connect", 2, True), (2, 4, 4))
+    found = count(cost.surrounded("coordinate_attention", 2, ModelConfig()), (2, 4, 4))
+    skip = count(cost.surrounded("skip_connect", 2, ModelConfig()), (2, 4, 4))
     assert found.macs - skip.macs == 8 * 2 * 8 + 2 * 4 * 8 * 2 + 2 * 8 * 3
 
 

@@ -40,7 +40,7 @@ FILES = ("network.pt2", "network.onnx")
 
 
 def network() -> nn.Module:
-    """A mixture with every kind of candidate, one choice as it is derived, a bare mixture."""
+    """A mixture with every kind of candidate, one choice as derived, a bare one, normalised ones."""
     torch.manual_seed(0)
     mixture = SpatialEnhancer(
         4,
@@ -51,11 +51,16 @@ def network() -> nn.Module:
     )
     mixture.pool.alpha.data.normal_()  # type: ignore[operator, union-attr]
     single = SpatialEnhancer(4, ("max_pool_5x5",)).to_torch()
+    normalised = SpatialEnhancer(
+        4, ("none", "max_pool_3x3", "avg_pool_5x5", "skip_connect"), candidate_norm=True
+    )
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3),
         mixture,
         single,
         MetaPool2d(("avg_pool_3x3", "max_pool_1x3"), stride=2),
+        normalised,
+        SpatialEnhancer(4, ("avg_pool_3x3",), candidate_norm=True),
         nn.Flatten(),
         nn.Linear(36, 5),
     )

@@ -103,6 +103,7 @@ def test_the_settings_that_matter_are_there(results: Results) -> None:
     assert rows["backbone"].startswith("mobilenetv2_035(output_stride=4, num_classes=10")
     assert rows["data"] == "digits"
     assert rows["candidates"] == ", ".join(CANDIDATES)
+    assert rows["each pooling is normalised"] == "no"
     assert rows["seed"] == "3"
     assert rows["torch version"] == "2.99" and rows["metapool_kernels version"] == "1.2.3"
     assert "delta 0.2" in rows["stop"]
@@ -111,6 +112,7 @@ def test_the_settings_that_matter_are_there(results: Results) -> None:
 def test_settings_that_change_what_is_compared_are_told(results: Results) -> None:
     results.config.search.train_weights = False
     results.config.search.progressive = False
+    results.architecture.candidate_norm = True
     results.config.model.weights = "teacher"
     results.config.search.alpha.tilt = 1.5
     results.config.search.alpha.tasks = 2
@@ -118,6 +120,7 @@ def test_settings_that_change_what_is_compared_are_told(results: Results) -> Non
     assert rows["weights"] == "not trained, begun with teacher"
     assert rows["search"].endswith("every layer open to the deadline")
     assert "2 tasks, tilt 1.5" in rows["alpha"]
+    assert rows["each pooling is normalised"] == "yes"
 
 
 @pytest.mark.parametrize("skipping", [1, 2])

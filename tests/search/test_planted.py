@@ -15,6 +15,7 @@ from metapool_kernels.search.config import Config, ModelConfig, PlantedConfig
 from metapool_kernels.search.config_file import config_parser, load_config, to_config
 from metapool_kernels.search.data import Data, split_data, split_warnings
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.norms import measure_norms
 from metapool_kernels.search.planted import (
     BANDS,
     CLASSES,
@@ -166,6 +167,21 @@ def test_windows_can_be_given() -> None:
     assert torch.equal(
         answers(student(config, data, teacher_state(config), windows), images), labels
     )
+
+
+def test_a_teacher_normalises_its_poolings_and_tells_no_statistics_of_them() -> None:
+    config = settings("--model.candidate_norm=true")
+    labels = load_planted(config).train_targets
+    assert labels != load_planted(settings()).train_targets
+    state = teacher_state(config)
+    assert not any(".pool." in name for name in state)
+    backbone = make_backbone(config.model, (BANDS, 12, 12), CLASSES)
+    net = Supernet(backbone, config.model, config.seed, state)
+    images = load_planted(config).train_set.tensors[0]
+    for site, window in zip(net.sites, planted_windows(config), strict=True):
+        net.discretise(site.name, [config.model.candidates.index(window)])
+    measure_norms(images.split(256), net.model)
+    assert torch.equal(answers(net.model.eval(), images), torch.tensor(labels))
 
 
 @pytest.mark.parametrize("windows", [["skip_connect"], ["max_pool_9x9"] * 5])

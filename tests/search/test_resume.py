@@ -46,6 +46,10 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "by perturbation": {"search__stop__rule": "perturbation", "search__stop__batches": 2},
     "by ranking": {"search__stop__rule": "stable_ranking"},
     "all open to the deadline": {"search__progressive": False},
+    "normalised poolings": {
+        "model__candidate_norm": True,
+        "search__alpha__method": "second-order",
+    },
     "coordinate attention": {"model__extra_candidates": ["coordinate_attention"]},
     "workers": {"data__workers": 1},
 }

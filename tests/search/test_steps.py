@@ -22,6 +22,7 @@ from metapool_kernels.search.supernet import Supernet
 Batch = tuple[Tensor, Tensor]
 
 ARGUMENTS = {"num_classes": 10, "in_chans": 1, "output_stride": 4, "drop_rate": 0.2}
+SHALLOW = "metapool_kernels.search.shallow:shallow_net"
 METHODS: list[Method] = ["first-order", "fomaml", "second-order", "finite-difference"]
 
 
@@ -91,6 +92,31 @@ def test_the_alpha_step_moves_alpha_alone(supernet: Supernet, batch: Batch, meth
     assert all(weight.grad is None for weight in supernet.weights().values())
     assert supernet.model.training
     assert not any(alpha.requires_grad for alpha in supernet.alphas(layers))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_alpha_step_leaves_the_statistics_of_normalised_poolings(method: Method) -> None:
+    """Also those of a layer that has stopped, which takes no part in it."""
+    backbone = Backbone(SHALLOW, {"num_classes": 10, "in_chans": 1, "width": 8}, True, (1, 8, 8))
+    config = ModelConfig(
+        insert_after=r"blocks\.\d+\.depthwise",
+        candidates=["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"],
+        count_include_pad=False,
+        candidate_norm=True,
+    )
+    net = Supernet(backbone, config, seed=0)
+    images = torch.randn(16, 1, 8, 8)
+    net.model.train()(images)
+    open_layer, stopped = names(net)
+    net.discretise(stopped, [1])
+    before = snapshot(net)
+    statistics = {f"{layer}.enhancer.pool.running_var" for layer in names(net)}
+    assert statistics <= before.keys() and not any(before[name].eq(1).all() for name in statistics)
+    optimizer = make_alpha_optimizer(net.alphas([open_layer]), AlphaConfig())
+    move_alpha(net, [open_layer], (images, torch.arange(16) % 10), optimizer, method)
+    assert changed(before, net) == {f"{open_layer}.enhancer.pool.alpha"}
+    move_weights(net, (images, torch.arange(16) % 10))
+    assert statistics <= changed(before, net)
 
 
 def test_several_hypergradients_are_averaged() -> None:

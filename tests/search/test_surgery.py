@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from metapool_kernels import MetaPool2d, SpatialEnhancer
+from metapool_kernels import MetaPool2d, NormalizedMetaPool2d, SpatialEnhancer
 from metapool_kernels.plain import Scaled, WeightedSum
 from metapool_kernels.search.derive import derive_network
 from metapool_kernels.search.surgery import (
@@ -228,6 +228,18 @@ def test_a_pattern_without_a_usable_place_is_refused(
     with pytest.raises(ValueError, match=message):
         add_enhancers(model, torch.zeros(1, 1, 3, 3), pattern, after_type=type_name)
     assert not any(isinstance(module, SpatialEnhancer) for module in model.modules())
+
+
+def test_poolings_are_normalised_where_that_is_asked_for(mobilenet: nn.Module) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    add_enhancers(mobilenet, x, PATTERN, candidates=FEW, candidate_norm=True)
+    pools = [m.pool for m in mobilenet.modules() if isinstance(m, SpatialEnhancer)]
+    assert pools and all(isinstance(pool, NormalizedMetaPool2d) for pool in pools)
+    mobilenet.train()(x)
+    best = derive_network(mobilenet.eval(), keep=2)
+    norms = sum(isinstance(m, nn.BatchNorm2d) and not m.affine for m in best.modules())
+    assert norms >= len(pools)
+    assert best(x).isfinite().all()
 
 
 class Elsewhere(nn.Module):
