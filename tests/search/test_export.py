@@ -40,7 +40,7 @@ FILES = ("network.pt2", "network.onnx")
 
 
 def network() -> nn.Module:
-    """A mixture of every kind of candidate, a choice as derived, a bare mixture, normalised ones."""
+    """A mixture of every kind of candidate, one choice as derived, a bare one, normalised."""
     torch.manual_seed(0)
     mixture = SpatialEnhancer(
         4,
