@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import NormalizedMetaPool2d
+from metapool_kernels.search import stopping
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
 from metapool_kernels.search.config_file import load_config
@@ -36,8 +37,13 @@ CHANGES = SHALLOW | {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers kept their poolings in another order than that of alpha, as averages can have it."""
     folder = tmp_path_factory.mktemp("normalised") / "run"
-    for command in ("search", "adapt", "evaluate"):
+    ranking = stopping.ranking
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopping, "ranking", lambda scores: ranking(scores)[::-1])
+        assert main(["search", *options(folder, **CHANGES)]) == 0
+    for command in ("adapt", "evaluate"):
         assert main([command, *options(folder, **CHANGES)]) == 0
     return folder
 
@@ -69,6 +75,13 @@ def test_search_adapt_and_evaluate_run_with_normalised_poolings(run: Path) -> No
 def test_the_supernet_is_kept_with_the_statistics_in_the_order_of_the_choice(run: Path) -> None:
     """That pooling varies more which does so on training images."""
     architecture = load_architecture(run / "architecture.json")
+    checkpoint = RunFolder(run).load_checkpoint()
+    assert checkpoint is not None
+    kept_as = [
+        [architecture.candidates[k] for k in stop["keep"]]
+        for stop in checkpoint.state["stopping"]["stops"]
+    ]
+    assert kept_as == [layer.choice[::-1] for layer in architecture.layers]
     weights = RunFolder(run).load_weights()
     network = derive(architecture, 0, weights)
     measure_norms([training_images(run)], network)
