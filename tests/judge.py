@@ -79,7 +79,8 @@ def _normalized_mix(x: Tensor, weights: Tensor, case: Case) -> Tensor:
     for weight, name in zip(weights[..., None, None].unbind(-3), case.candidates, strict=True):
         candidate = parse_candidates((name,))[0]
         pooled = reference.pool(x, candidate, check_stride(case.stride), case.count_include_pad)
-        if "_pool_" in name and x.dtype is torch.float64:  # to every order, and under transforms
+        if "_pool_" in name and x.dtype is torch.float64:
+            # F.batch_norm has no third order, and a wrong gradient of forward mode (torch 2.14).
             deviations = pooled - pooled.mean((0, 2, 3), keepdim=True)
             variance = deviations.square().mean((0, 2, 3), keepdim=True)
             pooled = deviations * (variance + 1e-5).rsqrt()

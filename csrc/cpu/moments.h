@@ -47,26 +47,26 @@ class Moments {
     constexpr int64_t kChainElements = kChain * kPackedLanes;
     for (int64_t begin = 0; begin < size; begin += kChainElements) {
       const int64_t end = begin + kChainElements < size ? begin + kChainElements : size;
+      Acc firsts[kPackedLanes], sum[kPackedLanes], products[kPackedLanes];
       if (has_other()) {
-        add_chain(pooled, other, shifts, begin, end, step,
-                  [&](int slot, double sum, double product) {
-                    sums[slot] += sum;
-                    sums[kPackedLanes + slot] += product;
-                  });
+        add_chain<true>(pooled, other, shifts, begin, end, step, sum, products);
+        for (int slot = 0; slot < kPackedLanes; ++slot)
+          sums[slot] += static_cast<double>(sum[slot]);
+        for (int slot = 0; slot < kPackedLanes; ++slot) {
+          sums[kPackedLanes + slot] += static_cast<double>(products[slot]);
+        }
         continue;
       }
-      Acc firsts[kPackedLanes];
       first_values(pooled + begin * step, firsts);
-      const auto count = static_cast<double>((end - begin) / kPackedLanes);
-      add_chain(
-          pooled, nullptr, firsts, begin, end, step, [&](int slot, double sum, double square) {
-            const double apart =
-                static_cast<double>(firsts[slot]) - static_cast<double>(shifts[slot]);
-            // With one lane, the last chain of a row may leave some slots with one value less.
-            const double values = count + (slot < ((end - begin) & (kPackedLanes - 1)) ? 1 : 0);
-            sums[slot] += values * apart + sum;
-            sums[kPackedLanes + slot] += (values * apart + 2 * sum) * apart + square;
-          });
+      add_chain<false>(pooled, other, firsts, begin, end, step, sum, products);
+      // With one lane, the last chain of a row may leave some slots with one value less.
+      const int64_t rest = (end - begin) & (kPackedLanes - 1);
+      const auto whole = static_cast<double>((end - begin) / kPackedLanes);
+      double counts[kPackedLanes];
+      for (int slot = 0; slot < kPackedLanes; ++slot) {
+        counts[slot] = kLanes == 1 && slot < rest ? whole + 1 : whole;
+      }
+      add_deviations(firsts, shifts, counts, sum, products, sums);
     }
   }
 
@@ -103,37 +103,54 @@ class Moments {
     }
   }
 
-  // Adds up a chain, elements [begin, end), and calls add(slot, sum, products) for its sixteen sums
-  // of deviations, or of the other map, and of their products with deviations.
-  template <typename Add>
+  // Adds what a chain holds to the sums of deviations from the shifts and of their squares: its own
+  // are from its first values.
+  static void add_deviations(const Acc* firsts, const Acc* shifts, const double* counts,
+                             const Acc* sum_of, const Acc* squares_of, double* sums) {
+    double added[kPackedLanes], added_squares[kPackedLanes];
+    for (int slot = 0; slot < kPackedLanes; ++slot) {
+      const double apart = static_cast<double>(firsts[slot]) - static_cast<double>(shifts[slot]);
+      const double values = counts[slot];
+      const auto sum = static_cast<double>(sum_of[slot]);
+      const auto square = static_cast<double>(squares_of[slot]);
+      added[slot] = values * apart + sum;
+      added_squares[slot] = (values * apart + 2 * sum) * apart + square;
+    }
+    for (int slot = 0; slot < kPackedLanes; ++slot) sums[slot] += added[slot];
+    for (int slot = 0; slot < kPackedLanes; ++slot) {
+      sums[kPackedLanes + slot] += added_squares[slot];
+    }
+  }
+
+  // Adds up a chain, elements [begin, end), into sixteen sums: of deviations, or of the other map,
+  // and of their products with deviations.
+  template <bool kHasOther>
   METAPOOL_INLINE static void add_chain(const Acc* pooled, const Acc* other, const Acc* shifts,
-                                        int64_t begin, int64_t end, int64_t step, const Add& add) {
+                                        int64_t begin, int64_t end, int64_t step, Acc* sums,
+                                        Acc* products_of) {
     constexpr int kVectors = kPackedLanes / kVectorLanes<Acc>;
-    Vec<Acc> sum[kVectors] = {}, products[kVectors] = {};
+    Vec<Acc> sum[kVectors] = {}, products[kVectors] = {}, shift[kVectors];
+    for (int v = 0; v < kVectors; ++v) shift[v] = load(shifts + v * kVectorLanes<Acc>);
     int64_t output = begin;
     for (; (kLanes > 1 || step == 1) && output + kPackedLanes <= end; output += kPackedLanes) {
       for (int v = 0; v < kVectors; ++v) {
         const int slot = v * kVectorLanes<Acc>;
-        const Vec<Acc> deviation = load(pooled + output * step + slot) - load(shifts + slot);
-        const Vec<Acc> factor = other == nullptr ? deviation : load(other + output + slot);
+        const Vec<Acc> deviation = load(pooled + output * step + slot) - shift[v];
+        const Vec<Acc> factor = kHasOther ? load(other + output + slot) : deviation;
         sum[v] += factor;
         products[v] += deviation * factor;
       }
     }
-    Acc sums_of[kPackedLanes], products_of[kPackedLanes];
     for (int v = 0; v < kVectors; ++v) {
-      store(sums_of + v * kVectorLanes<Acc>, sum[v]);
+      store(sums + v * kVectorLanes<Acc>, sum[v]);
       store(products_of + v * kVectorLanes<Acc>, products[v]);
     }
-    for (; output < end; ++output) {
+    for (; kLanes == 1 && output < end; ++output) {
       const int slot = static_cast<int>(output - begin) & (kPackedLanes - 1);
       const Acc deviation = pooled[output * step] - shifts[slot];
-      const Acc factor = other == nullptr ? deviation : other[output];
-      sums_of[slot] += factor;
+      const Acc factor = kHasOther ? other[output] : deviation;
+      sums[slot] += factor;
       products_of[slot] += deviation * factor;
-    }
-    for (int slot = 0; slot < kPackedLanes; ++slot) {
-      add(slot, static_cast<double>(sums_of[slot]), static_cast<double>(products_of[slot]));
     }
   }
 
@@ -184,6 +201,17 @@ class FieldTerms {
     const Vec<Acc> slope = term_at(2, item, at);
     const Vec<Acc> sloping = slope != 0 ? slope * deviations : Vec<Acc>{};
     return term_at(0, item, at) * grads + term_at(1, item, at) + sloping;
+  }
+  // Makes of a dense packed row of deviations what is sent, where all is finite.
+  void send(const PoolItem& item, const Acc* grads, int64_t size, Acc* row) const {
+    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<Acc>) {
+      const Vec<Acc> weight = term_at(0, item, slot), offset = term_at(1, item, slot);
+      const Vec<Acc> slope = term_at(2, item, slot);
+      for (int64_t at = slot; at < size; at += kPackedLanes) {
+        const Vec<Acc> field = weight * METAPOOL_ISA::load(grads + at) + offset;
+        store(row + at, field + slope * METAPOOL_ISA::load(row + at));
+      }
+    }
   }
   METAPOOL_INLINE Vec<Acc> minus_shift(const PoolItem& item, int64_t at) const {
     return term_at(3, item, at);

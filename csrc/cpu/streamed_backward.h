@@ -155,10 +155,7 @@ class StreamedBackward {
       const bool limited = !all && last - item.radius_h < last_grad;
       const auto fill = [&](int64_t line, float* row) {
         write(x_, line, terms_.minus_shifts(item), row);
-        const float* const grads = shared_grads_[line];
-        for (int64_t at = 0; at < row_size_; at += kVectorLanes<float>) {
-          store(row + at, terms_.sent(item, at, load(grads + at), load(row + at)));
-        }
+        terms_.send(item, shared_grads_[line], row_size_, row);
       };
       grads_[item.index].fill_to(limited ? last - item.radius_h : last_grad, fill);
     });
