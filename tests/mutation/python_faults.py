@@ -332,11 +332,6 @@ NORMALISED = (
         "pass",
     ),
     _in(
-        "normalised", "normalized.py", "the constant is that of weights which are not rounded",
-        "constants = -(scaled.double() * mean).sum(-1, keepdim=True).to(weights.dtype)",
-        "constants = -(weights * scale * mean).sum(-1, keepdim=True).to(weights.dtype)",
-    ),
-    _in(
         "normalised", "functional.py", "the running variance is the biased one",
         "unbiased = moments.variance * (moments.size / (moments.size - 1))",
         "unbiased = moments.variance",
