@@ -240,8 +240,8 @@ void combine_moments(const Plan& plan, const ForwardArgs& args, const double* sh
       double* const found = args.moments + 2 * (plane * plan.pools.count + k);
       found[0] = found[1] = 0;
       double count = 0;
-      for (int64_t strip = 0; strip < plan.strips; ++strip) {
-        const int64_t index = plane / plan.lanes * plan.strips + strip;
+      for (int64_t part = 0; part < plan.strips; ++part) {
+        const int64_t index = plane / plan.lanes * plan.strips + part;
         const cpu::Task task = cpu::task_at(plan, plan.h_out, index);
         const int64_t lane = plane % plan.lanes, pool = plan.pools.data[k];
         const double* const share =

@@ -70,7 +70,8 @@ class Weights {
   void load(const WeightView& weights, const Task& task, const WeightView& constants = {}) {
     if (shared_) return;  // by all planes, and here already
     const WeightView view = plan_.form == Form::kMix ? weights : WeightView{};
-    shared_ = view.stride_n == 0 && view.stride_c == 0 && constants.data == nullptr;
+    shared_ = view.stride_n == 0 && view.stride_c == 0;
+    shared_ &= constants.data == nullptr;
     finite_ = true;
     for (int lane = 0; lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
