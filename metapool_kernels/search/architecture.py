@@ -80,6 +80,8 @@ def _check(architecture: Architecture) -> None:
     if unknown:
         raise ValueError(f"unknown extra candidates {sorted(unknown)}")
     candidates = {*architecture.candidates, *architecture.extra_candidates}
+    if not isinstance(architecture.candidate_norm, bool):  # null passes where there is a default
+        raise ValueError(f"candidate_norm is {architecture.candidate_norm!r}, no true or false")
     if not 0 <= architecture.seed < 2**63:
         raise ValueError("the seed should be from 0 to 2**63 - 1")
     if min(architecture.backbone.image_shape) < 1:
