@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from metapool_kernels.layout import empty_map, output_size
+from metapool_kernels.layout import empty_map, in_layout, output_size
 from metapool_kernels.ops import (
     LIBRARY,
     SPEC_SCHEMA,
@@ -154,7 +154,7 @@ def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) ->
         out: Tensor = _AFFINE_FWD(x, weights, constants, *arguments_of(spec))
         return out
     mixed = meta_pool_fwd(x.to(weights.dtype), weights, None, spec)
-    return (mixed + constants[..., None]).to(x.dtype)
+    return in_layout((mixed + constants[..., None]).to(x.dtype), spec.channels_last)
 
 
 def affine_bwd(
@@ -197,4 +197,4 @@ def affine_bwd(
         part, _ = meta_pool_bwd(field, wide, one, None, single, (True, False))
         total = part if total is None else total + part
     assert total is not None
-    return total.to(x.dtype)
+    return in_layout(total.to(x.dtype), spec.channels_last)
