@@ -288,10 +288,10 @@ void meta_pool_fwd(const Problem& problem, const ForwardArgs& args,
   const bool counts = plan.form == Form::kMoments;
   std::vector<double> shares(counts ? 2 * plan.groups * plan.strips * plan.lanes * plan.num_pools
                                     : 0);
+  double* const moments = counts ? shares.data() : nullptr;
   for_task_ranges(plan, kernels.forward_bytes(plan, args), parallel_for,
                   [&](int64_t begin, int64_t end, char* workspace) {
-                    kernels.forward(plan, args, begin, end, workspace,
-                                    counts ? shares.data() : nullptr);
+                    kernels.forward(plan, args, begin, end, workspace, moments);
                   });
   if (counts) combine_moments(plan, args, shares.data());
 }
