@@ -50,6 +50,16 @@ def _settings(
 _kept_settings = lru_cache(maxsize=1024)(_settings)
 
 
+def _check_settings(
+    candidates: Sequence[str], stride: int | tuple[int, int], count_include_pad: bool
+) -> _Settings:
+    """What a call says, or an error about it."""
+    names, steps = candidate_names(candidates), checks.check_stride(stride)
+    checks.check_flag("count_include_pad", count_include_pad)
+    make_settings = _settings if torch.compiler.is_compiling() else _kept_settings
+    return make_settings(names, steps, count_include_pad)
+
+
 def fused_meta_pool(
     x: Tensor,
     alpha: Tensor,
@@ -117,11 +127,8 @@ def fused_meta_pool(
             backend=backend,
         )
         return out
-    names, steps = candidate_names(candidates), checks.check_stride(stride)
     checks.check_normalize(normalize)
-    checks.check_flag("count_include_pad", count_include_pad)
-    make_settings = _settings if torch.compiler.is_compiling() else _kept_settings
-    settings = make_settings(names, steps, count_include_pad)
+    settings = _check_settings(candidates, stride, count_include_pad)
     checks.check_tensors(x, alpha, len(settings.candidates))
     chosen = choose_backend(backend, x)
 
@@ -193,10 +200,7 @@ def fused_multi_pool(
             backend=backend,
         )
         return out
-    names, steps = candidate_names(candidates), checks.check_stride(stride)
-    checks.check_flag("count_include_pad", count_include_pad)
-    make_settings = _settings if torch.compiler.is_compiling() else _kept_settings
-    settings = make_settings(names, steps, count_include_pad)
+    settings = _check_settings(candidates, stride, count_include_pad)
     checks.check_map("fused_multi_pool", x)
     chosen = choose_backend(backend, x)
 
@@ -284,13 +288,10 @@ def fused_normalized_meta_pool(
             process_group=process_group,
         )
         return out
-    names, steps = candidate_names(candidates), checks.check_stride(stride)
     checks.check_normalize(normalize)
-    checks.check_flag("count_include_pad", count_include_pad)
     checks.check_flag("training", training)
     checks.check_norm(momentum, eps)
-    make_settings = _settings if torch.compiler.is_compiling() else _kept_settings
-    settings = make_settings(names, steps, count_include_pad)
+    settings = _check_settings(candidates, stride, count_include_pad)
     op = "fused_normalized_meta_pool"
     checks.check_tensors(x, alpha, len(settings.candidates), op)
     checks.check_statistics(running_mean, running_var, x, len(settings.candidates), training)
@@ -298,8 +299,6 @@ def fused_normalized_meta_pool(
 
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     pools = normalized.normalized_positions(settings.candidates)
-    if training and pools and process_group is None:
-        checks.check_values_per_channel(x, normalized.outputs_of(batch, steps))
     channels_last = is_channels_last(batch)
     kernels = "cpu" if chosen == "reference" else chosen
     spec = settings.specs[kernels][int(channels_last)]
@@ -307,7 +306,7 @@ def fused_normalized_meta_pool(
     def side_by_side(x: Tensor) -> Tensor:
         if chosen == "reference":
             return reference.multi_pool(
-                x, settings.candidates, steps, count_include_pad, channels_last
+                x, settings.candidates, settings.stride, count_include_pad, channels_last
             )
         return autograd.pool(x, None, None, spec)
 
@@ -320,6 +319,8 @@ def fused_normalized_meta_pool(
     out, moments = normalized.normalized_pool(
         batch, weights, given, call, fused=chosen != "reference"
     )
+    if training and pools:  # of all processes
+        checks.check_values_per_channel(x, moments.size)
     if training and running_mean is not None and running_var is not None and moments.size > 1:
         with torch.no_grad():
             unbiased = moments.variance * (moments.size / (moments.size - 1))

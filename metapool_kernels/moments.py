@@ -18,6 +18,7 @@ from metapool_kernels.ops import (
     SPEC_SCHEMA,
     PoolSpec,
     arguments_of,
+    make_spec,
     meta_pool_bwd,
     meta_pool_fwd,
     one_by_one,
@@ -34,32 +35,14 @@ def _products_fake(
     return _moments_fake(x, candidates)
 
 
-def _affine_fwd_fake(
-    x: Tensor,
-    weights: Tensor,
-    constants: Tensor,
-    candidates: Sequence[int],
-    stride: tuple[int, int],
-    count_include_pad: bool,
-    channels_last: bool,
-) -> Tensor:
+def _affine_fwd_fake(x: Tensor, weights: Tensor, constants: Tensor, *arguments: Any) -> Tensor:
+    spec = make_spec("cpu", *arguments)
     n, c, h, w = x.shape
-    return empty_map(x, (n, c, *output_size((h, w), stride)), channels_last)
+    return empty_map(x, (n, c, *output_size((h, w), spec.stride)), spec.channels_last)
 
 
-def _affine_bwd_fake(
-    grad_out: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    offsets: Tensor,
-    slopes: Tensor,
-    shifts: Tensor,
-    candidates: Sequence[int],
-    stride: tuple[int, int],
-    count_include_pad: bool,
-    channels_last: bool,
-) -> Tensor:
-    return empty_map(x, x.shape, channels_last)
+def _affine_bwd_fake(grad_out: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return empty_map(x, x.shape, make_spec("cpu", *rest[-4:]).channels_last)
 
 
 def _define(name: str, tensors: str, fake: Any) -> Any:

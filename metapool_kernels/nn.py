@@ -275,12 +275,10 @@ class NormalizedMetaPool2d(MetaPool2d):
         self.num_batches_tracked.zero_()
 
     def _pool(self, x: Tensor, alpha: Tensor, normalize: str | None) -> Tensor:
-        if self.training:
-            self.num_batches_tracked.add_(1)
         momentum = self.momentum
         if momentum is None:
-            momentum = 1 / float(self.num_batches_tracked) if self.training else 0.0
-        return fused_normalized_meta_pool(
+            momentum = 1 / (float(self.num_batches_tracked) + 1) if self.training else 0.0
+        out = fused_normalized_meta_pool(
             x,
             alpha,
             self.candidates,
@@ -295,6 +293,9 @@ class NormalizedMetaPool2d(MetaPool2d):
             backend=self.backend,
             process_group=self.process_group,
         )
+        if self.training:  # what raises an error is no batch
+            self.num_batches_tracked.add_(1)
+        return out
 
     def reduce(self, keep: Sequence[int]) -> "NormalizedMetaPool2d":
         """:meth:`MetaPool2d.reduce`; what stays keeps its statistics."""

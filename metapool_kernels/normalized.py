@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from metapool_kernels.candidates import Candidate, Kind
-from metapool_kernels.layout import in_layout
+from metapool_kernels.layout import in_layout, output_size
 from metapool_kernels.moments import affine_bwd, affine_fwd, pool_moments, pool_products
 from metapool_kernels.ops import PoolSpec, meta_pool_bwd
 
@@ -101,10 +101,10 @@ def _moments(x: Tensor, call: Call) -> Moments:
         return Moments(nothing, nothing, 0)
     spec = call.spec._replace(candidates=tuple(call.spec.candidates[k] for k in pools))
     planes = pool_moments(x, spec).permute(3, 0, 2, 1)  # (2, N, P, C)
-    of_each = outputs_of(x, call.spec.stride) // max(x.shape[0], 1)
-    counts = planes.new_full((x.shape[0], 1, 1), of_each)
+    rows, columns = output_size((x.shape[2], x.shape[3]), call.spec.stride)
+    counts = planes.new_full((x.shape[0], 1, 1), rows * columns)
     mean, deviations = _together(counts, planes[0], planes[1])
-    count = outputs_of(x, call.spec.stride)
+    count = x.shape[0] * rows * columns
     if call.group is not None:
         own = torch.stack((torch.full_like(mean, count), mean, deviations))
         every = [torch.empty_like(own) for _ in range(dist.get_world_size(call.group))]
@@ -128,12 +128,6 @@ def _together(counts: Tensor, means: Tensor, deviations: Tensor) -> tuple[Tensor
     return mean, apart.sum(0)
 
 
-def outputs_of(x: Tensor, stride: tuple[int, int]) -> int:
-    """How many values of each channel a pooling of ``x`` has."""
-    n, _, h, w = x.shape
-    return n * ((h - 1) // stride[0] + 1) * ((w - 1) // stride[1] + 1)
-
-
 class _NormalizedPool(Function):
     @staticmethod
     def forward(
@@ -144,24 +138,25 @@ class _NormalizedPool(Function):
         scale = torch.ones_like(mean)
         mean[:, call.pools] = moments.mean.T
         scale[:, call.pools] = (moments.variance + call.eps).rsqrt().T
-        scaled = (weights * scale).to(weights.dtype)
+        scaled = _scaled(weights, scale)
         # Taken from the weights as they are rounded, so that a large mean cancels.
         constants = -(scaled.double() * mean).sum(-1, keepdim=True).to(weights.dtype)
-        ctx.save_for_backward(x, weights, scaled, mean, scale)
-        ctx.moments, ctx.follows, ctx.call = moments, follows, call
+        ctx.save_for_backward(x, weights, mean, scale)
+        ctx.given, ctx.size, ctx.call = None if follows else moments, moments.size, call
         return affine_fwd(x, scaled, constants, call.spec)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights, scaled, mean, scale = ctx.saved_tensors
-        call, spec = ctx.call, ctx.call.spec
+        x, weights, mean, scale = ctx.saved_tensors
+        call, spec, follows = ctx.call, ctx.call.spec, ctx.given is None
         wants_x, wants_weights = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
-            given = None if ctx.follows else ctx.moments
-            return *_composed_grads(grad_out, x, weights, given, call, ctx.needs_input_grad), *_REST
+            wanted = ctx.needs_input_grad
+            return *_composed_grads(grad_out, x, weights, ctx.given, call, wanted), *_REST
 
+        scaled = _scaled(weights, scale)
         grad_x = grad_weights = None
-        if not ctx.follows and not wants_weights:
+        if not follows and not wants_weights:
             grad_x, _ = meta_pool_bwd(grad_out, x, scaled, None, spec, (True, False))
             return grad_x, None, *_REST
         shifts = mean.to(weights.dtype)
@@ -174,15 +169,15 @@ class _NormalizedPool(Function):
                 (1,) * (normalized.dim() - weights.dim()) + weights.shape
             )
             grad_weights = grad_weights.reshape(weights.shape).to(weights.dtype)
-        if wants_x and not ctx.follows:
+        if wants_x and not follows:
             grad_x, _ = meta_pool_bwd(grad_out, x, scaled, None, spec, (True, False))
-        elif ctx.follows:
+        elif follows:
             # All processes take part, whatever each of them wants.
             sums = torch.stack((weights * totals, weights * normalized))
             sums = sums.sum(1) if sums.dim() == 4 else sums
             if call.group is not None:
                 dist.all_reduce(sums, group=call.group)
-            sums /= max(ctx.moments.size, 1)
+            sums /= max(ctx.size, 1)
             fixed = [k for k in range(mean.shape[1]) if k not in call.pools]
             sums[..., fixed] = 0
             slopes = -scale.square() * sums[1]
@@ -198,6 +193,10 @@ class _NormalizedPool(Function):
                     spec,
                 )
         return grad_x, grad_weights, *_REST
+
+
+def _scaled(weights: Tensor, scale: Tensor) -> Tensor:
+    return (weights * scale).to(weights.dtype)
 
 
 _REST = (None, None, None)

@@ -176,15 +176,14 @@ def test_statistics_that_run(backend: str, layout: str, shape: str, training: bo
         leaves = [
             cases.LAYOUTS[layout](x).clone().requires_grad_(), alpha.clone().requires_grad_()
         ]  # fmt: skip
-        running = [mean.clone(), var.clone()]
+        running = [t.clone().to(DEVICE) if ours else t.clone() for t in (mean, var)]
         out = (
-            _on_backend(backend, *leaves, NAMES, *(r.to(DEVICE) for r in running),
-                        training=training, momentum=0.3)
-            if ours and DEVICE == "cpu"
+            _on_backend(backend, *leaves, NAMES, *running, training=training, momentum=0.3)
+            if ours
             else _definition(*leaves, *running, training)
-        )  # fmt: skip
+        )
         grads = torch.autograd.grad(out.square().sum(), leaves)
-        found.append((out, *grads, *running))
+        found.append((out, *grads, *(t.to("cpu") for t in running)))
     for got, right in zip(*found, strict=True):
         torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
 
@@ -428,6 +427,15 @@ def test_module_is_copied_pickled_and_loaded(name: str) -> None:
     module.reset_running_stats()
     assert not module.running_mean.any() and not module.num_batches_tracked
     assert torch.equal(module.running_var, torch.ones_like(module.running_var))
+
+
+def test_an_error_is_no_batch() -> None:
+    module = _trained("stepping")
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        module(torch.randn(1, 4, 2, 1))
+    for name, buffer in module.named_buffers():
+        assert torch.equal(buffer, before[name]), name
 
 
 def test_all_batches_alike() -> None:
