@@ -23,12 +23,12 @@ class Moments {
   void start(const Task& task) {
     fill_row(sums_, 2 * plan_.num_pools * kPackedLanes, 0.0);
     fill_row(begun_, plan_.num_pools, has_other());
-    for (int k = 0; has_other() && k < plan_.pools.count; ++k) {
-      if (!is_first(plan_, k)) continue;  // the shifts of others are seen to in dispatch.cpp
-      for (int lane = 0; lane < kPackedLanes; ++lane) {
-        const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
-        shifts_[plan_.pools.data[k] * kPackedLanes + lane] =
-            weight_at<Acc>(args_.shifts, plan_, plane, k);
+    for (int lane = 0; has_other() && lane < kPackedLanes; ++lane) {
+      const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
+      const Acc* const from = weights_of_plane<Acc>(args_.shifts, plan_, plane);
+      for (int k = 0; k < plan_.pools.count; ++k) {
+        if (!is_first(plan_, k)) continue;  // the shifts of others are seen to in dispatch.cpp
+        shifts_[plan_.pools.data[k] * kPackedLanes + lane] = from[k * args_.shifts.stride_k];
       }
     }
   }
@@ -173,20 +173,23 @@ class FieldTerms {
   void load(const BackwardArgs& args, const Task& task) {
     fill_row(terms_, 4 * size(), Acc(0));
     finite_ = true;
-    for (int k = 0; k < plan_.pools.count; ++k) {
-      Acc* const to = terms_ + plan_.pools.data[k] * kPackedLanes;
-      for (int lane = 0; lane < kPackedLanes; ++lane) {
-        const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
-        const auto term = [&](const WeightView& view) {
-          const Acc value = weight_at<Acc>(view, plan_, plane, k);
-          finite_ &= value - value == 0;
-          return value;
-        };
-        const Acc slope = term(args.slopes), shift = term(args.shifts);
-        if (is_first(plan_, k)) to[3 * size() + lane] = -shift;
-        to[lane] += term(args.weights);
-        to[size() + lane] += term(args.offsets) + slope * (-to[3 * size() + lane] - shift);
-        to[2 * size() + lane] += slope;
+    const WeightView* const views[] = {&args.weights, &args.offsets, &args.slopes, &args.shifts};
+    for (int lane = 0; lane < kPackedLanes; ++lane) {
+      const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
+      const Acc* from[4];
+      for (int t = 0; t < 4; ++t) from[t] = weights_of_plane<Acc>(*views[t], plan_, plane);
+      for (int k = 0; k < plan_.pools.count; ++k) {
+        Acc term[4];
+        for (int t = 0; t < 4; ++t) {
+          term[t] = from[t][k * views[t]->stride_k];
+          finite_ &= term[t] - term[t] == 0;
+        }
+        const auto [weight, offset, slope, shift] = term;
+        Acc* const to = terms_ + plan_.pools.data[k] * kPackedLanes + lane;
+        if (is_first(plan_, k)) to[3 * size()] = -shift;
+        to[0] += weight;
+        to[size()] += offset + slope * (-to[3 * size()] - shift);
+        to[2 * size()] += slope;
       }
     }
   }

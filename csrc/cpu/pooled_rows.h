@@ -8,7 +8,9 @@ namespace metapool::cpu::METAPOOL_ISA {
 
 class PooledRows {
  public:
-  PooledRows(const Plan& plan, Arena& arena) : plan_(plan), scales_(plan, arena) {
+  PooledRows(const Plan& plan, const BorderScales& scales, Arena& arena)
+      : plan_(plan), scales_(scales) {
+    if (plan.form != Form::kMoments) return;
     ones_ = arena.take_row<float>(kPackedLanes, 1);
     weights_ = arena.take_row<float>(kPackedLanes, 0);
     zeros_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
@@ -40,7 +42,7 @@ class PooledRows {
     row.out = out;
     row.columns = plan_.w;
     row.pitch = kPackedLanes;
-    stream_averages<0, Direction::kForward, false>(row);
+    stream_averages<0, Scales::kNone, false>(row);
   }
 
   void write_average(const PoolItem& item, const DenseLines& x, int64_t center, const float* start,
@@ -63,9 +65,7 @@ class PooledRows {
     row.out = out;
     row.columns = plan_.w;
     row.pitch = kPackedLanes;
-    with_radius(radius, [&](auto set) METAPOOL_LAMBDA {
-      stream_averages<set, Direction::kForward, false>(row);
-    });
+    stream_averages_of<Scales::kOfOutputs, false>(1 << radius, !plan_.count_include_pad, row);
   }
 
   void write_maximum(const PoolItem& item, const DenseLines& x, int64_t center, const float* start,
@@ -79,21 +79,14 @@ class PooledRows {
     row.out = out;
     row.columns = plan_.w;
     row.pitch = kPackedLanes;
-    with_radius(item.radius_h, [&](auto set) METAPOOL_LAMBDA { stream_maxima<set>(row); });
-  }
-
-  // Calls body(set) with the set of one radius as a constant.
-  template <typename Body>
-  static METAPOOL_INLINE void with_radius(int radius, Body body) {
-    if (radius == 1) return body(Int<2>{});
-    if (radius == 2) return body(Int<4>{});
-    body(Int<8>{});
-    static_assert(kStreamedRadius == 3);
+    with_set(1 << item.radius_h, [&](auto set) METAPOOL_LAMBDA {
+      if constexpr (set != 0) stream_maxima<set, false>(row);
+    });
   }
 
   const Plan& plan_;
-  const BorderScales scales_;
-  float *ones_, *weights_, *zeros_;
+  const BorderScales& scales_;
+  float *ones_ = nullptr, *weights_ = nullptr, *zeros_ = nullptr;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -28,7 +28,7 @@ class StreamedBackward {
         weights_(plan, shape_, arena),
         scales_(plan, arena),
         terms_(plan, arena),
-        rows_(plan, arena),
+        rows_(plan, scales_, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
         maps_(plan.form == Form::kMix ? 1 : plan.num_pools),
         wants_x_(args.grad_x.data != nullptr),
@@ -216,16 +216,14 @@ class StreamedBackward {
     row.out = out;
     row.pitch = pitch;
     row.adds = scattered_.any();
-    stream_averages<0, Direction::kBackward, false>(row);
+    stream_averages<0, Scales::kNone, false>(row);
     for (const PoolItem& item : plan_.avg) {
       row = averages_around(gradients_of(item), i, 0, plan_.h);
       row.x = nullptr;
       row.out = out;
       row.pitch = pitch;
       row.adds = true;
-      with_set(1 << item.radius_w, [&](auto set) METAPOOL_LAMBDA {
-        stream_averages<set, Direction::kBackward, false>(row);
-      });
+      stream_averages_of<Scales::kOfSources, false>(1 << item.radius_w, scales_sources(), row);
     }
   }
 
@@ -247,12 +245,14 @@ class StreamedBackward {
       averages.x_parts = parts_ + plan_.skip.index * kPackedLanes;
       averages.x_products = products_ + plan_.skip.index * kPackedLanes;
     }
-    if (!plan_.count_include_pad) scale_around(i, averages);
+    if (scales_sources()) scale_around(i, averages);
     averages.other = x_[i];
     averages.columns = plan_.w;
     averages.pitch = kPackedLanes;
     return averages;
   }
+
+  bool scales_sources() const { return !plan_.count_include_pad; }
 
   // Where padding does not count: near the upper and the lower edge, lines are scaled throughout.
   void scale_around(int64_t i, AverageRow& averages) const {
@@ -267,9 +267,7 @@ class StreamedBackward {
 
   template <bool kProducts>
   void stream_radii(const AverageRow& averages) {
-    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
-      stream_averages<set, Direction::kBackward, kProducts>(averages);
-    });
+    stream_averages_of<Scales::kOfSources, kProducts>(averages_, scales_sources(), averages);
     if (kProducts && ++pending_rows_ == kPendingRows) flush_parts();
   }
 

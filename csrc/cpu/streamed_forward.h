@@ -77,14 +77,12 @@ class StreamedForward {
     for (const PoolItem& item : plan_.max) maxima.weights[item.radius_w] = weights_.of(item);
     averages.start = weights_.start();
     averages.out = maxima.out = out;
-    maxima.adds = true;
     averages.columns = maxima.columns = plan_.w;
     averages.pitch = maxima.pitch = pitch;
-    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
-      stream_averages<set, Direction::kForward, false>(averages);
-    });
+    const bool scaled = !plan_.count_include_pad;
+    stream_averages_of<Scales::kOfOutputs, false>(averages_, scaled, averages);
     with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
-      if constexpr (set != 0) stream_maxima<set>(maxima);
+      if constexpr (set != 0) stream_maxima<set, true>(maxima);
     });
   }
 

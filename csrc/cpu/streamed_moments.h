@@ -14,7 +14,8 @@ class StreamedMoments {
       : plan_(plan),
         args_(args),
         moments_(plan, args, arena),
-        rows_(plan, arena),
+        scales_(plan, arena),
+        rows_(plan, scales_, arena),
         x_(plan, 2 * plan.radius_h + 1, arena),
         other_(plan, 1, arena) {
     pooled_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
@@ -50,6 +51,7 @@ class StreamedMoments {
   const Plan& plan_;
   const ForwardArgs& args_;
   Moments<float, kPackedLanes> moments_;
+  const BorderScales scales_;
   const PooledRows rows_;
   DenseLines x_, other_;
   float* pooled_;

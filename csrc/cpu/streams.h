@@ -182,7 +182,10 @@ METAPOOL_INLINE void hand_on(Floats& part, double* sums) {
   part = Floats{};
 }
 
-enum class Direction : int { kForward, kBackward };
+// What scales averages at the border where padding does not count: an average is scaled by the size
+// of its own window, and so is what it sends back. So a forward scales outputs, and a backward the
+// sources that it adds up.
+enum class Scales : int { kNone, kOfOutputs, kOfSources };
 
 // Where a row of averages comes from and goes to. Weights are those of the lanes; lines are those
 // at distances -kStreamedRadius and on, from their first column; rows are dense.
@@ -211,9 +214,8 @@ struct AverageRow {
 
 // out = (or +=) the weighted identity + the weighted averages of radii kSet. Weights are finite:
 // sums of all radii are weighted and added up before they are spread along the row, as a wider
-// window covers what a narrower one does. An average is scaled by the size of its own window, and
-// so is what it sends back: a forward scales outputs, a backward the pixels that it adds up.
-template <int kSet, Direction kDirection, bool kProducts>
+// window covers what a narrower one does.
+template <int kSet, Scales kScales, bool kProducts>
 void stream_averages(const AverageRow row) {
   constexpr int kRadius = largest_radius(kSet);
   for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
@@ -263,7 +265,7 @@ void stream_averages(const AverageRow row) {
       }
     };
     const auto add = [&](int64_t column, auto at_border) METAPOOL_LAMBDA {
-      constexpr bool kScalesSums = at_border && kDirection == Direction::kBackward;
+      constexpr bool kScalesSums = at_border && kScales == Scales::kOfSources;
       if constexpr (kProducts) push_other(column + kRadius);
       Floats sum = load_pixel(row.lines[kStreamedRadius], column), other = others[kRadius];
       Floats sums[kRadius + 1];
@@ -303,9 +305,13 @@ void stream_averages(const AverageRow row) {
         }
       }
     };
-    stream_to(row.border < row.columns ? row.border : row.columns, Int<true>{});
-    stream_to(row.columns - row.border, Int<false>{});
-    stream_to(row.columns, Int<true>{});
+    if constexpr (kScales == Scales::kNone) {
+      stream_to(row.columns, Int<false>{});
+    } else {
+      stream_to(row.border < row.columns ? row.border : row.columns, Int<true>{});
+      stream_to(row.columns - row.border, Int<false>{});
+      stream_to(row.columns, Int<true>{});
+    }
     for (int64_t column = row.columns - kRadius; column < row.columns; ++column) finish(column);
     if constexpr (kProducts) {
       for_each_part([](Floats part, float* to, double*)
@@ -314,18 +320,28 @@ void stream_averages(const AverageRow row) {
   }
 }
 
+// The same for a set that is not known before, scaled as kScales says where it is.
+template <Scales kScales, bool kProducts>
+METAPOOL_INLINE void stream_averages_of(int set, bool scaled, const AverageRow& row) {
+  with_set(set, [&](auto radii) METAPOOL_LAMBDA {
+    if constexpr (radii != 0) {
+      if (scaled) return stream_averages<radii, kScales, kProducts>(row);
+    }
+    stream_averages<radii, Scales::kNone, kProducts>(row);
+  });
+}
+
 // The same for maxima.
 struct MaximumRow {
   const float* lines[2 * kStreamedRadius + 1];  // the map's edge again beyond it; no NaN
   const float* weights[kStreamedRadius + 1];
-  const float* start;  // as in AverageRow
+  const float* start;  // as in AverageRow, where `out` is not added to
   float* out;
-  bool adds;
   int64_t columns, pitch;
 };
 
 // out = (or +=) the weighted maxima of radii kSet.
-template <int kSet>
+template <int kSet, bool kAdds>
 void stream_maxima(const MaximumRow row) {
   constexpr int kRadius = largest_radius(kSet);
   const Maximum<false> larger;
@@ -337,7 +353,7 @@ void stream_maxima(const MaximumRow row) {
     first.reset();
     second.reset();
     third.reset();
-    const Floats start = row.start == nullptr ? Floats{} : load(row.start + slot);
+    const Floats start = kAdds || row.start == nullptr ? Floats{} : load(row.start + slot);
     Floats acc[kRadius + 1];  // the outputs up to the column that is added
     for (Floats& output : acc) output = start;
 
@@ -366,7 +382,7 @@ void stream_maxima(const MaximumRow row) {
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
       if (column >= 0) {
         float* const to = row.out + column * row.pitch + slot;
-        store(to, row.adds ? load(to) + acc[0] : acc[0]);
+        store(to, kAdds ? load(to) + acc[0] : acc[0]);
       }
       for (int i = 0; i < kRadius; ++i) acc[i] = acc[i + 1];
       acc[kRadius] = start;

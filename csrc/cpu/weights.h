@@ -15,11 +15,12 @@ METAPOOL_INLINE Vec<Acc> lane_values(const Acc* values, int64_t offset, int b) {
 // equal ones are rounded the same way each time, and a longer chain would drift.
 constexpr int64_t kChain = 16;
 
-// A number of a plane, for candidate k.
+// The numbers of a plane, `stride_k` apart.
 template <typename Acc>
-METAPOOL_INLINE Acc weight_at(const WeightView& view, const Plan& plan, int64_t plane, int64_t k) {
-  return static_cast<const Acc*>(view.data)[plane / plan.c * view.stride_n +
-                                            plane % plan.c * view.stride_c + k * view.stride_k];
+METAPOOL_INLINE const Acc* weights_of_plane(const WeightView& view, const Plan& plan,
+                                            int64_t plane) {
+  return static_cast<const Acc*>(view.data) + plane / plan.c * view.stride_n +
+         plane % plan.c * view.stride_c;
 }
 
 // Writes a task's share of the gradient of the weights; sums: [num_pools][16], by lane.
@@ -75,14 +76,15 @@ class Weights {
     finite_ = true;
     for (int lane = 0; lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
+      const Acc* const from = weights_of_plane<Acc>(view, plan_, plane);
       for (int p = 0; p < plan_.order.count; ++p) {
         const Acc weight =
-            view.data == nullptr ? Acc(1) : weight_at<Acc>(view, plan_, plane, plan_.order.data[p]);
+            view.data == nullptr ? Acc(1) : from[plan_.order.data[p] * view.stride_k];
         weights_[p * kPackedLanes + lane] = weight;
         finite_ &= weight - weight == 0;
       }
       start_[lane] =
-          constants.data == nullptr ? Acc(0) : weight_at<Acc>(constants, plan_, plane, 0);
+          constants.data == nullptr ? Acc(0) : *weights_of_plane<Acc>(constants, plan_, plane);
       finite_ &= start_[lane] - start_[lane] == 0;
       for (int p = plan_.none.begin; p < plan_.none.end; ++p) {
         start_[lane] += weights_[p * kPackedLanes + lane] * Acc(0);
