@@ -49,6 +49,7 @@ class StreamedBackward {
     grad_x_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * row_size_, 0);
     parts_ = arena.take_row<float>(plan.num_pools * kPackedLanes, 0);
     products_ = arena.take_row<double>(plan.num_pools * kPackedLanes, 0);
+    if (!arena.counts_only()) prepare_row();
   }
 
   // share: [share_rows][num_pools], null where the gradient of the weights is not wanted. False
@@ -129,6 +130,22 @@ class StreamedBackward {
       found |= vector - vector != 0;
     }
     return !any<float>(found);
+  }
+
+  // What all rows of averages share.
+  void prepare_row() {
+    row_.columns = plan_.w;
+    row_.pitch = kPackedLanes;
+    for (const PoolItem& item : plan_.avg) {
+      row_.weights[item.radius_w] = weights_.averages_of(item);
+      row_.column_scales[item.radius_w] = scales_.columns(item.radius_w);
+      row_.parts[item.radius_w] = parts_ + item.index * kPackedLanes;
+      row_.products[item.radius_w] = products_ + item.index * kPackedLanes;
+    }
+    if (plan_.skip.index < 0) return;
+    row_.x_weights = weights_.of(plan_.skip);
+    row_.x_parts = parts_ + plan_.skip.index * kPackedLanes;
+    row_.x_products = products_ + plan_.skip.index * kPackedLanes;
   }
 
   // The lines of grad_out, or of the map beside others that belongs to a pooling.
@@ -229,26 +246,14 @@ class StreamedBackward {
 
   // Rows of a map of gradients around row i, those of [begin, end), with row i of x.
   AverageRow averages_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end) const {
-    AverageRow averages{};
+    AverageRow averages = row_;
     for (int d = -kStreamedRadius; d <= kStreamedRadius; ++d) {
       const bool inside = i + d >= begin && i + d < end;
       averages.lines[kStreamedRadius + d] = inside ? grads[i + d] : zeros_;
     }
-    for (const PoolItem& item : plan_.avg) {
-      averages.weights[item.radius_w] = weights_.averages_of(item);
-      averages.parts[item.radius_w] = parts_ + item.index * kPackedLanes;
-      averages.products[item.radius_w] = products_ + item.index * kPackedLanes;
-    }
-    if (plan_.skip.index >= 0) {
-      averages.x = grads[i];
-      averages.x_weights = weights_.of(plan_.skip);
-      averages.x_parts = parts_ + plan_.skip.index * kPackedLanes;
-      averages.x_products = products_ + plan_.skip.index * kPackedLanes;
-    }
+    if (plan_.skip.index >= 0) averages.x = grads[i];
     if (scales_sources()) scale_around(i, averages);
     averages.other = x_[i];
-    averages.columns = plan_.w;
-    averages.pitch = kPackedLanes;
     return averages;
   }
 
@@ -257,7 +262,6 @@ class StreamedBackward {
   // Where padding does not count: near the upper and the lower edge, lines are scaled throughout.
   void scale_around(int64_t i, AverageRow& averages) const {
     for (const PoolItem& item : plan_.avg) {
-      averages.column_scales[item.radius_w] = scales_.columns(item.radius_w);
       averages.row_scales[item.radius_w] = scales_.rows(item.radius_h) + i;
     }
     const int radius = largest_radius(averages_);
@@ -301,6 +305,7 @@ class StreamedBackward {
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
   float* parts_;      // the same of averages and identity, not yet handed on
   int64_t pending_rows_ = 0;
+  AverageRow row_{};
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -17,12 +17,13 @@ class StreamedForward {
         shape_(plan),
         weights_(plan, shape_, arena),
         scales_(plan, arena),
-        averages_(streamed_set(plan.avg, kStreamedRadius)),
-        maxima_(streamed_set(plan.max, kStreamedRadius)),
+        average_radii_(streamed_set(plan.avg, kStreamedRadius)),
+        maximum_radii_(streamed_set(plan.max, kStreamedRadius)),
         x_(plan, 2 * plan.radius_h + 1, arena) {
     row_weights_ = arena.take_row<float>((kStreamedRadius + 1) * kPackedLanes, 0);
     zeros_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
     out_ = arena.take_row<float>((x_.whole() ? plan.h : 1) * plan.w * kPackedLanes, 0);
+    if (!arena.counts_only()) prepare_rows();
   }
 
   // False where x has NaN or weights are not finite: then nothing can be said of `out`.
@@ -56,33 +57,35 @@ class StreamedForward {
   }
 
  private:
-  void stream(int64_t center, float* out, int64_t pitch) {
-    AverageRow averages{};
-    MaximumRow maxima{};
-    for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
-      const int64_t line = center + d, valid = clamp_line(line, plan_.h);
-      maxima.lines[kStreamedRadius + d] = x_[valid];
-      averages.lines[kStreamedRadius + d] = line == valid ? x_[valid] : zeros_;
-    }
-    if (plan_.skip.index >= 0) {
-      averages.x = x_[center];
-      averages.x_weights = weights_.of(plan_.skip);
-    }
+  // What all rows share.
+  void prepare_rows() {
+    averages_.columns = maxima_.columns = plan_.w;
+    averages_.start = weights_.start();
+    if (plan_.skip.index >= 0) averages_.x_weights = weights_.of(plan_.skip);
     for (const PoolItem& item : plan_.avg) {
-      averages.weights[item.radius_w] = weights_in_row(item, center);
-      averages.column_scales[item.radius_w] = scales_.columns(item.radius_w);
+      averages_.column_scales[item.radius_w] = scales_.columns(item.radius_w);
     }
     // As far from an edge, columns are still in windows that reach beyond it.
-    if (!plan_.count_include_pad) averages.border = 2 * largest_radius(averages_);
-    for (const PoolItem& item : plan_.max) maxima.weights[item.radius_w] = weights_.of(item);
-    averages.start = weights_.start();
-    averages.out = maxima.out = out;
-    averages.columns = maxima.columns = plan_.w;
-    averages.pitch = maxima.pitch = pitch;
+    if (!plan_.count_include_pad) averages_.border = 2 * largest_radius(average_radii_);
+    for (const PoolItem& item : plan_.max) maxima_.weights[item.radius_w] = weights_.of(item);
+  }
+
+  void stream(int64_t center, float* out, int64_t pitch) {
+    for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
+      const int64_t line = center + d, valid = clamp_line(line, plan_.h);
+      maxima_.lines[kStreamedRadius + d] = x_[valid];
+      averages_.lines[kStreamedRadius + d] = line == valid ? x_[valid] : zeros_;
+    }
+    if (plan_.skip.index >= 0) averages_.x = x_[center];
+    for (const PoolItem& item : plan_.avg) {
+      averages_.weights[item.radius_w] = weights_in_row(item, center);
+    }
+    averages_.out = maxima_.out = out;
+    averages_.pitch = maxima_.pitch = pitch;
     const bool scaled = !plan_.count_include_pad;
-    stream_averages_of<Scales::kOfOutputs, false>(averages_, scaled, averages);
-    with_set(maxima_, [&](auto set) METAPOOL_LAMBDA {
-      if constexpr (set != 0) stream_maxima<set, true>(maxima);
+    stream_averages_of<Scales::kOfOutputs, false>(average_radii_, scaled, averages_);
+    with_set(maximum_radii_, [&](auto set) METAPOOL_LAMBDA {
+      if constexpr (set != 0) stream_maxima<set, true>(maxima_);
     });
   }
 
@@ -101,9 +104,11 @@ class StreamedForward {
   const RowShape<float, kPackedLanes> shape_;
   Weights<float, kPackedLanes> weights_;
   const BorderScales scales_;
-  const int averages_, maxima_;  // sets of radii
+  const int average_radii_, maximum_radii_;  // sets
   DenseLines x_;
   float *row_weights_, *zeros_, *out_;
+  AverageRow averages_{};  // around the row at hand
+  MaximumRow maxima_{};
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

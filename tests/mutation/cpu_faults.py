@@ -234,8 +234,8 @@ KERNELS = (
     _kernel(
         "windows around the first columns inside do not reach the border",
         "cpu/streamed_forward.h",
-        "averages.border = 2 * largest_radius(averages_);",
-        "averages.border = largest_radius(averages_);",
+        "averages_.border = 2 * largest_radius(average_radii_);",
+        "averages_.border = largest_radius(average_radii_);",
     ),
     _kernel(
         "the streamed forward goes on with NaN",
