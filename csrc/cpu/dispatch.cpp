@@ -235,32 +235,42 @@ double shift_of(const Plan& plan, const ForwardArgs& args, int64_t plane, int64_
 // Puts what was found of planes together from their strips, in a fixed order: means and squared
 // deviations, or sums.
 void combine_moments(const Plan& plan, const ForwardArgs& args, const double* shares) {
-  for (int64_t plane = 0; plane < plan.n * plan.c; ++plane) {
-    for (int64_t k = 0; k < plan.pools.count; ++k) {
-      double* const found = args.moments + 2 * (plane * plan.pools.count + k);
-      found[0] = found[1] = 0;
-      double count = 0;
-      for (int64_t part = 0; part < plan.strips; ++part) {
-        const int64_t index = plane / plan.lanes * plan.strips + part;
-        const cpu::Task task = cpu::task_at(plan, plan.h_out, index);
-        const int64_t lane = plane % plan.lanes, pool = plan.pools.data[k];
-        const double* const share =
-            shares + 2 * ((index * plan.lanes + lane) * plan.num_pools + pool);
-        if (args.other.data != nullptr) {
-          found[0] += share[0];
-          found[1] += share[1];
-          continue;
+  const bool has_other = args.other.data != nullptr;
+  const int candidates = plan.pools.count;
+  std::fill_n(args.moments, 2 * plan.n * plan.c * candidates, 0.0);
+  for (int64_t group = 0; group < plan.groups; ++group) {
+    double count = 0;
+    for (int64_t part = 0; part < plan.strips; ++part) {
+      const int64_t index = group * plan.strips + part;
+      const cpu::Task task = cpu::task_at(plan, plan.h_out, index);
+      const auto more = static_cast<double>((task.row_end - task.row_begin) * plan.w_out);
+      const double weight = more / (count + more), spread = count * more / (count + more);
+      for (int64_t lane = 0; lane < task.lanes; ++lane) {
+        double* found = args.moments + 2 * (task.plane + lane) * candidates;
+        for (int k = 0; k < candidates; ++k, found += 2) {
+          const double* const share =
+              shares + 2 * ((index * plan.lanes + lane) * plan.num_pools + plan.pools.data[k]);
+          if (has_other) {
+            found[0] += share[0];
+            found[1] += share[1];
+            continue;
+          }
+          const double apart = share[0] - found[0];
+          found[1] += share[1] + apart * apart * spread;
+          found[0] += apart * weight;
         }
-        const auto more = static_cast<double>((task.row_end - task.row_begin) * plan.w_out);
-        const double apart = share[0] - found[0];
-        found[1] += share[1] + apart * apart * (count * more / (count + more));
-        found[0] += apart * (more / (count + more));
-        count += more;
       }
-      // Candidates that name one pooling share its sums, and these the shift of the first.
-      int64_t first = 0;
+      count += more;
+    }
+  }
+  if (!has_other || plan.num_pools == candidates) return;
+  // Candidates that name one pooling share its sums, and these the shift of the first.
+  for (int64_t plane = 0; plane < plan.n * plan.c; ++plane) {
+    for (int k = 0; k < candidates; ++k) {
+      int first = 0;
       while (plan.pools.data[first] != plan.pools.data[k]) ++first;
-      if (args.other.data == nullptr || first == k) continue;
+      if (first == k) continue;
+      double* const found = args.moments + 2 * (plane * candidates + k);
       const double apart = shift_of(plan, args, plane, first) - shift_of(plan, args, plane, k);
       found[1] += apart * found[0];
     }

@@ -7,66 +7,140 @@ namespace metapool::cpu::METAPOOL_ISA {
 
 // Of each pooling, over a task's rows of each of its planes: the mean and the sum of squared
 // deviations from it; or, with another map, sums of that and of its products with deviations.
-// Deviations are those from the first value of a chain, or from given shifts: where values vary
-// little around a large mean, squares or products of the values themselves would leave nothing of
-// that. Chains are put together in double.
+// Deviations are from what is near: the first value, then the mean of the chain before; or from
+// given shifts. Where values vary little around a large mean, squares or products of the values
+// themselves would leave nothing of that. A chain that is far from the next makes for as much
+// variance by itself. Chains are put together in double.
 template <typename Acc, int kLanes>
 class Moments {
+  // What is known of a pooling, in each of sixteen lanes.
+  struct Sums {
+    Acc shifts[kPackedLanes];       // what deviations are from
+    double sums[2 * kPackedLanes];  // of deviations, and of their squares or products
+    Acc centers[kPackedLanes];      // what those of the next chain are from
+    bool begun;                     // whether shifts and centers are there
+  };
+
+  static constexpr int64_t kColumns = 2 * kChain;  // of a chain: a hand-over takes as long as some
+
  public:
   Moments(const Plan& plan, const ForwardArgs& args, Arena& arena) : plan_(plan), args_(args) {
-    if (plan.form != Form::kMoments) return;
-    shifts_ = arena.take_row<Acc>(plan.num_pools * kPackedLanes, 0);
-    sums_ = arena.take_row<double>(2 * plan.num_pools * kPackedLanes, 0);
-    begun_ = arena.take_row<bool>(plan.num_pools, false);
+    if (plan.form == Form::kMoments) pools_ = arena.take<Sums>(plan.num_pools);
   }
 
   void start(const Task& task) {
-    fill_row(sums_, 2 * plan_.num_pools * kPackedLanes, 0.0);
-    fill_row(begun_, plan_.num_pools, has_other());
+    fill_row(pools_, plan_.num_pools, Sums{});
+    for (int k = 0; k < plan_.num_pools; ++k) pools_[k].begun = has_other();
     for (int lane = 0; has_other() && lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
       const Acc* const from = weights_of_plane<Acc>(args_.shifts, plan_, plane);
       for (int k = 0; k < plan_.pools.count; ++k) {
         if (!is_first(plan_, k)) continue;  // the shifts of others are seen to in dispatch.cpp
-        shifts_[plan_.pools.data[k] * kPackedLanes + lane] = from[k * args_.shifts.stride_k];
+        pools_[plan_.pools.data[k]].shifts[lane] = from[k * args_.shifts.stride_k];
       }
     }
   }
 
-  // Adds a pooled row from its first column on, with `step` pixels from output to output, and,
-  // where there is another map, a dense row of that. With one lane, sixteen outputs are taken at a
-  // time.
-  void add_row(const PoolItem& item, const Acc* pooled, const Acc* other, int64_t step) {
-    Acc* const shifts = shifts_ + item.index * kPackedLanes;
-    if (!begun_[item.index]) {
-      begun_[item.index] = true;
-      first_values(pooled, shifts);
+  // Adds the pixels of a dense packed row that are handed to it, see StoredRow. With kHasOther,
+  // there is a dense row of another map.
+  template <bool kHasOther>
+  class Row {
+   public:
+    Row() = default;
+    Row(Sums* pool, const Acc* other) : pool_(pool), other_(other) {}
+
+    METAPOOL_INLINE void begin(int slot) {
+      slot_ = slot;
+      sum_ = product_ = Vec<Acc>{};
+      center_ = load((kHasOther ? pool_->shifts : pool_->centers) + slot);
     }
-    double* const sums = sums_ + 2 * item.index * kPackedLanes;
-    const int64_t size = plan_.w_out * kLanes;
-    constexpr int64_t kChainElements = kChain * kPackedLanes;
-    for (int64_t begin = 0; begin < size; begin += kChainElements) {
-      const int64_t end = begin + kChainElements < size ? begin + kChainElements : size;
-      Acc firsts[kPackedLanes], sum[kPackedLanes], products[kPackedLanes];
-      if (has_other()) {
-        add_chain<true>(pooled, other, shifts, begin, end, step, sum, products);
-        for (int slot = 0; slot < kPackedLanes; ++slot)
-          sums[slot] += static_cast<double>(sum[slot]);
-        for (int slot = 0; slot < kPackedLanes; ++slot) {
-          sums[kPackedLanes + slot] += static_cast<double>(products[slot]);
+    METAPOOL_INLINE void take(int64_t column, Vec<Acc> pooled) {
+      if (!kHasOther && column == 0 && !pool_->begun) {
+        center_ = pooled - pooled == 0 ? pooled : Vec<Acc>{};
+        store(pool_->shifts + slot_, center_);
+      }
+      const Vec<Acc> deviation = pooled - center_;
+      const Vec<Acc> factor = kHasOther ? load(other_ + column * kPackedLanes + slot_) : deviation;
+      sum_ += factor;
+      product_ += deviation * factor;
+      if ((column + 1) % kColumns == 0) hand_on(kColumns);
+    }
+    METAPOOL_INLINE void end(int64_t columns) {
+      if (columns % kColumns != 0) hand_on(columns % kColumns);
+      if constexpr (!kHasOther) store(pool_->centers + slot_, center_);
+      pool_->begun |= slot_ + kVectorLanes<Acc> == kPackedLanes;
+    }
+
+   private:
+    // Puts a chain together with those before it.
+    METAPOOL_INLINE void hand_on(int64_t columns) {
+      Sums& pool = *pool_;
+      const auto values = static_cast<double>(columns);
+      for (int part = 0; part < kVectorLanes<Acc>; part += kVectorLanes<double>) {
+        Vec<double> sum = widened(sum_, part), product = widened(product_, part);
+        if constexpr (!kHasOther) {
+          const Vec<double> apart =
+              widened(center_, part) - widened(load(pool.shifts + slot_), part);
+          product = (values * apart + 2 * sum) * apart + product;
+          sum += values * apart;
         }
-        continue;
+        double* const to = pool.sums + slot_ + part;
+        store(to, load(to) + sum);
+        store(to + kPackedLanes, load(to + kPackedLanes) + product);
       }
-      first_values(pooled + begin * step, firsts);
-      add_chain<false>(pooled, other, firsts, begin, end, step, sum, products);
-      // With one lane, the last chain of a row may leave some slots with one value less.
-      const int64_t rest = (end - begin) & (kPackedLanes - 1);
-      const auto whole = static_cast<double>((end - begin) / kPackedLanes);
-      double counts[kPackedLanes];
-      for (int slot = 0; slot < kPackedLanes; ++slot) {
-        counts[slot] = kLanes == 1 && slot < rest ? whole + 1 : whole;
+      if constexpr (!kHasOther) {
+        const Vec<Acc> mean = center_ + sum_ * (Acc(1) / static_cast<Acc>(columns));
+        center_ = mean - mean == 0 ? mean : center_;
       }
-      add_deviations(firsts, shifts, counts, sum, products, sums);
+      sum_ = product_ = Vec<Acc>{};
+    }
+
+    Sums* pool_ = nullptr;
+    const Acc* other_ = nullptr;
+    int slot_ = 0;
+    Vec<Acc> center_, sum_, product_;
+  };
+
+  // Of a pooling, in Row<kHasOther>.
+  template <bool kHasOther>
+  Row<kHasOther> row(const PoolItem& item, const Acc* other) const {
+    return Row<kHasOther>(pools_ + item.index, other);
+  }
+
+  // Calls body(has_other) with that as a constant.
+  template <typename Body>
+  METAPOOL_INLINE void with_other(Body body) const {
+    args_.other.data != nullptr ? body(Int<true>{}) : body(Int<false>{});
+  }
+
+  // Adds a pooled row from its first column on, with `step` pixels from output to output, and,
+  // where there is another map, a dense row of that. Of one lane, sixteen outputs are as many
+  // lanes, and what is left over is added by itself.
+  void add_row(const PoolItem& item, const Acc* pooled, const Acc* other, int64_t step) {
+    Sums& pool = pools_[item.index];
+    if (kLanes == 1 && !pool.begun) {  // all lanes share one shift
+      const Acc first = pooled[0] - pooled[0] == 0 ? pooled[0] : Acc(0);
+      for (int lane = 0; lane < kPackedLanes; ++lane)
+        pool.shifts[lane] = pool.centers[lane] = first;
+      pool.begun = true;
+    }
+    const int64_t whole = kLanes > 1 ? plan_.w_out : step == 1 ? plan_.w_out / kPackedLanes : 0;
+    with_other([&](auto has_other) METAPOOL_LAMBDA {
+      Row<has_other> row(&pool, other);
+      for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<Acc>) {
+        row.begin(slot);
+        for (int64_t column = 0; column < whole; ++column) {
+          row.take(column, load(pooled + column * kPackedLanes * step + slot));
+        }
+        row.end(whole);
+      }
+    });
+    for (int64_t output = whole * kPackedLanes; kLanes == 1 && output < plan_.w_out; ++output) {
+      const double deviation =
+          static_cast<double>(pooled[output * step]) - static_cast<double>(pool.shifts[0]);
+      const double factor = has_other() ? static_cast<double>(other[output]) : deviation;
+      pool.sums[0] += factor;
+      pool.sums[kPackedLanes] += deviation * factor;
     }
   }
 
@@ -75,18 +149,18 @@ class Moments {
     const auto count = static_cast<double>((task.row_end - task.row_begin) * plan_.w_out);
     for (int lane = 0; lane < task.lanes; ++lane) {
       for (int k = 0; k < plan_.num_pools; ++k) {
-        const double* const sums = sums_ + 2 * k * kPackedLanes;
-        double sum = sums[lane], products = sums[kPackedLanes + lane];
+        const Sums& pool = pools_[k];
+        double sum = pool.sums[lane], products = pool.sums[kPackedLanes + lane];
         for (int slot = 1; kLanes == 1 && slot < kPackedLanes; ++slot) {
-          sum += sums[slot];
-          products += sums[kPackedLanes + slot];
+          sum += pool.sums[slot];
+          products += pool.sums[kPackedLanes + slot];
         }
         double* const found = share + 2 * (lane * plan_.num_pools + k);
         found[0] = sum;
         found[1] = products;
         if (has_other()) continue;
         const double deviations = products - sum * sum / count;
-        found[0] = static_cast<double>(shifts_[k * kPackedLanes + lane]) + sum / count;
+        found[0] = static_cast<double>(pool.shifts[lane]) + sum / count;
         found[1] = deviations < 0 ? 0 : deviations;
       }
     }
@@ -95,70 +169,9 @@ class Moments {
  private:
   bool has_other() const { return args_.other.data != nullptr; }
 
-  // What is near the values of a row: its first one in each lane, where that is a number.
-  static void first_values(const Acc* pooled, Acc* values) {
-    for (int lane = 0; lane < kPackedLanes; ++lane) {
-      const Acc first = pooled[kLanes == 1 ? 0 : lane];
-      values[lane] = first - first == 0 ? first : Acc(0);
-    }
-  }
-
-  // Adds what a chain holds to the sums of deviations from the shifts and of their squares: its own
-  // are from its first values.
-  static void add_deviations(const Acc* firsts, const Acc* shifts, const double* counts,
-                             const Acc* sum_of, const Acc* squares_of, double* sums) {
-    double added[kPackedLanes], added_squares[kPackedLanes];
-    for (int slot = 0; slot < kPackedLanes; ++slot) {
-      const double apart = static_cast<double>(firsts[slot]) - static_cast<double>(shifts[slot]);
-      const double values = counts[slot];
-      const auto sum = static_cast<double>(sum_of[slot]);
-      const auto square = static_cast<double>(squares_of[slot]);
-      added[slot] = values * apart + sum;
-      added_squares[slot] = (values * apart + 2 * sum) * apart + square;
-    }
-    for (int slot = 0; slot < kPackedLanes; ++slot) sums[slot] += added[slot];
-    for (int slot = 0; slot < kPackedLanes; ++slot) {
-      sums[kPackedLanes + slot] += added_squares[slot];
-    }
-  }
-
-  // Adds up a chain, elements [begin, end), into sixteen sums: of deviations, or of the other map,
-  // and of their products with deviations.
-  template <bool kHasOther>
-  METAPOOL_INLINE static void add_chain(const Acc* pooled, const Acc* other, const Acc* shifts,
-                                        int64_t begin, int64_t end, int64_t step, Acc* sums,
-                                        Acc* products_of) {
-    constexpr int kVectors = kPackedLanes / kVectorLanes<Acc>;
-    Vec<Acc> sum[kVectors] = {}, products[kVectors] = {}, shift[kVectors];
-    for (int v = 0; v < kVectors; ++v) shift[v] = load(shifts + v * kVectorLanes<Acc>);
-    int64_t output = begin;
-    for (; (kLanes > 1 || step == 1) && output + kPackedLanes <= end; output += kPackedLanes) {
-      for (int v = 0; v < kVectors; ++v) {
-        const int slot = v * kVectorLanes<Acc>;
-        const Vec<Acc> deviation = load(pooled + output * step + slot) - shift[v];
-        const Vec<Acc> factor = kHasOther ? load(other + output + slot) : deviation;
-        sum[v] += factor;
-        products[v] += deviation * factor;
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      store(sums + v * kVectorLanes<Acc>, sum[v]);
-      store(products_of + v * kVectorLanes<Acc>, products[v]);
-    }
-    for (; kLanes == 1 && output < end; ++output) {
-      const int slot = static_cast<int>(output - begin) & (kPackedLanes - 1);
-      const Acc deviation = pooled[output * step] - shifts[slot];
-      const Acc factor = kHasOther ? other[output] : deviation;
-      sums[slot] += factor;
-      products_of[slot] += deviation * factor;
-    }
-  }
-
   const Plan& plan_;
   const ForwardArgs& args_;
-  Acc* shifts_ = nullptr;   // [num_pools][16]
-  double* sums_ = nullptr;  // [num_pools][2][16]
-  bool* begun_ = nullptr;   // for each pooling whether its shifts are there
+  Sums* pools_ = nullptr;
 };
 
 // What the backward of moments sends each pooling: weights * grad_out + offsets + slopes * (pooled
@@ -205,23 +218,40 @@ class FieldTerms {
     const Vec<Acc> sloping = slope != 0 ? slope * deviations : Vec<Acc>{};
     return term_at(0, item, at) * grads + term_at(1, item, at) + sloping;
   }
-  // Makes of a dense packed row of deviations what is sent, where all is finite.
-  void send(const PoolItem& item, const Acc* grads, int64_t size, Acc* row) const {
-    for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<Acc>) {
-      const Vec<Acc> weight = term_at(0, item, slot), offset = term_at(1, item, slot);
-      const Vec<Acc> slope = term_at(2, item, slot);
-      for (int64_t at = slot; at < size; at += kPackedLanes) {
-        const Vec<Acc> field = weight * METAPOOL_ISA::load(grads + at) + offset;
-        store(row + at, field + slope * METAPOOL_ISA::load(row + at));
-      }
+  // Stores what is sent along a dense packed row whose pixels are handed to it, where all is
+  // finite.
+  class SentRow {
+   public:
+    SentRow() = default;
+    SentRow(const Acc* terms, int64_t size, const Acc* grads, Acc* out)
+        : terms_(terms), size_(size), grads_(grads), out_(out) {}
+
+    METAPOOL_INLINE void begin(int slot) {
+      slot_ = slot;
+      for (int t = 0; t < 4; ++t) term_[t] = METAPOOL_ISA::load(terms_ + t * size_ + slot);
     }
+    METAPOOL_INLINE void take(int64_t column, Vec<Acc> pooled) {
+      const int64_t at = column * kPackedLanes + slot_;
+      const auto& [weight, offset, slope, minus_shift] = term_;
+      const Vec<Acc> field = weight * METAPOOL_ISA::load(grads_ + at) + offset;
+      store(out_ + at, field + slope * (pooled + minus_shift));
+    }
+    METAPOOL_INLINE void end(int64_t) {}
+
+   private:
+    const Acc* terms_ = nullptr;  // those of the pooling
+    int64_t size_ = 0;
+    const Acc* grads_ = nullptr;
+    Acc* out_ = nullptr;
+    Vec<Acc> term_[4];
+    int slot_ = 0;
+  };
+
+  SentRow sent_row(const PoolItem& item, const Acc* grads, Acc* out) const {
+    return SentRow(terms_ + item.index * kPackedLanes, size(), grads, out);
   }
   METAPOOL_INLINE Vec<Acc> minus_shift(const PoolItem& item, int64_t at) const {
     return term_at(3, item, at);
-  }
-  // The [16] of a pooling.
-  const Acc* minus_shifts(const PoolItem& item) const {
-    return terms_ + 3 * size() + item.index * kPackedLanes;
   }
 
  private:

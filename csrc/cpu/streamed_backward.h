@@ -135,17 +135,18 @@ class StreamedBackward {
   // What all rows of averages share.
   void prepare_row() {
     row_.columns = plan_.w;
-    row_.pitch = kPackedLanes;
+    row_.row_scales = row_scales_;
+    row_.products = &row_products_;
     for (const PoolItem& item : plan_.avg) {
       row_.weights[item.radius_w] = weights_.averages_of(item);
       row_.column_scales[item.radius_w] = scales_.columns(item.radius_w);
-      row_.parts[item.radius_w] = parts_ + item.index * kPackedLanes;
-      row_.products[item.radius_w] = products_ + item.index * kPackedLanes;
+      row_products_.parts[item.radius_w] = parts_ + item.index * kPackedLanes;
+      row_products_.products[item.radius_w] = products_ + item.index * kPackedLanes;
     }
     if (plan_.skip.index < 0) return;
     row_.x_weights = weights_.of(plan_.skip);
-    row_.x_parts = parts_ + plan_.skip.index * kPackedLanes;
-    row_.x_products = products_ + plan_.skip.index * kPackedLanes;
+    row_products_.x_parts = parts_ + plan_.skip.index * kPackedLanes;
+    row_products_.x_products = products_ + plan_.skip.index * kPackedLanes;
   }
 
   // The lines of grad_out, or of the map beside others that belongs to a pooling.
@@ -167,12 +168,11 @@ class StreamedBackward {
   // Makes the lines of what each pooling is sent, up to those that its windows are known for with x
   // up to line `last`.
   void send(int64_t last, bool all, int64_t last_grad) {
-    rows_.for_each([&](const PoolItem& item, const auto& write) {
+    rows_.for_each([&](const PoolItem& item, const auto& stream) {
       if (item.index == plan_.none.index) return;
       const bool limited = !all && last - item.radius_h < last_grad;
       const auto fill = [&](int64_t line, float* row) {
-        write(x_, line, terms_.minus_shifts(item), row);
-        terms_.send(item, shared_grads_[line], row_size_, row);
+        stream(x_, line, terms_.sent_row(item, shared_grads_[line], row));
       };
       grads_[item.index].fill_to(limited ? last - item.radius_h : last_grad, fill);
     });
@@ -191,8 +191,7 @@ class StreamedBackward {
     if (!alone && wants_weights_) {
       AverageRow products = averages_around(grads_[0], i, task.row_begin, task.row_end);
       if (!owned) products.x = nullptr;
-      products.out = unused_;
-      stream_radii<true>(products);
+      stream_radii<true>(products, StoredRow(unused_, kPackedLanes, false));
     }
     if (!owned) return;
 
@@ -204,11 +203,9 @@ class StreamedBackward {
     if (scattered) scattered_.store_row(i, out, pitch);
     const bool complete = scattered && averages_ == 0 && plan_.skip.index < 0;
     if (!complete && plan_.form == Form::kMix) {
-      AverageRow averages = averages_around(grads_[0], i, 0, plan_.h);
-      averages.out = out;
-      averages.adds = scattered;
-      averages.pitch = pitch;
-      alone&& wants_weights_ ? stream_radii<true>(averages) : stream_radii<false>(averages);
+      const AverageRow averages = averages_around(grads_[0], i, 0, plan_.h);
+      const StoredRow to(out, pitch, scattered);
+      alone&& wants_weights_ ? stream_radii<true>(averages, to) : stream_radii<false>(averages, to);
     } else if (!complete) {
       add_up_averages(i, out, pitch);
     }
@@ -227,25 +224,22 @@ class StreamedBackward {
 
   // out = what identity and averages send back along row i, each from a map of its own; added to
   // what was scattered.
-  void add_up_averages(int64_t i, float* out, int64_t pitch) const {
+  void add_up_averages(int64_t i, float* out, int64_t pitch) {
     const DenseLines& skip = grads_[plan_.skip.index >= 0 ? plan_.skip.index : 0];
-    AverageRow row = averages_around(skip, i, 0, plan_.h);
-    row.out = out;
-    row.pitch = pitch;
-    row.adds = scattered_.any();
-    stream_averages<0, Scales::kNone, false>(row);
+    stream_averages<0, Scales::kNone, false>(averages_around(skip, i, 0, plan_.h),
+                                             StoredRow(out, pitch, scattered_.any()));
     for (const PoolItem& item : plan_.avg) {
-      row = averages_around(gradients_of(item), i, 0, plan_.h);
+      AverageRow row = averages_around(gradients_of(item), i, 0, plan_.h);
       row.x = nullptr;
-      row.out = out;
-      row.pitch = pitch;
-      row.adds = true;
-      stream_averages_of<Scales::kOfSources, false>(1 << item.radius_w, scales_sources(), row);
+      with_set_of(item.radius_w, [&](auto set) METAPOOL_LAMBDA {
+        stream_averages_where<set, Scales::kOfSources, false>(scales_sources(), row,
+                                                              StoredRow(out, pitch, true));
+      });
     }
   }
 
   // Rows of a map of gradients around row i, those of [begin, end), with row i of x.
-  AverageRow averages_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end) const {
+  AverageRow averages_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end) {
     AverageRow averages = row_;
     for (int d = -kStreamedRadius; d <= kStreamedRadius; ++d) {
       const bool inside = i + d >= begin && i + d < end;
@@ -253,16 +247,16 @@ class StreamedBackward {
     }
     if (plan_.skip.index >= 0) averages.x = grads[i];
     if (scales_sources()) scale_around(i, averages);
-    averages.other = x_[i];
+    row_products_.other = x_[i];
     return averages;
   }
 
   bool scales_sources() const { return !plan_.count_include_pad; }
 
   // Where padding does not count: near the upper and the lower edge, lines are scaled throughout.
-  void scale_around(int64_t i, AverageRow& averages) const {
+  void scale_around(int64_t i, AverageRow& averages) {
     for (const PoolItem& item : plan_.avg) {
-      averages.row_scales[item.radius_w] = scales_.rows(item.radius_h) + i;
+      row_scales_[item.radius_w] = scales_.rows(item.radius_h) + i;
     }
     const int radius = largest_radius(averages_);
     const bool inside = i >= 2 * radius && plan_.h - i > 2 * radius;
@@ -270,8 +264,10 @@ class StreamedBackward {
   }
 
   template <bool kProducts>
-  void stream_radii(const AverageRow& averages) {
-    stream_averages_of<Scales::kOfSources, kProducts>(averages_, scales_sources(), averages);
+  void stream_radii(const AverageRow& averages, const StoredRow& to) {
+    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
+      stream_averages_where<set, Scales::kOfSources, kProducts>(scales_sources(), averages, to);
+    });
     if (kProducts && ++pending_rows_ == kPendingRows) flush_parts();
   }
 
@@ -290,7 +286,7 @@ class StreamedBackward {
   Weights<float, kPackedLanes> weights_;
   const BorderScales scales_;
   FieldTerms<float> terms_;
-  const PooledRows rows_;
+  PooledRows rows_;
   const int averages_;  // their radii
   const int maps_;      // of gradients: one, or one for each pooling
   const bool wants_x_;
@@ -305,7 +301,10 @@ class StreamedBackward {
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
   float* parts_;      // the same of averages and identity, not yet handed on
   int64_t pending_rows_ = 0;
+  // Of the row of averages at hand.
   AverageRow row_{};
+  RowProducts row_products_{};
+  const float* row_scales_[kStreamedRadius + 1] = {};
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

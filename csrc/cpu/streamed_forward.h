@@ -80,12 +80,12 @@ class StreamedForward {
     for (const PoolItem& item : plan_.avg) {
       averages_.weights[item.radius_w] = weights_in_row(item, center);
     }
-    averages_.out = maxima_.out = out;
-    averages_.pitch = maxima_.pitch = pitch;
-    const bool scaled = !plan_.count_include_pad;
-    stream_averages_of<Scales::kOfOutputs, false>(average_radii_, scaled, averages_);
+    with_set(average_radii_, [&](auto set) METAPOOL_LAMBDA {
+      stream_averages_where<set, Scales::kOfOutputs, false>(!plan_.count_include_pad, averages_,
+                                                            StoredRow(out, pitch, false));
+    });
     with_set(maximum_radii_, [&](auto set) METAPOOL_LAMBDA {
-      if constexpr (set != 0) stream_maxima<set, true>(maxima_);
+      if constexpr (set != 0) stream_maxima<set>(maxima_, StoredRow(out, pitch, true));
     });
   }
 

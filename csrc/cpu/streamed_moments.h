@@ -17,9 +17,7 @@ class StreamedMoments {
         scales_(plan, arena),
         rows_(plan, scales_, arena),
         x_(plan, 2 * plan.radius_h + 1, arena),
-        other_(plan, 1, arena) {
-    pooled_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
-  }
+        other_(plan, 1, arena) {}
 
   // share: [lanes][num_pools][2]. False where x has NaN: then nothing can be said of it.
   bool run(const Task& task, const Task& next, double* share) {
@@ -35,9 +33,9 @@ class StreamedMoments {
                      METAPOOL_LAMBDA { nan |= plan_.max.count > 0 && has_nan(elements, size); });
       if (nan) return false;
       if (args_.other.data != nullptr) other_.load_to(i, other, [](const float*, int64_t) {});
-      rows_.for_each([&](const PoolItem& item, const auto& write) {
-        write(x_, i, nullptr, pooled_);
-        moments_.add_row(item, pooled_, other_[i], 1);
+      moments_.with_other([&](auto has_other) {
+        rows_.stream_all(
+            x_, i, [&](const PoolItem& item) { return moments_.row<has_other>(item, other_[i]); });
       });
       if (!x_.whole()) continue;
       x.prefetch_next<false>(i);
@@ -52,9 +50,8 @@ class StreamedMoments {
   const ForwardArgs& args_;
   Moments<float, kPackedLanes> moments_;
   const BorderScales scales_;
-  const PooledRows rows_;
+  PooledRows rows_;
   DenseLines x_, other_;
-  float* pooled_;
 };
 
 }  // namespace metapool::cpu::METAPOOL_ISA

@@ -49,6 +49,13 @@ METAPOOL_INLINE void with_set(int set, Body body) {
   if constexpr (kSet > 0) with_set<kSet - 2>(set, body);
 }
 
+// The same for the set of one radius, and that of none for radius 0.
+template <int kRadius = kStreamedRadius, typename Body>
+METAPOOL_INLINE void with_set_of(int radius, Body body) {
+  if (radius == kRadius) return body(Int<(1 << kRadius) & kStreamedRadii>{});
+  if constexpr (kRadius > 0) with_set_of<kRadius - 1>(radius, body);
+}
+
 // Lines [line, line_end) of those [begin, end) that a task works on.
 struct Chunk {
   int64_t begin, line, line_end, end;
@@ -187,24 +194,31 @@ METAPOOL_INLINE void hand_on(Floats& part, double* sums) {
 // sources that it adds up.
 enum class Scales : int { kNone, kOfOutputs, kOfSources };
 
-// Where a row of averages comes from and goes to. Weights are those of the lanes; lines are those
-// at distances -kStreamedRadius and on, from their first column; rows are dense.
-struct AverageRow {
-  const float* lines[2 * kStreamedRadius + 1];  // zeros beyond the map
-  const float* weights[kStreamedRadius + 1];
-  const float *x, *x_weights;  // of the identity, null where there is none
-  const float* start;          // what is added to, for each lane; null for zeros
-  float* out;
-  bool adds;               // to what `out` holds
-  int64_t columns, pitch;  // of `out`: elements from pixel to pixel
-  // Where padding does not count: BorderScales by radius, of columns and, in a backward, of rows
-  // from the middle line on. They apply to so many columns at either end, and are one in between.
-  const float *column_scales[kStreamedRadius + 1], *row_scales[kStreamedRadius + 1];
-  int64_t border;
-  // With kProducts: a row of another map, and for each pooling the sixteen sums of the products of
-  // its sums along that row with the lines' sums down the columns. Over all rows, that is the
-  // product of the pooled other map with the map of the lines. What a row leaves of a chain of
-  // kChain products goes to the parts, all others to the products.
+// Takes the pixels of a row as they come, column by column, first for some lanes and then for the
+// next, and keeps or adds them.
+class StoredRow {
+ public:
+  StoredRow(float* out, int64_t pitch, bool adds) : out_(out), pitch_(pitch), adds_(adds) {}
+
+  METAPOOL_INLINE void begin(int slot) { slot_ = slot; }
+  METAPOOL_INLINE void take(int64_t column, Floats pixel) {
+    float* const to = out_ + column * pitch_ + slot_;
+    store(to, adds_ ? load(to) + pixel : pixel);
+  }
+  METAPOOL_INLINE void end(int64_t) {}
+
+ private:
+  float* out_;
+  int64_t pitch_;  // elements from pixel to pixel
+  bool adds_;
+  int slot_ = 0;
+};
+
+// The products of a row of another map, see AverageRow: for each pooling the sixteen sums of the
+// products of its sums along that row with the lines' sums down the columns. Over all rows, that is
+// the product of the pooled other map with the map of the lines. What a row leaves of a chain of
+// kChain products goes to the parts, all others to the products.
+struct RowProducts {
   const float* other;
   float* parts[kStreamedRadius + 1];
   float* x_parts;
@@ -212,31 +226,50 @@ struct AverageRow {
   double* x_products;
 };
 
-// out = (or +=) the weighted identity + the weighted averages of radii kSet. Weights are finite:
-// sums of all radii are weighted and added up before they are spread along the row, as a wider
-// window covers what a narrower one does.
-template <int kSet, Scales kScales, bool kProducts>
-void stream_averages(const AverageRow row) {
+// What a row of averages is made of. Weights are those of the lanes; lines are those at distances
+// -kStreamedRadius and on, from their first column; rows are dense.
+struct AverageRow {
+  const float* lines[2 * kStreamedRadius + 1];  // zeros beyond the map
+  const float* weights[kStreamedRadius + 1];
+  const float *x, *x_weights;  // of the identity, null where there is none
+  const float* start;          // what is added to, for each lane; null for zeros
+  int64_t columns;
+  // Where padding does not count: BorderScales by radius, of columns and, in a backward, of rows
+  // from the middle line on. They apply to so many columns at either end, and are one in between.
+  const float* column_scales[kStreamedRadius + 1];
+  const float* const* row_scales;
+  int64_t border;
+  const RowProducts* products;  // with kProducts
+};
+
+// Hands out the weighted identity + the weighted averages of radii kSet. Weights are finite: sums
+// of all radii are weighted and added up before they are spread along the row, as a wider window
+// covers what a narrower one does.
+template <int kSet, Scales kScales, bool kProducts, typename Epilogue>
+void stream_averages(const AverageRow row, Epilogue epilogue) {
   constexpr int kRadius = largest_radius(kSet);
+  const float* const other_row = kProducts ? row.products->other : nullptr;
   for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
     const auto load_pixel = [&](const float* pixels, int64_t column) METAPOOL_LAMBDA {
       return load(pixels + column * kPackedLanes + slot);
     };
+    epilogue.begin(slot);
     const Floats start = row.start == nullptr ? Floats{} : load(row.start + slot);
     Floats acc[2 * kRadius + 1];  // the outputs around the column that is added
     for (Floats& output : acc) output = start;
     Floats others[2 * kRadius + 1] = {};  // the other row's pixels there
     Floats parts[kRadius + 1] = {}, x_part{};
     const auto for_each_part = [&](auto body) METAPOOL_LAMBDA {
-      if (row.x != nullptr) body(x_part, row.x_parts + slot, row.x_products + slot);
+      const RowProducts& of = *row.products;
+      if (row.x != nullptr) body(x_part, of.x_parts + slot, of.x_products + slot);
       for (int r = 1; r <= kRadius; ++r) {
-        if (contains(kSet, r)) body(parts[r], row.parts[r] + slot, row.products[r] + slot);
+        if (contains(kSet, r)) body(parts[r], of.parts[r] + slot, of.products[r] + slot);
       }
     };
 
     const auto push_other = [&](int64_t column) METAPOOL_LAMBDA {
       for (int i = 0; i < 2 * kRadius; ++i) others[i] = others[i + 1];
-      others[2 * kRadius] = column < row.columns ? load_pixel(row.other, column) : Floats{};
+      others[2 * kRadius] = column < row.columns ? load_pixel(other_row, column) : Floats{};
     };
     const auto scaled_sum = [&](int r, int64_t column) METAPOOL_LAMBDA {
       Floats sum{};
@@ -287,8 +320,7 @@ void stream_averages(const AverageRow row) {
       }
     };
     const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
-      float* const to = row.out + column * row.pitch + slot;
-      if (column >= 0) store(to, row.adds ? load(to) + acc[0] : acc[0]);
+      if (column >= 0) epilogue.take(column, acc[0]);
       for (int i = 0; i < 2 * kRadius; ++i) acc[i] = acc[i + 1];
       acc[2 * kRadius] = start;
     };
@@ -313,6 +345,7 @@ void stream_averages(const AverageRow row) {
       stream_to(row.columns, Int<true>{});
     }
     for (int64_t column = row.columns - kRadius; column < row.columns; ++column) finish(column);
+    epilogue.end(row.columns);
     if constexpr (kProducts) {
       for_each_part([](Floats part, float* to, double*)
                         METAPOOL_LAMBDA { store(to, load(to) + part); });
@@ -320,84 +353,107 @@ void stream_averages(const AverageRow row) {
   }
 }
 
-// The same for a set that is not known before, scaled as kScales says where it is.
-template <Scales kScales, bool kProducts>
-METAPOOL_INLINE void stream_averages_of(int set, bool scaled, const AverageRow& row) {
-  with_set(set, [&](auto radii) METAPOOL_LAMBDA {
-    if constexpr (radii != 0) {
-      if (scaled) return stream_averages<radii, kScales, kProducts>(row);
-    }
-    stream_averages<radii, Scales::kNone, kProducts>(row);
-  });
+// The same, scaled as kScales says only where that is wanted.
+template <int kSet, Scales kScales, bool kProducts, typename Epilogue>
+METAPOOL_INLINE void stream_averages_where(bool scaled, const AverageRow& row,
+                                           const Epilogue& epilogue) {
+  if constexpr (kSet != 0) {
+    if (scaled) return stream_averages<kSet, kScales, kProducts>(row, epilogue);
+  }
+  stream_averages<kSet, Scales::kNone, kProducts>(row, epilogue);
 }
 
-// The same for maxima.
+// What a row of maxima is made of.
 struct MaximumRow {
   const float* lines[2 * kStreamedRadius + 1];  // the map's edge again beyond it; no NaN
   const float* weights[kStreamedRadius + 1];
-  const float* start;  // as in AverageRow, where `out` is not added to
-  float* out;
-  int64_t columns, pitch;
+  int64_t columns;
 };
 
-// out = (or +=) the weighted maxima of radii kSet.
-template <int kSet, bool kAdds>
-void stream_maxima(const MaximumRow row) {
+// Along a row, calls found(r, column, maximum) for the window of each radius of kSet around each
+// column, and then passed(column): around that and those before it all have been found. Columns
+// beyond the row may come up too.
+template <int kSet, typename Found, typename Passed>
+METAPOOL_INLINE void stream_windows(const MaximumRow& row, int slot, Found found, Passed passed) {
   constexpr int kRadius = largest_radius(kSet);
   const Maximum<false> larger;
   const Floats lowest = Floats{} - __builtin_inff();
+  MaximaStream<1> first;
+  MaximaStream<2> second;
+  MaximaStream<3> third;
+  first.reset();
+  second.reset();
+  third.reset();
+  const auto push = [&](auto& stream, auto radius, int64_t column, Floats maximum) METAPOOL_LAMBDA {
+    if constexpr (contains(kSet, radius)) {
+      stream.push(maximum, [&](auto r, Floats window) METAPOOL_LAMBDA {
+        if constexpr (r == radius) found(r, column - r, window);
+      });
+    }
+  };
+  for (int64_t column = 0; column < row.columns; ++column) {
+    const auto line = [&](int distance) METAPOOL_LAMBDA {
+      return load(row.lines[kStreamedRadius + distance] + column * kPackedLanes + slot);
+    };
+    Floats maximum = line(0);
+    const auto extend = [&](int r) METAPOOL_LAMBDA {
+      maximum = larger(maximum, larger(line(-r), line(r)));
+    };
+    extend(1);
+    push(first, Int<1>{}, column, maximum);
+    if constexpr (kRadius >= 2) extend(2);
+    push(second, Int<2>{}, column, maximum);
+    if constexpr (kRadius >= 3) extend(3);
+    push(third, Int<3>{}, column, maximum);
+    passed(column - kRadius);
+  }
+  for (int64_t column = row.columns; column < row.columns + kRadius; ++column) {
+    push(first, Int<1>{}, column, lowest);
+    push(second, Int<2>{}, column, lowest);
+    push(third, Int<3>{}, column, lowest);
+    passed(column - kRadius);
+  }
+}
+
+// Hands out the weighted maxima of radii kSet together.
+template <int kSet, typename Epilogue>
+void stream_maxima(const MaximumRow row, Epilogue epilogue) {
+  constexpr int kRadius = largest_radius(kSet);
   for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-    MaximaStream<1> first;
-    MaximaStream<2> second;
-    MaximaStream<3> third;
-    first.reset();
-    second.reset();
-    third.reset();
-    const Floats start = kAdds || row.start == nullptr ? Floats{} : load(row.start + slot);
-    Floats acc[kRadius + 1];  // the outputs up to the column that is added
-    for (Floats& output : acc) output = start;
-
-    const auto push = [&](auto& stream, auto radius, Floats maximum) METAPOOL_LAMBDA {
-      if constexpr (contains(kSet, radius)) {
-        stream.push(maximum, [&](auto r, Floats window) METAPOOL_LAMBDA {
-          if constexpr (r == radius) acc[kRadius - r] += load(row.weights[r] + slot) * window;
+    epilogue.begin(slot);
+    Floats acc[kRadius + 1] = {};  // the outputs up to the column that is added
+    stream_windows<kSet>(
+        row, slot,
+        [&](auto r, int64_t, Floats maximum)
+            METAPOOL_LAMBDA { acc[kRadius - r] += load(row.weights[r] + slot) * maximum; },
+        [&](int64_t column) METAPOOL_LAMBDA {
+          if (column >= 0) epilogue.take(column, acc[0]);
+          for (int i = 0; i < kRadius; ++i) acc[i] = acc[i + 1];
+          acc[kRadius] = Floats{};
         });
-      }
-    };
-    const auto add = [&](int64_t column) METAPOOL_LAMBDA {
-      const auto line = [&](int distance) METAPOOL_LAMBDA {
-        return load(row.lines[kStreamedRadius + distance] + column * kPackedLanes + slot);
-      };
-      Floats maximum = line(0);
-      const auto extend = [&](int r) METAPOOL_LAMBDA {
-        maximum = larger(maximum, larger(line(-r), line(r)));
-      };
-      extend(1);
-      push(first, Int<1>{}, maximum);
-      if constexpr (kRadius >= 2) extend(2);
-      push(second, Int<2>{}, maximum);
-      if constexpr (kRadius >= 3) extend(3);
-      push(third, Int<3>{}, maximum);
-    };
-    const auto finish = [&](int64_t column) METAPOOL_LAMBDA {
-      if (column >= 0) {
-        float* const to = row.out + column * row.pitch + slot;
-        store(to, kAdds ? load(to) + acc[0] : acc[0]);
-      }
-      for (int i = 0; i < kRadius; ++i) acc[i] = acc[i + 1];
-      acc[kRadius] = start;
-    };
+    epilogue.end(row.columns);
+  }
+}
 
-    for (int64_t column = 0; column < row.columns; ++column) {
-      add(column);
-      finish(column - kRadius);
-    }
-    for (int64_t column = row.columns - kRadius; column < row.columns; ++column) {
-      push(first, Int<1>{}, lowest);
-      push(second, Int<2>{}, lowest);
-      push(third, Int<3>{}, lowest);
-      finish(column);
-    }
+// Hands out the maxima of each radius of kSet, to an epilogue for each.
+template <int kSet, typename Epilogue>
+void stream_each_maximum(const MaximumRow row, const Epilogue* epilogues_of) {
+  Epilogue epilogues[kStreamedRadius + 1];
+  const auto for_each = [&](auto body) METAPOOL_LAMBDA {
+    for_each_up<kStreamedRadius + 1>([&](auto r) METAPOOL_LAMBDA {
+      if constexpr (contains(kSet, r)) body(epilogues[r], r);
+    });
+  };
+  for_each([&](Epilogue& epilogue, int r) METAPOOL_LAMBDA { epilogue = epilogues_of[r]; });
+  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+    for_each([&](Epilogue& epilogue, int) METAPOOL_LAMBDA { epilogue.begin(slot); });
+    stream_windows<kSet>(
+        row, slot,
+        [&](auto r, int64_t column, Floats maximum) METAPOOL_LAMBDA {
+          if (column >= 0 && column < row.columns) epilogues[r].take(column, maximum);
+        },
+        [](int64_t) METAPOOL_LAMBDA {});
+    for_each([&](Epilogue& epilogue, int) METAPOOL_LAMBDA { epilogue.end(row.columns); });
   }
 }
 

@@ -57,6 +57,14 @@ METAPOOL_INLINE void store(Acc* to, Vec<Acc> vector) {
   __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
+// The lanes from `part` on, as many as a vector of doubles has.
+METAPOOL_INLINE Vec<double> widened(Vec<float> vector, int part) {
+  VectorOf<float, kVectorBytes / 2>::type lanes;
+  __builtin_memcpy(&lanes, reinterpret_cast<const float*>(&vector) + part, sizeof(lanes));
+  return __builtin_convertvector(lanes, Vec<double>);
+}
+METAPOOL_INLINE Vec<double> widened(Vec<double> vector, int) { return vector; }
+
 template <typename Acc>
 METAPOOL_INLINE bool any(Mask<Acc> mask) {
 #if defined(__AVX512F__)

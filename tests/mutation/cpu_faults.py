@@ -122,15 +122,27 @@ KERNELS = (
     _kernel(
         "gradients of averages side by side replace each other",
         "cpu/streamed_backward.h",
-        "row.adds = true;",
-        "row.adds = false;",
+        "StoredRow(out, pitch, true));",
+        "StoredRow(out, pitch, false));",
     ),
     # Poolings that are normalised.
     _kernel(
         "chains of values are put together as if all began with one number",
         "cpu/moments.h",
-        "(values * apart + 2 * sum) * apart + square;",
-        "square;",
+        "product = (values * apart + 2 * sum) * apart + product;",
+        "product += 0 * apart;",
+    ),
+    _kernel(
+        "the last chain of a row is left out of its moments",
+        "cpu/moments.h",
+        "if (columns % kColumns != 0) hand_on(columns % kColumns);",
+        "if (columns % kColumns > kColumns) hand_on(columns % kColumns);",
+    ),
+    _kernel(
+        "moments are those of averages with counted padding",
+        "cpu/pooled_rows.h",
+        "epilogue.take(column, pixel * scales[column]);",
+        "epilogue.take(column, pixel);",
     ),
     _kernel(
         "a pooling is sent what its windows are not known for",
