@@ -12,7 +12,6 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
     candidate_names,
-    parse_candidate,
     parse_candidates,
 )
 from metapool_kernels.checks import (
@@ -24,6 +23,7 @@ from metapool_kernels.checks import (
     check_skip_connect,
     check_stride,
 )
+from metapool_kernels.convertible import Convertible, plain_form, plain_pools
 from metapool_kernels.dispatch import check_backend
 from metapool_kernels.extra_candidates import as_modules, mixed
 from metapool_kernels.functional import (
@@ -33,12 +33,12 @@ from metapool_kernels.functional import (
     mixture_weights,
 )
 from metapool_kernels.normalized import normalized_positions
-from metapool_kernels.plain import FORM, Form, SideBySide, WeightedSum, plain_pool
+from metapool_kernels.plain import FORM, Form, SideBySide, WeightedSum
 
 INITIAL_ALPHA_STD = 1e-3
 
 
-class MetaPool2d(nn.Module):
+class MetaPool2d(Convertible):
     """Learnable mixture of candidate poolings; owns ``alpha`` and calls the fused op.
 
     Args:
@@ -181,15 +181,15 @@ class MetaPool2d(nn.Module):
         Raises:
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
-        _check_plain_form(self)
+        self._check_plain_form()
         pools = [*self._plain_candidates(form), *(self.extras or {}).values()]
         weights = self.weights().detach()
         one = len(pools) == 1 and bool((weights == 1).all())
         plain = pools[0] if one else WeightedSum(pools, weights)
-        return _with_hooks_of(self, plain) if _has_hooks(self) else plain
+        return self._with_hooks(plain)
 
     def _plain_candidates(self, form: Form) -> list[nn.Module]:
-        return _plain_pools(self, form)
+        return plain_pools(self.candidates, self.stride, self.count_include_pad, form)
 
     def extra_repr(self) -> str:
         """The arguments that make this module."""
@@ -324,7 +324,7 @@ class NormalizedMetaPool2d(MetaPool2d):
         return f"{channels}, {super().extra_repr()}, momentum={self.momentum}, eps={self.eps}"
 
 
-class MultiPool2d(nn.Module):
+class MultiPool2d(Convertible):
     """Candidate poolings side by side, see :func:`metapool_kernels.fused_multi_pool`.
 
     Args:
@@ -372,9 +372,9 @@ class MultiPool2d(nn.Module):
         Raises:
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
-        _check_plain_form(self)
-        plain = SideBySide(_plain_pools(self, form))
-        return _with_hooks_of(self, plain) if _has_hooks(self) else plain
+        self._check_plain_form()
+        pools = plain_pools(self.candidates, self.stride, self.count_include_pad, form)
+        return self._with_hooks(SideBySide(pools))
 
     def extra_repr(self) -> str:
         """The arguments that make this module."""
@@ -383,7 +383,7 @@ class MultiPool2d(nn.Module):
         )
 
 
-class SpatialEnhancer(nn.Module):
+class SpatialEnhancer(Convertible):
     """The parameterized spatial enhancer of PMPL: MetaPool2d, BatchNorm2d, Hardswish.
 
     Args:
@@ -449,92 +449,18 @@ class SpatialEnhancer(nn.Module):
         Raises:
             NotImplementedError: a subclass has a forward of its own and no ``to_torch``.
         """
-        _check_plain_form(self)
-        return _with_hooks_of(self, plain_form(self._meta_pool(), form), self.norm, self.act)
+        self._check_plain_form()
+        plain = plain_form(self._meta_pool(), form)
+        sequence = self._with_hooks(plain, self.norm, self.act)
+        assert isinstance(sequence, nn.Sequential)
+        return sequence
+
+    def _inner(self) -> nn.Module:
+        return self.pool
 
     def _meta_pool(self) -> MetaPool2d:
         assert isinstance(self.pool, MetaPool2d)
         return self.pool
-
-
-def plain_form(module: MetaPool2d | MultiPool2d | SpatialEnhancer, form: Form) -> nn.Module:
-    """Its ``to_torch``; one that a subclass has brought along knows no forms."""
-    ours = (MetaPool2d.to_torch, MultiPool2d.to_torch, SpatialEnhancer.to_torch)
-    own = type(module).to_torch not in ours
-    return module.to_torch() if own else module.to_torch(form)
-
-
-def has_plain_form(module: nn.Module) -> bool:
-    """Whether ``module`` has a ``to_torch`` that knows what it computes.
-
-    A subclass with a forward of its own needs one to go with it.
-    """
-    for kind in type(module).__mro__:
-        if {"forward", "to_torch"} & vars(kind).keys():
-            known = "to_torch" in vars(kind) and "forward" not in vars(module)
-            inner = module.pool if isinstance(module, SpatialEnhancer) else None
-            return known and (inner is None or has_plain_form(inner))
-    return False
-
-
-def to_plain(model: nn.Module, form: Form = FORM) -> nn.Module:
-    """Turn every enhancer, mixture and poolings side by side into plain modules, in place.
-
-    Poolings are written as ``form`` says.
-
-    One of a subclass with a forward of its own stays what it is, an enhancer with a plain pooling
-    inside, unless its class has a ``to_torch`` too.
-
-    Returns:
-        ``model``, or what it has become if it is one of these itself.
-    """
-    for kind in (SpatialEnhancer, MetaPool2d, MultiPool2d):
-        for name, module in list(model.named_modules(remove_duplicate=False)):
-            if not isinstance(module, kind) or not has_plain_form(module):
-                continue
-            plain = plain_form(module, form)
-            plain.training = module.training
-            if not name:
-                return plain
-            model.set_submodule(name, plain)
-    return model
-
-
-# As nn.Module has them. What a hook changes is a part of what a module computes.
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_HOOK_OPTIONS = (
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_is_full_backward_hook",
-)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in _HOOKS)
-
-
-def _with_hooks_of(module: nn.Module, *plain: nn.Module) -> nn.Sequential:
-    """Plain modules one after the other, with the hooks of what they stand for."""
-    sequence = nn.Sequential(*plain)
-    for name in (*_HOOKS, *_HOOK_OPTIONS):
-        setattr(sequence, name, copy(getattr(module, name)))
-    return sequence
-
-
-def _plain_pools(module: MetaPool2d | MultiPool2d, form: Form) -> list[nn.Module]:
-    return [
-        plain_pool(parse_candidate(name), module.stride, module.count_include_pad, form)
-        for name in module.candidates
-    ]
-
-
-def _check_plain_form(module: nn.Module) -> None:
-    if not has_plain_form(module):
-        raise NotImplementedError(
-            f"{type(module).__name__} has a forward of its own, or a pooling that has one; give "
-            "its class a to_torch that goes with it"
-        )
 
 
 def _without_parametrizations(module: MetaPool2d) -> MetaPool2d:

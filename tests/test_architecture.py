@@ -16,7 +16,7 @@ PACKAGE = Path(metapool_kernels.__file__).parent
 RANKS = (
     {"candidates", "version"},
     {"checks", "extra_candidates", "layout", "plain"},
-    {"native", "reference"},
+    {"convertible", "native", "reference"},
     {"dispatch"},
     {"ops"},
     {"_triton", "autograd", "moments"},

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import DEFAULT_CANDIDATES, MetaPool2d, SpatialEnhancer, fused_meta_pool
-from metapool_kernels.nn import INITIAL_ALPHA_STD, has_plain_form
+from metapool_kernels.convertible import has_plain_form
+from metapool_kernels.nn import INITIAL_ALPHA_STD
 from metapool_kernels.plain import WeightedSum
 from tests import cases, judge
 from tests.cases import CANDIDATES

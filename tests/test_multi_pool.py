@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapool_kernels import MultiPool2d, fused_multi_pool, numpy_api
-from metapool_kernels.nn import to_plain
+from metapool_kernels.convertible import to_plain
 from metapool_kernels.plain import Form, SideBySide
 from tests import cases
 from tests.backends import DEVICE

@@ -18,9 +18,9 @@ from metapool_kernels import (
     fused_normalized_meta_pool,
 )
 from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.convertible import to_plain
 from metapool_kernels.layout import is_channels_last
 from metapool_kernels.moments import pool_moments
-from metapool_kernels.nn import to_plain
 from metapool_kernels.ops import PoolSpec
 from metapool_kernels.plain import Form, WeightedSum
 from tests import cases

@@ -1,5 +1,6 @@
 """The plain torch.nn forms: the same numbers, whatever form is asked for."""
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
 from metapool_kernels.candidates import parse_candidate
-from metapool_kernels.nn import to_plain
+from metapool_kernels.convertible import to_plain
 from metapool_kernels.plain import FORM, Form, ScaleShift, WeightedSum, freeze_norms, plain_pool
 
 FORMS = {
@@ -122,6 +123,17 @@ def test_a_norm_behind_a_pooling_is_one_scale_and_shift(affine: bool) -> None:
     kinds = [type(module) for module in plain.modules()]
     assert kinds.count(ScaleShift) == 1
     assert kinds.count(nn.BatchNorm2d) == 1, "the one behind a convolution, which takes it in"
+
+
+def test_candidates_that_hold_poolings_become_plain_too() -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), SpatialEnhancer(3), MetaPool2d())
+    enhancer = SpatialEnhancer(3, ("max_pool_3x3",), extra_candidates={"inner": inner})
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), enhancer).eval()
+    x = torch.randn(2, 3, 9, 9)
+    expected = model(x)
+    for plain in (to_plain(copy.deepcopy(enhancer)), to_plain(model)):
+        assert not any(isinstance(module, MetaPool2d) for module in plain.modules())
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 class NormAndAct(nn.BatchNorm2d):

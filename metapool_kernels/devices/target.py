@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from metapool_kernels.nn import to_plain
+from metapool_kernels.convertible import to_plain
 from metapool_kernels.plain import Form, freeze_norms
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from metapool_kernels.nn import to_plain
+from metapool_kernels.convertible import to_plain
 from metapool_kernels.plain import Form
 
 aten = torch.ops.aten

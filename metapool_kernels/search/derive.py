@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer
-from metapool_kernels.nn import to_plain
+from metapool_kernels.convertible import to_plain
 from metapool_kernels.search.architecture import Architecture, Layer
 from metapool_kernels.search.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.backbone import Backbone
@@ -26,7 +26,7 @@ def derive(
     """Build the network: each enhancer with its choice alone, the weights of a mixture fixed.
 
     Poolings run by the fused op, a single one too, for training;
-    :func:`metapool_kernels.nn.to_plain` turns them into plain ``torch.nn`` modules.
+    :func:`metapool_kernels.convertible.to_plain` turns them into plain ``torch.nn`` modules.
 
     Args:
         architecture: what to build.
@@ -110,7 +110,7 @@ def derive_network(model: nn.Module, keep: int = 1) -> nn.Module:
         one two, or the extra candidate itself; several are a
         :class:`metapool_kernels.plain.WeightedSum` of such.
         What a subclass computes by a forward of its own it goes on to compute: see
-        :func:`metapool_kernels.nn.to_plain`.
+        :func:`metapool_kernels.convertible.to_plain`.
 
     Raises:
         ValueError: ``keep`` is less than one, or ``model`` has no enhancer.

@@ -274,12 +274,12 @@ MODULES = (
         "value",
     ),
     _in(
-        "modules", "nn.py", "a forward of its own is forgotten",
+        "modules", "convertible.py", "a forward of its own is forgotten",
         'known = "to_torch" in vars(kind) and "forward" not in vars(module)',
         'known = "forward" not in vars(module)',
     ),
     _in(
-        "modules", "nn.py", "a forward of one object is forgotten",
+        "modules", "convertible.py", "a forward of one object is forgotten",
         'known = "to_torch" in vars(kind) and "forward" not in vars(module)',
         'known = "to_torch" in vars(kind)',
     ),

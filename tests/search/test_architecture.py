@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metapool_kernels import MetaPool2d, NormalizedMetaPool2d
-from metapool_kernels.nn import to_plain
+from metapool_kernels.convertible import to_plain
 from metapool_kernels.search.architecture import (
     Architecture,
     Layer,
