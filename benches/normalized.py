@@ -15,17 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benches.conditions import conditions
-from benches.report import results_folder
-from benches.tables import table
-from benches.timing import Effort, interleave, keep_memory
+from benches.layouts import LAYOUTS, MODES, beside_ours, medians, write
+from benches.timing import Effort, keep_memory
 from metapool_kernels import DEFAULT_CANDIDATES, fused_meta_pool, fused_normalized_meta_pool
 from metapool_kernels.candidates import Kind, parse_candidates
 from metapool_kernels.reference import pool
 
 Mixture = Callable[[Tensor, Tensor], Tensor]
 SIZE = (32, 96, 56, 56)
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-MODES = ("forward", "forward + backward")
 
 
 def _eager(normalizes: bool) -> Mixture:
@@ -99,15 +96,15 @@ def measure(effort: Effort) -> list[dict[str, Any]]:
     for layout in LAYOUTS:
         check((2, *SIZE[1:]), layout)
     for mode in MODES:
-        runs = {
-            f"{name}, {layout}": make_step(mixture, mode, inputs(SIZE, layout))
-            for name, mixture in MIXTURES.items()
-            for layout in LAYOUTS
-        }
-        times = interleave(runs, effort)
-        rows.append({"mode": mode, "ms": {name: 1e3 * each.median for name, each in times.items()}})
+        rows.append({"mode": mode, "ms": _times(mode, effort)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def _times(mode: str, effort: Effort) -> dict[str, float]:
+    return medians(
+        MIXTURES, lambda name, layout: make_step(MIXTURES[name], mode, inputs(SIZE, layout)), effort
+    )
 
 
 def markdown(about: Mapping[str, str], rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -119,26 +116,14 @@ def markdown(about: Mapping[str, str], rows: list[dict[str, Any]]) -> Iterator[s
     yield from (f"- {name}: {text}" for name, text in about.items())
     for row in rows:
         yield f"\n## {row['mode']}\n"
-        yield from table(("", *LAYOUTS, *(f"x ours, {layout}" for layout in LAYOUTS)), _body(row))
-
-
-def _body(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    times = row["ms"]
-    for name in MIXTURES:
-        each = [times[f"{name}, {layout}"] for layout in LAYOUTS]
-        ours = [times[f"ours, {layout}"] for layout in LAYOUTS]
-        ratios = [f"{mine / other:.2f}" for mine, other in zip(each, ours, strict=True)]
-        yield (name, *(f"{value:.1f}" for value in each), *ratios)
+        yield from beside_ours(row["ms"], digits=1)
 
 
 def main() -> None:
     """Command line."""
     about = conditions(keep_memory())
     rows = measure(Effort(seconds=40, least=5, most=40))
-    folder = results_folder(quick=False)
-    found = {"conditions": about, "rows": rows}
-    (folder / "normalized.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "normalized.md").write_text("\n".join(markdown(about, rows)) + "\n")
+    write("normalized", about, rows, markdown(about, rows))
 
 
 if __name__ == "__main__":

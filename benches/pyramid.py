@@ -15,16 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benches.conditions import conditions
-from benches.report import results_folder
-from benches.tables import table
-from benches.timing import Effort, interleave, keep_memory
+from benches.layouts import LAYOUTS, MODES, beside_ours, medians, write
+from benches.timing import Effort, keep_memory
 from metapool_kernels import fused_multi_pool
 from tests.cases import CANDIDATES
 
 Pyramid = Callable[[Tensor], Tensor]
 SIZES = ((8, 256, 20, 20), (2, 256, 40, 40))
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-MODES = ("forward", "forward + backward")
 COPY = "cat of x alone"
 
 
@@ -97,16 +94,17 @@ def measure(effort: Effort) -> list[dict[str, Any]]:
         for layout in LAYOUTS:
             check(size, layout)
         for mode in MODES:
-            runs = {
-                f"{name}, {layout}": make_step(pyramid, mode, inputs(size, layout))
-                for name, pyramid in PYRAMIDS.items()
-                for layout in LAYOUTS
-            }
-            times = interleave(runs, effort)
-            medians = {name: 1e3 * each.median for name, each in times.items()}
-            rows.append({"size": size, "mode": mode, "ms": medians})
+            rows.append({"size": size, "mode": mode, "ms": _times(size, mode, effort)})
             print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def _times(size: tuple[int, ...], mode: str, effort: Effort) -> dict[str, float]:
+    return medians(
+        PYRAMIDS,
+        lambda name, layout: make_step(PYRAMIDS[name], mode, inputs(size, layout)),
+        effort,
+    )
 
 
 def markdown(about: Mapping[str, str], rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -117,26 +115,14 @@ def markdown(about: Mapping[str, str], rows: list[dict[str, Any]]) -> Iterator[s
     yield from (f"- {name}: {text}" for name, text in about.items())
     for row in rows:
         yield f"\n## {' x '.join(map(str, row['size']))}, {row['mode']}\n"
-        yield from table(("", *LAYOUTS, *(f"x ours, {layout}" for layout in LAYOUTS)), _body(row))
-
-
-def _body(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    times = row["ms"]
-    for name in PYRAMIDS:
-        each = [times[f"{name}, {layout}"] for layout in LAYOUTS]
-        ours = [times[f"ours, {layout}"] for layout in LAYOUTS]
-        ratios = [f"{mine / other:.2f}" for mine, other in zip(each, ours, strict=True)]
-        yield (name, *(f"{value:.2f}" for value in each), *ratios)
+        yield from beside_ours(row["ms"], digits=2)
 
 
 def main() -> None:
     """Command line."""
     about = conditions(keep_memory())
     rows = measure(Effort(seconds=12, least=5, most=40))
-    folder = results_folder(quick=False)
-    found = {"conditions": about, "rows": rows}
-    (folder / "pyramid.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "pyramid.md").write_text("\n".join(markdown(about, rows)) + "\n")
+    write("pyramid", about, rows, markdown(about, rows))
 
 
 if __name__ == "__main__":

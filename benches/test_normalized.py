@@ -3,7 +3,8 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benches.normalized import LAYOUTS, MIXTURES, MODES, SIZE, check, inputs, make_step
+from benches.layouts import LAYOUTS, MODES
+from benches.normalized import MIXTURES, SIZE, check, inputs, make_step
 
 ROUNDS = 5
 SMALLER = (4, *SIZE[1:])

@@ -3,7 +3,8 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benches.pyramid import LAYOUTS, MODES, PYRAMIDS, SIZES, check, inputs, make_step
+from benches.layouts import LAYOUTS, MODES
+from benches.pyramid import PYRAMIDS, SIZES, check, inputs, make_step
 
 ROUNDS = 5
 
