@@ -21,6 +21,7 @@ SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py swe
 	double_backward.py numpy.py addresses.py)
 SANITIZED := build/sanitized
 SANITIZED_SHARE = 1
+ORDERS_SHARE = 1
 SANITIZER_SETUP = METAPOOL_REQUIRE_NATIVE=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
@@ -67,8 +68,9 @@ test-interpreter: $(VENV)/.installed  ## a share of the kernels' tests in Triton
 test-cuda-host: $(VENV)/.installed  ## the CUDA kernels on the CPU, threads in random order, the kernels' tests in two more
 	$(RUN)/python -m tests.cuda_host.build
 	set -e; for order in random forward reversed; do echo "-- $$order"; \
-		test $$order = random && tests="$(OP_PYTEST)" || tests="-m pytest $(HOST_TESTS)"; \
-		METAPOOL_REQUIRE_NATIVE=1 METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) \
+		test $$order = random && tests="$(OP_PYTEST)" share=1 || \
+			tests="-m pytest $(HOST_TESTS)" share=$(ORDERS_SHARE); \
+		METAPOOL_TEST_SHARE=$$share METAPOOL_REQUIRE_NATIVE=1 METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) \
 		METAPOOL_HOST_ORDER=$$order $(RUN)/python $$tests $(call REPORT,$@-$$order); done
 
 # A copy of the tree is built, so that the libraries in this one stay as they are.
