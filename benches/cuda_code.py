@@ -39,6 +39,7 @@ _TYPES = {
 }
 _KINDS = {("true", "true"): "avg+max", ("true", "false"): "avg", ("false", "true"): "max"}
 _ACCESS = ("vectors", "dense", "strided")
+_OUTCOMES = ("", " side by side")
 _WORDS = {
     "streamed_fwd": "forward",
     "streamed_bwd": "backward",
@@ -285,6 +286,8 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
     assert match, f"{demangled} has a name that nobody here knows"
     arguments = match[2].split(", ")
     words = [_WORDS.get(match[1], match[1].replace("_", " "))]
+    if match[1].endswith("_fwd"):
+        words[0] += _OUTCOMES[int(arguments[-1][-1])]
     dynamic, columns, type_name = 0, 0, _TYPES[arguments[0]]
     if match[1] in ("general_terms", "total"):
         dynamic = threads * 8

@@ -172,8 +172,8 @@ def fused_multi_pool(
             bfloat16, any strides. N may be 0.
         candidates (sequence of str): the K poolings, named as for :func:`fused_meta_pool`. A name
             may occur twice.
-        stride, count_include_pad, backend: as for :func:`fused_meta_pool`. Triton and CUDA launch
-            a kernel for each pooling.
+        stride, count_include_pad, backend: as for :func:`fused_meta_pool`. Triton launches a
+            kernel for each pooling, and so does CUDA for the gradient.
 
     Returns:
         Tensor[N, K * C, H_out, W_out] (without N for 3-D ``x``), all channels of a candidate

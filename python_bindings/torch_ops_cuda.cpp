@@ -65,13 +65,12 @@ struct Place {
 #endif
 
 void check_form(const std::optional<Tensor>& weights) {
-  STD_TORCH_CHECK(weights.has_value(), "meta_pool: the kernels in CUDA need weights");
+  STD_TORCH_CHECK(weights.has_value(), "meta_pool: backward in CUDA needs weights");
 }
 
 Tensor meta_pool_fwd(const Tensor& x, const std::optional<Tensor>& weights,
                      const std::optional<Tensor>& values, std::vector<int64_t> candidates,
                      std::vector<int64_t> stride, bool count_include_pad, bool channels_last) {
-  check_form(weights);
   const auto call = metapool::binding::prepare_fwd(
       kDevice, x, weights, values, std::move(candidates), stride, count_include_pad, channels_last);
   const Place place(x);

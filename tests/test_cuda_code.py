@@ -29,7 +29,7 @@ HALVES = ("float16", "bfloat16")
 STREAMED = [
     ", ".join(words)
     for words in product(
-        ("forward", "backward"),
+        ("forward", "forward side by side", "backward"),
         ("avg", "max", "avg+max"),
         ("float32", *HALVES),
         ("vectors", "dense", "strided"),
@@ -37,7 +37,10 @@ STREAMED = [
 ]
 GENERAL = [
     f"general {what}, {dtype}"
-    for what in ("forward", "places of maxima", "gradient of x", "gradient of weights")
+    for what in (
+        *("forward", "forward side by side"),
+        *("places of maxima", "gradient of x", "gradient of weights"),
+    )
     for dtype in ("float32", "float64", *HALVES)
 ]
 NAMES = [*STREAMED, *GENERAL, "total, float32", "total, float64"]

@@ -109,19 +109,25 @@ METAPOOL_INLINE Acc<T> pooled(const Map<const T>& x, const Map<const T>& values,
   return 0;
 }
 
-template <typename T>
+template <typename T, Outcome kOutcome>
 __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     general_fwd_kernel(Sizes sizes, Map<const T> x, Map<const T> values, Weights<Acc<T>> weights,
-                       Map<T> out, Candidates candidates, bool channels_last) {
+                       Map<T> out, int64_t out_stride_k, Candidates candidates,
+                       bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (number >= sizes.n * sizes.c * sizes.h_out * sizes.w_out) return;
   const Pixel at = pixel_of(number, sizes.c, sizes.h_out, sizes.w_out, channels_last);
+  const auto to = [&] { return out.plane(at.n, at.c) + at.y * out.stride_h + at.x * out.stride_w; };
   Acc<T> sum = 0;
   for (int k = 0; k < candidates.count; ++k) {
-    sum += weights.at(at.n, at.c, k) *
-           pooled(x, values, sizes, decode_candidate(candidates.codes[k]), at);
+    const Acc<T> value = pooled(x, values, sizes, decode_candidate(candidates.codes[k]), at);
+    if constexpr (kOutcome == Outcome::kStack) {
+      narrow(value, to()[k * out_stride_k]);
+    } else {
+      sum += weights.at(at.n, at.c, k) * value;
+    }
   }
-  narrow(sum, out.plane(at.n, at.c)[at.y * out.stride_h + at.x * out.stride_w]);
+  if constexpr (kOutcome == Outcome::kMix) narrow(sum, *to());
 }
 
 // Where maxima stand: for each max pooling of the candidates, in their order, one byte for each

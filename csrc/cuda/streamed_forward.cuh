@@ -3,8 +3,7 @@
 // the map give nothing, and pass quickly.
 #pragma once
 
-#include "averages.cuh"
-#include "maxima.cuh"
+#include "outcomes.cuh"
 
 namespace metapool::cuda {
 
@@ -12,33 +11,32 @@ constexpr int kForwardThreads = 128;
 // Rows that are loaded before they are needed: memory takes longer than a row.
 constexpr int kForwardAhead = 2;
 
-// Blocks that a processor holds at once: with more the compiler would run out of registers.
-template <bool kAvg, bool kMax>
-constexpr int kForwardBlocks = kMax ? (kAvg ? 2 : 3) : 4;
+// Poolings that stay apart take more registers for each column of a lane.
+template <Outcome kOutcome>
+constexpr int kForwardColumns = kOutcome == Outcome::kMix ? 4 : 2;
 
-template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess>
-__global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
+// Blocks that a processor holds at once: with more the compiler would run out of registers.
+template <bool kAvg, bool kMax, Outcome kOutcome>
+constexpr int kForwardBlocks = kMax ? (kAvg && kOutcome == Outcome::kMix ? 2 : 3) : 4;
+
+template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess, Outcome kOutcome>
+__global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, kOutcome>))
     streamed_fwd_kernel(const __grid_constant__ Sizes sizes, const __grid_constant__ Cut cut,
                         Map<const T> x, Weights<float> weights, Map<T> out,
-                        const __grid_constant__ Slots slots) {
+                        const __grid_constant__ Slots slots,
+                        const __grid_constant__ Apart<T> apart) {
   constexpr int kWidth = kColumns + 2 * kReach;
   using Raw = RawRow<T, kColumns, kReach, kAccess>;
   const Lane lane = lane_of(sizes, cut);
-  float avg_weights[kAvgSlots], max_weights[kMaxSlots];
-  load_avg_weights(weights, slots, lane.n, lane.c, avg_weights);
-  load_max_weights(weights, slots, lane.n, lane.c, max_weights);
-  const float of_none = weight_of(weights, slots, kNoneSlot, lane.n, lane.c) * 0.0f;
+  Poolings<T, kOutcome, kColumns, kAccess> poolings;
+  poolings.begin(weights, slots, lane);
   const int64_t column = lane.group * kColumns;
   const T* const source = x.plane(lane.n, lane.c) + column * x.stride_w;
   T* const target = out.plane(lane.n, lane.c) + column * out.stride_w;
   const unsigned inside = columns_inside<kColumns, kReach>(lane, sizes.w);
-  float ready[kColumns][2 * kReach + 1];  // the output rows around the last input row
   MaxRings rings[kColumns];
 #pragma unroll
-  for (int v = 0; v < kColumns; ++v) {
-    clear(rings[v]);
-    for (float& item : ready[v]) item = of_none;
-  }
+  for (int v = 0; v < kColumns; ++v) clear(rings[v]);
 
   const int h = static_cast<int>(sizes.h);
   const int begin = lane.row_begin > kReach ? lane.row_begin - kReach : 0;
@@ -53,10 +51,7 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
   const auto combine = [&](int v, const float (&along)[kMaxSlots]) {
     float tops[kMaxSlots];
     add_maxima(rings[v], along, tops);
-#pragma unroll
-    for (int d = 1; d <= kReach; ++d) {
-      if (has_max(slots, d)) ready[v][kReach - d] += max_weights[d - 1] * tops[d - 1];
-    }
+    poolings.take_maxima(slots, v, tops);
   };
   const auto take_row = [&](int t) {
     float row[kWidth];
@@ -66,11 +61,11 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
     load_next(t + kForwardAhead, ahead[kForwardAhead - 1]);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      push(ready[v], of_none);
+      poolings.next_row(v);
       if constexpr (kAvg) {
         float sums[kAvgSlots];
         sums_around(row, kReach + v, sums);
-        add_sums(sums, avg_weights, slots, ready[v]);
+        poolings.take_sums(slots, v, sums);
       }
     }
     if constexpr (kMax) {
@@ -89,16 +84,10 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
   const auto take_nothing = [&] {
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      push(ready[v], of_none);
+      poolings.next_row(v);
+      if constexpr (kAvg) poolings.take_no_sums(slots, v);
       if constexpr (kMax) combine(v, {-kInfinity<float>, -kInfinity<float>, -kInfinity<float>});
     }
-  };
-  const auto give_row = [&](int o) {
-    if (!lane.is_on_map || o < lane.row_begin) return;
-    float columns[kColumns];
-#pragma unroll
-    for (int v = 0; v < kColumns; ++v) columns[v] = ready[v][0];
-    store_row<kColumns, kReach, kAccess>(target + o * out.stride_h, out.stride_w, inside, columns);
   };
 
 #pragma unroll
@@ -110,19 +99,19 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
 #pragma unroll
     for (int u = 0; u < kRound; ++u) {
       take_row(t + u);
-      give_row(t + u - kReach);
+      poolings.give(out, apart, slots, lane, target, inside, t + u);
     }
   }
 #pragma unroll 1
   for (; t < last; ++t) {
     take_row(t);
-    give_row(t - kReach);
+    poolings.give(out, apart, slots, lane, target, inside, t);
   }
 #pragma unroll
   for (int u = 0; u < kReach; ++u) {
     if (t + u >= end) return;
     take_nothing();
-    give_row(t + u - kReach);
+    poolings.give(out, apart, slots, lane, target, inside, t + u);
   }
 }
 

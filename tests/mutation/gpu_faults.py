@@ -135,6 +135,30 @@ CUDA = (
         "if (right_wins(top, value))",
         "if (value >= top)",
     ),
+    _cuda(
+        "a pooling that stays apart is written a row late",
+        "forward.cu",
+        "- delay_of(slot) * out.stride_h;",
+        "- (delay_of(slot) - 1) * out.stride_h;",
+    ),
+    _cuda(
+        "rows of no map are written",
+        "outcomes.cuh",
+        " || o >= lane.row_end) continue;",
+        ") continue;",
+    ),
+    _cuda(
+        "sums of windows apart lose their last row",
+        "averages.cuh",
+        "windows[kLength - 1] = sum;",
+        "windows[kLength - 1] = 0;",
+    ),
+    _cuda(
+        "maps apart are those of the first channel",
+        "general.cuh",
+        "to()[k * out_stride_k]",
+        "to()[k]",
+    ),
 )
 
 TRITON = (
