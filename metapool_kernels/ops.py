@@ -120,9 +120,9 @@ def _define(prefix: str, suffix: str = "") -> tuple[Any, Any]:
     return fwd, bwd
 
 
-_PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
-_OPS = {backend: _define(prefix) for backend, prefix in _PREFIXES.items()}
-TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in _PREFIXES.items()}
+PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
+_OPS = {backend: _define(prefix) for backend, prefix in PREFIXES.items()}
+TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in PREFIXES.items()}
 """Both ops of each backend for what is traced: differentiable, and mapped over by vmap."""
 
 

@@ -154,6 +154,17 @@ inline ForwardCall prepare_fwd(DeviceType device, const Tensor& x,
   return call;
 }
 
+inline ForwardCall prepare_affine_fwd(DeviceType device, const Tensor& x, const Tensor& weights,
+                                      const Tensor& constants, std::vector<int64_t> candidates,
+                                      const std::vector<int64_t>& stride, bool count_include_pad,
+                                      bool channels_last) {
+  ForwardCall call = prepare_fwd(device, x, weights, std::nullopt, std::move(candidates), stride,
+                                 count_include_pad, channels_last);
+  check_weights(constants, x, 1);
+  call.args.constants = weight_view(constants);
+  return call;
+}
+
 inline ForwardCall prepare_moments(DeviceType device, const Tensor& x,
                                    std::vector<int64_t> candidates,
                                    const std::vector<int64_t>& stride, bool count_include_pad) {

@@ -68,11 +68,9 @@ Tensor meta_pool_products(const Tensor& grad_out, const Tensor& x, const Tensor&
 Tensor meta_pool_affine_fwd(const Tensor& x, const Tensor& weights, const Tensor& constants,
                             std::vector<int64_t> candidates, std::vector<int64_t> stride,
                             bool count_include_pad, bool channels_last) {
-  auto call = metapool::binding::prepare_fwd(DeviceType::CPU, x, weights, std::nullopt,
-                                             std::move(candidates), stride, count_include_pad,
-                                             channels_last);
-  metapool::binding::check_weights(constants, x, 1);
-  call.args.constants = metapool::binding::weight_view(constants);
+  const auto call = metapool::binding::prepare_affine_fwd(DeviceType::CPU, x, weights, constants,
+                                                          std::move(candidates), stride,
+                                                          count_include_pad, channels_last);
   metapool::meta_pool_fwd(call.problem, call.args, parallel_for);
   return call.out;
 }

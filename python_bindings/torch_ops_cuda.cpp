@@ -100,9 +100,21 @@ std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x
   return {call.grad_x, call.grad_weights};
 }
 
+Tensor meta_pool_affine_fwd(const Tensor& x, const Tensor& weights, const Tensor& constants,
+                            std::vector<int64_t> candidates, std::vector<int64_t> stride,
+                            bool count_include_pad, bool channels_last) {
+  const auto call =
+      metapool::binding::prepare_affine_fwd(kDevice, x, weights, constants, std::move(candidates),
+                                            stride, count_include_pad, channels_last);
+  const Place place(x);
+  metapool::cuda::launch_meta_pool_fwd(call.problem, call.args, place.stream);
+  return call.out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(metapool_kernels, METAPOOL_DISPATCH_KEY, library) {
   library.impl("cuda_meta_pool_fwd", TORCH_BOX(&meta_pool_fwd));
   library.impl("cuda_meta_pool_bwd", TORCH_BOX(&meta_pool_bwd));
+  library.impl("cuda_meta_pool_affine_fwd", TORCH_BOX(&meta_pool_affine_fwd));
 }

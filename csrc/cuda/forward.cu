@@ -31,7 +31,7 @@ void launch_streamed(const Streamed& of) {
   const Cut cut = cut_of(sizes, kForwardThreads, kColumns, 0, is_channels_last(x));
   METAPOOL_LAUNCH((&streamed_fwd_kernel<T, kAvg, kMax, kColumns, kAccess, kOutcome>), cut.blocks,
                   kForwardThreads, 0, of.stream, sizes, cut, x, weights_of<float>(of.args.weights),
-                  out, of.slots, apart);
+                  weights_of<float>(of.args.constants), out, of.slots, apart);
 }
 
 template <typename T, bool kAvg, bool kMax, Outcome kOutcome>
@@ -66,8 +66,8 @@ void launch_general(const Problem& problem, const ForwardArgs& args, cudaStream_
   const int64_t count = sizes.n * sizes.c * sizes.h_out * sizes.w_out;
   METAPOOL_LAUNCH((&general_fwd_kernel<T, kOutcome>), ceil_div(count, kGeneralThreads),
                   kGeneralThreads, 0, stream, sizes, map_of<T>(args.x), map_of<T>(args.values),
-                  weights_of<Acc<T>>(args.weights), out, args.out_stride_k, candidates_of(problem),
-                  is_channels_last(out));
+                  weights_of<Acc<T>>(args.weights), weights_of<Acc<T>>(args.constants), out,
+                  args.out_stride_k, candidates_of(problem), is_channels_last(out));
 }
 
 template <typename T>

@@ -112,13 +112,14 @@ METAPOOL_INLINE Acc<T> pooled(const Map<const T>& x, const Map<const T>& values,
 template <typename T, Outcome kOutcome>
 __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     general_fwd_kernel(Sizes sizes, Map<const T> x, Map<const T> values, Weights<Acc<T>> weights,
-                       Map<T> out, int64_t out_stride_k, Candidates candidates,
-                       bool channels_last) {
+                       Weights<Acc<T>> constants, Map<T> out, int64_t out_stride_k,
+                       Candidates candidates, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (number >= sizes.n * sizes.c * sizes.h_out * sizes.w_out) return;
   const Pixel at = pixel_of(number, sizes.c, sizes.h_out, sizes.w_out, channels_last);
   const auto to = [&] { return out.plane(at.n, at.c) + at.y * out.stride_h + at.x * out.stride_w; };
   Acc<T> sum = 0;
+  if (kOutcome == Outcome::kMix && constants.data != nullptr) sum = constants.at(at.n, at.c, 0);
   for (int k = 0; k < candidates.count; ++k) {
     const Acc<T> value = pooled(x, values, sizes, decode_candidate(candidates.codes[k]), at);
     if constexpr (kOutcome == Outcome::kStack) {

@@ -17,20 +17,22 @@ struct Apart {
 // Their weighted sum: an output row gets something from the seven input rows around it.
 template <typename T, Outcome kOutcome, int kColumns, Access kAccess>
 struct Poolings {
-  float avg_weights[kAvgSlots], max_weights[kMaxSlots], of_none;
+  float avg_weights[kAvgSlots], max_weights[kMaxSlots], start;
   float ready[kColumns][2 * kReach + 1];  // the output rows around the last input row
 
-  METAPOOL_DEVICE void begin(const Weights<float>& weights, const Slots& slots, const Lane& lane) {
+  METAPOOL_DEVICE void begin(const Weights<float>& weights, const Weights<float>& constants,
+                             const Slots& slots, const Lane& lane) {
     load_avg_weights(weights, slots, lane.n, lane.c, avg_weights);
     load_max_weights(weights, slots, lane.n, lane.c, max_weights);
-    of_none = weight_of(weights, slots, kNoneSlot, lane.n, lane.c) * 0.0f;
+    start = weight_of(weights, slots, kNoneSlot, lane.n, lane.c) * 0.0f;
+    if (constants.data != nullptr) start += constants.at(lane.n, lane.c, 0);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      for (float& item : ready[v]) item = of_none;
+      for (float& item : ready[v]) item = start;
     }
   }
 
-  METAPOOL_DEVICE void next_row(int v) { push(ready[v], of_none); }
+  METAPOOL_DEVICE void next_row(int v) { push(ready[v], start); }
 
   METAPOOL_DEVICE void take_sums(const Slots& slots, int v, const float (&sums)[kAvgSlots]) {
     add_sums(sums, avg_weights, slots, ready[v]);
@@ -69,7 +71,8 @@ struct Poolings<T, Outcome::kStack, kColumns, kAccess> {
   SumRings rings[kColumns];
   float complete[kSlots][kColumns];  // with the last row
 
-  METAPOOL_DEVICE void begin(const Weights<float>&, const Slots&, const Lane&) {
+  METAPOOL_DEVICE void begin(const Weights<float>&, const Weights<float>&, const Slots&,
+                             const Lane&) {
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
       for (float& value : complete[slot]) value = 0;

@@ -22,14 +22,14 @@ constexpr int kForwardBlocks = kMax ? (kAvg && kOutcome == Outcome::kMix ? 2 : 3
 template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess, Outcome kOutcome>
 __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, kOutcome>))
     streamed_fwd_kernel(const __grid_constant__ Sizes sizes, const __grid_constant__ Cut cut,
-                        Map<const T> x, Weights<float> weights, Map<T> out,
-                        const __grid_constant__ Slots slots,
+                        Map<const T> x, Weights<float> weights, Weights<float> constants,
+                        Map<T> out, const __grid_constant__ Slots slots,
                         const __grid_constant__ Apart<T> apart) {
   constexpr int kWidth = kColumns + 2 * kReach;
   using Raw = RawRow<T, kColumns, kReach, kAccess>;
   const Lane lane = lane_of(sizes, cut);
   Poolings<T, kOutcome, kColumns, kAccess> poolings;
-  poolings.begin(weights, slots, lane);
+  poolings.begin(weights, constants, slots, lane);
   const int64_t column = lane.group * kColumns;
   const T* const source = x.plane(lane.n, lane.c) + column * x.stride_w;
   T* const target = out.plane(lane.n, lane.c) + column * out.stride_w;
