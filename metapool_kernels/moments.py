@@ -1,8 +1,8 @@
 """What normalising takes beside the two ops: moments of poolings, and mixtures with constants.
 
 None of these is differentiable: :mod:`metapool_kernels.normalized` puts derivatives together from
-them. The CPU kernels have each in one pass; Triton and CUDA run their two kernels for it, once for
-each pooling where its values are needed.
+them. The CPU kernels have each in one pass, and so have those in CUDA, but for fields; Triton runs
+its two kernels for it, once for each pooling where its values are needed.
 """
 
 from collections.abc import Sequence
@@ -57,8 +57,10 @@ def _define(name: str, tensors: str, fake: Any, *backends: str) -> dict[str, Any
     return ops
 
 
-_MOMENTS = _define("moments", "Tensor x", _moments_fake, "cpu")
-_PRODUCTS = _define("products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake, "cpu")
+_MOMENTS = _define("moments", "Tensor x", _moments_fake, "cpu", "cuda")
+_PRODUCTS = _define(
+    "products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake, "cpu", "cuda"
+)
 _AFFINE_FWD = _define(
     "affine_fwd", "Tensor x, Tensor weights, Tensor constants", _affine_fwd_fake, "cpu", "cuda"
 )
@@ -83,7 +85,9 @@ def pool_moments(x: Tensor, spec: PoolSpec) -> Tensor:
     if spec.backend in _MOMENTS:
         op = _MOMENTS[spec.backend]
         out: Tensor = op(x, *arguments_of(spec))
-        return op(x.double(), *arguments_of(spec)) if _overflowed(out, x) else out
+        # On GPUs nothing waits for a result: there squares overflow, as in PyTorch's own norm.
+        retries = spec.backend == "cpu" and _overflowed(out, x)
+        return op(x.double(), *arguments_of(spec)) if retries else out
     one, specs = one_by_one(x, spec)
     wide, moments = x.to(one.dtype), []
     for single in specs:

@@ -179,6 +179,19 @@ inline ForwardCall prepare_moments(DeviceType device, const Tensor& x,
   return call;
 }
 
+inline ForwardCall prepare_products(DeviceType device, const Tensor& grad_out, const Tensor& x,
+                                    const Tensor& shifts, std::vector<int64_t> candidates,
+                                    const std::vector<int64_t>& stride, bool count_include_pad) {
+  ForwardCall call = prepare_moments(device, x, std::move(candidates), stride, count_include_pad);
+  const Problem& problem = call.problem;
+  check_map(grad_out, x, problem.c, output_size(problem.h, problem.stride_h),
+            output_size(problem.w, problem.stride_w));
+  check_weights(shifts, x, static_cast<int64_t>(problem.candidates.size()));
+  call.args.other = view(grad_out);
+  call.args.shifts = weight_view(shifts);
+  return call;
+}
+
 inline BackwardCall prepare_bwd(DeviceType device, const Tensor& grad_out, const Tensor& x,
                                 const std::optional<Tensor>& weights,
                                 const std::optional<Tensor>& values,

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metapool_kernels import MultiPool2d, fused_multi_pool, numpy_api
 from metapool_kernels.nn import to_plain
+from metapool_kernels.ops import PREFIXES
 from metapool_kernels.plain import Form, SideBySide
 from tests import cases
-from tests.backends import BACKENDS, DEVICE
+from tests.backends import COMPILED, DEVICE, require
 from tests.cases import CANDIDATES, SHAPES
 
 PYRAMID = CANDIDATES["pyramid"]
@@ -117,8 +118,8 @@ def test_x_alone_is_saved(native: str, layout: str) -> None:
     assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
 
 
-@pytest.mark.skipif("triton" in BACKENDS, reason="its kernels are launched one by one")
-def test_one_op_gives_all_of_them(native: str) -> None:
+@pytest.mark.parametrize("name", [name for name in COMPILED if name != "triton"])
+def test_one_op_gives_all_of_them(name: str) -> None:
     ops = []
 
     class Notes(TorchDispatchMode):
@@ -128,11 +129,10 @@ def test_one_op_gives_all_of_them(native: str) -> None:
             ops.append(func.name().split("::")[-1])
             return func(*args, **kwargs or {})
 
+    x, backend = torch.randn(2, 5, 9, 8, device=DEVICE), require(name)
     with Notes():
-        fused_multi_pool(torch.randn(2, 5, 9, 8, device=DEVICE), PYRAMID, backend=native)
-    assert [name.removeprefix(f"{native}_") for name in ops if "randn" not in name] == [
-        "meta_pool_fwd"
-    ]
+        fused_multi_pool(x, PYRAMID, backend=backend)
+    assert ops == [f"{PREFIXES[name]}meta_pool_fwd"]
 
 
 def test_without_a_batch(backend: str) -> None:

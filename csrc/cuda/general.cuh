@@ -5,7 +5,7 @@
 // then gathers from the windows that hold it, so that nothing is added by two threads.
 #pragma once
 
-#include "maps.cuh"
+#include "moments.cuh"
 
 namespace metapool::cuda {
 
@@ -18,6 +18,13 @@ struct Candidates {
   int count;
   int16_t codes[kMaxCandidates];
 };
+
+// Blocks that share a plane, where sums of it are wanted.
+inline int64_t general_parts(const Sizes& sizes) {
+  const int64_t most = ceil_div(sizes.h_out * sizes.w_out, 4 * kGeneralThreads);
+  const int64_t wanted = ceil_div(kWantedBlocks, sizes.n * sizes.c);
+  return wanted < most ? wanted : most;
+}
 
 // Along one axis, what a window holds of a map or, the other way round, which windows hold a pixel.
 struct Range {
@@ -248,6 +255,48 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
       }
       sum = block_sum(sum, reinterpret_cast<double*>(shared_memory));
       if (threadIdx.x == 0) terms[number * candidates.count + k] = static_cast<Acc<T>>(sum);
+    }
+  }
+}
+
+// Moments of pooled planes, or products with another map: block i looks at a part of plane i /
+// parts.
+template <typename T, Outcome kOutcome>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
+    general_moments_kernel(Sizes sizes, Map<const T> x, Map<const T> other, Weights<Acc<T>> shifts,
+                           Candidates candidates, Found* found, int64_t parts) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  double* const shared = reinterpret_cast<double*>(shared_memory);
+  const int64_t pixels = sizes.h_out * sizes.w_out, count = sizes.n * sizes.c * parts;
+  for (int64_t number = blockIdx.x; number < count; number += gridDim.x) {
+    const int64_t plane = number / parts, first = number % parts * blockDim.x;
+    const auto pixel_at = [&](int64_t i) {
+      return Pixel{plane / sizes.c, plane % sizes.c, i / sizes.w_out, i % sizes.w_out};
+    };
+    for (int k = 0; k < candidates.count; ++k) {
+      const Window window = decode_candidate(candidates.codes[k]);
+      const Acc<T> shift = kOutcome == Outcome::kProducts
+                               ? shifts.at(plane / sizes.c, plane % sizes.c, k)
+                               : near(pooled(x, x, sizes, window, pixel_at(first)));
+      double sum = 0, products = 0, values = 0;
+      for (int64_t i = first + threadIdx.x; i < pixels; i += parts * blockDim.x) {
+        const Pixel at = pixel_at(i);
+        const double deviation = static_cast<double>(pooled(x, x, sizes, window, at)) - shift;
+        double factor = deviation;
+        if constexpr (kOutcome == Outcome::kProducts) {
+          factor = widen(other.plane(at.n, at.c)[at.y * other.stride_h + at.x * other.stride_w]);
+        }
+        sum += factor;
+        products += deviation * factor;
+        values += 1;
+      }
+      sum = block_sum(sum, shared);
+      products = block_sum(products, shared);
+      values = block_sum(values, shared);
+      if (threadIdx.x > 0) continue;
+      found[number * candidates.count + k] = kOutcome == Outcome::kProducts
+                                                 ? Found{values, sum, products}
+                                                 : found_of(values, shift, sum, products);
     }
   }
 }

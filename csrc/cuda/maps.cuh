@@ -6,7 +6,7 @@
 namespace metapool::cuda {
 
 // What a kernel makes of the poolings, see Form.
-enum class Outcome : int { kMix, kStack };
+enum class Outcome : int { kMix, kStack, kMoments, kProducts };
 
 // A map in memory; strides count elements.
 template <typename T>

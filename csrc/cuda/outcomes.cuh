@@ -4,14 +4,25 @@
 
 #include "averages.cuh"
 #include "maxima.cuh"
+#include "moments.cuh"
 
 namespace metapool::cuda {
+
+constexpr int kForwardThreads = 128;
+// Rows that are loaded before they are needed: memory takes longer than a row.
+constexpr int kForwardAhead = 2;
 
 // What a call takes whose poolings are not mixed.
 template <typename T>
 struct Apart {
   // From a row of the first map to the row of its own that a slot then completes.
   int64_t places[kSlots];
+  // Of products.
+  Map<const T> other;
+  // Of moments and products.
+  Found* found;
+  int64_t parts;
+  int candidates;
 };
 
 // Their weighted sum: an output row gets something from the seven input rows around it.
@@ -65,9 +76,9 @@ METAPOOL_INLINE constexpr int delay_of(int slot) {
   return slot == kNoneSlot ? 0 : slot < kAvgSlots ? slot : slot - kAvgSlots + 1;
 }
 
-// Each in a map of its own.
-template <typename T, int kColumns, Access kAccess>
-struct Poolings<T, Outcome::kStack, kColumns, kAccess> {
+// What is complete of poolings that stay apart.
+template <int kColumns>
+struct Completed {
   SumRings rings[kColumns];
   float complete[kSlots][kColumns];  // with the last row
 
@@ -81,7 +92,7 @@ struct Poolings<T, Outcome::kStack, kColumns, kAccess> {
 
   METAPOOL_DEVICE void next_row(int) {}
 
-  METAPOOL_DEVICE void take_sums(const Slots& slots, int v, const float (&sums)[kAvgSlots]) {
+  METAPOOL_DEVICE void take_sums(const Slots&, int v, const float (&sums)[kAvgSlots]) {
     float averages[kAvgSlots];
     add_apart(rings[v], sums, averages);
 #pragma unroll
@@ -92,21 +103,30 @@ struct Poolings<T, Outcome::kStack, kColumns, kAccess> {
     take_sums(slots, v, {0, 0, 0, 0});
   }
 
-  METAPOOL_DEVICE void take_maxima(const Slots& slots, int v, const float (&tops)[kMaxSlots]) {
+  METAPOOL_DEVICE void take_maxima(const Slots&, int v, const float (&tops)[kMaxSlots]) {
 #pragma unroll
     for (int d = 0; d < kMaxSlots; ++d) complete[kAvgSlots + d][v] = tops[d];
   }
 
+  // Whether row t has completed an output row of this lane.
+  static METAPOOL_DEVICE bool completes(const Slots& slots, const Lane& lane, int slot, int t) {
+    const int o = t - delay_of(slot);
+    return slots.candidate[slot] >= 0 && o >= lane.row_begin && o < lane.row_end;
+  }
+};
+
+// Each in a map of its own.
+template <typename T, int kColumns, Access kAccess>
+struct Poolings<T, Outcome::kStack, kColumns, kAccess> : Completed<kColumns> {
   METAPOOL_DEVICE void give(const Map<T>& out, const Apart<T>& apart, const Slots& slots,
                             const Lane& lane, T* target, unsigned inside, int t) {
     if (!lane.is_on_map) return;
     T* const row = target + t * out.stride_h;
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
-      const int o = t - delay_of(slot);
-      if (slots.candidate[slot] < 0 || o < lane.row_begin || o >= lane.row_end) continue;
+      if (!this->completes(slots, lane, slot, t)) continue;
       store_row<kColumns, kReach, kAccess>(row + apart.places[slot], out.stride_w, inside,
-                                           complete[slot]);
+                                           this->complete[slot]);
     }
   }
 };

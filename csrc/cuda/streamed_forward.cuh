@@ -3,21 +3,26 @@
 // the map give nothing, and pass quickly.
 #pragma once
 
-#include "outcomes.cuh"
+#include "streamed_moments.cuh"
 
 namespace metapool::cuda {
-
-constexpr int kForwardThreads = 128;
-// Rows that are loaded before they are needed: memory takes longer than a row.
-constexpr int kForwardAhead = 2;
 
 // Poolings that stay apart take more registers for each column of a lane.
 template <Outcome kOutcome>
 constexpr int kForwardColumns = kOutcome == Outcome::kMix ? 4 : 2;
 
+// Bytes of shared memory.
+template <Outcome kOutcome>
+constexpr int kForwardShared =
+    kOutcome < Outcome::kMoments ? 0
+                                 : 2 * kSlots * kForwardThreads * static_cast<int>(sizeof(double));
+
 // Blocks that a processor holds at once: with more the compiler would run out of registers.
 template <bool kAvg, bool kMax, Outcome kOutcome>
-constexpr int kForwardBlocks = kMax ? (kAvg && kOutcome == Outcome::kMix ? 2 : 3) : 4;
+constexpr int kForwardBlocks =
+    kOutcome == Outcome::kProducts || (kAvg && kMax && kOutcome != Outcome::kStack) ? 2
+    : kMax || kOutcome == Outcome::kMoments                                         ? 3
+                                                                                    : 4;
 
 template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess, Outcome kOutcome>
 __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, kOutcome>))
@@ -53,7 +58,13 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, k
     add_maxima(rings[v], along, tops);
     poolings.take_maxima(slots, v, tops);
   };
+  const auto take_other = [&](int t) {
+    if constexpr (kOutcome == Outcome::kProducts) {
+      poolings.other.take(apart.other, t + kForwardAhead < last, inside);
+    }
+  };
   const auto take_row = [&](int t) {
+    take_other(t);
     float row[kWidth];
     widen_row(ahead[0], row);
 #pragma unroll
@@ -81,7 +92,8 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, k
       }
     }
   };
-  const auto take_nothing = [&] {
+  const auto take_nothing = [&](int t) {
+    take_other(t);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
       poolings.next_row(v);
@@ -92,6 +104,14 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, k
 
 #pragma unroll
   for (int i = 0; i < kForwardAhead; ++i) load_next(begin + i, ahead[i]);
+  if constexpr (kOutcome == Outcome::kProducts) {
+    poolings.other.next = apart.other.plane(lane.n, lane.c) + column * apart.other.stride_w +
+                          begin * apart.other.stride_h;
+#pragma unroll
+    for (int i = 0; i < kForwardAhead; ++i) {
+      poolings.other.load(apart.other, begin + i < last, inside, i);
+    }
+  }
   int t = begin;
   // So many rows a round that no ring has to be moved; the rest one by one.
   constexpr int kRound = 2 * kReach + 1;
@@ -101,6 +121,7 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, k
       take_row(t + u);
       poolings.give(out, apart, slots, lane, target, inside, t + u);
     }
+    if constexpr (kOutcome >= Outcome::kMoments) poolings.hand_on();
   }
 #pragma unroll 1
   for (; t < last; ++t) {
@@ -109,9 +130,12 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, k
   }
 #pragma unroll
   for (int u = 0; u < kReach; ++u) {
-    if (t + u >= end) return;
-    take_nothing();
+    if (t + u >= end) break;
+    take_nothing(t + u);
     poolings.give(out, apart, slots, lane, target, inside, t + u);
+  }
+  if constexpr (kOutcome >= Outcome::kMoments) {
+    write_found<kOutcome>(poolings, sizes, cut, slots, lane, apart);
   }
 }
 
