@@ -147,8 +147,8 @@ CUDA = (
     _cuda(
         "rows of no map are written",
         "outcomes.cuh",
-        " || o >= lane.row_end) continue;",
-        ") continue;",
+        " && o < lane.row_end;",
+        ";",
     ),
     _cuda(
         "sums of windows apart lose their last row",
