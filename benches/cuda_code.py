@@ -39,6 +39,7 @@ _TYPES = {
 }
 _KINDS = {("true", "true"): "avg+max", ("true", "false"): "avg", ("false", "true"): "max"}
 _ACCESS = ("vectors", "dense", "strided")
+_OUTCOMES = ("", " side by side", " of moments", " of products")
 _WORDS = {
     "streamed_fwd": "forward",
     "streamed_bwd": "backward",
@@ -46,6 +47,8 @@ _WORDS = {
     "positions": "general places of maxima",
     "general_grad_x": "general gradient of x",
     "general_terms": "general gradient of weights",
+    "general_moments": "general forward",
+    "moments": "total",
 }
 
 # Constants of the kernels, and the cut of a call, by the very functions that launch it.
@@ -66,6 +69,8 @@ void print_constants() {
 int main(int count, char** words) {
   if (count == 1) {
     print_constants<2>();
+    std::printf("forward_of_moments %d\n", kForwardShared<Outcome::kMoments>);
+    std::printf("forward_of_products %d\n", kForwardShared<Outcome::kProducts>);
     std::printf("reach %d\nsum_rows %d\n", kReach, kSumRows);
     return 0;
   }
@@ -285,12 +290,16 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
     assert match, f"{demangled} has a name that nobody here knows"
     arguments = match[2].split(", ")
     words = [_WORDS.get(match[1], match[1].replace("_", " "))]
-    dynamic, columns, type_name = 0, 0, _TYPES[arguments[0]]
-    if match[1] in ("general_terms", "total"):
+    if "Outcome" in arguments[-1]:
+        words[0] += _OUTCOMES[int(arguments[-1][-1])]
+    # What puts parts of planes together knows float64 alone.
+    dynamic, columns, type_name = 0, 0, _TYPES.get(arguments[0], "float64")
+    if match[1] in ("general_terms", "general_moments", "total"):
         dynamic = threads * 8
     if match[1].startswith("streamed"):
         columns = int(arguments[3])
-        dynamic = facts()[f"shared{columns}"] if words[0] == "backward" else 0
+        place = f"shared{columns}" if words[0] == "backward" else words[0].replace(" ", "_")
+        dynamic = facts().get(place, 0)
         words += [_KINDS[arguments[1], arguments[2]], type_name, _ACCESS[int(arguments[4][-1])]]
     else:
         words += [type_name]

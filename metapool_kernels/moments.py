@@ -1,8 +1,8 @@
 """What normalising takes beside the two ops: moments of poolings, and mixtures with constants.
 
 None of these is differentiable: :mod:`metapool_kernels.normalized` puts derivatives together from
-them. The CPU kernels have each in one pass; Triton and CUDA run their two kernels for it, once for
-each pooling where its values are needed.
+them. The CPU kernels have each in one pass, and so have those in CUDA, but for fields; Triton runs
+its two kernels for it, once for each pooling where its values are needed.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import is_fake
 from metapool_kernels.layout import empty_map, in_layout, output_size
 from metapool_kernels.ops import (
     LIBRARY,
+    PREFIXES,
     SPEC_SCHEMA,
     PoolSpec,
     arguments_of,
@@ -45,24 +46,29 @@ def _affine_bwd_fake(grad_out: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return empty_map(x, x.shape, make_spec("cpu", *rest[-4:]).channels_last)
 
 
-def _define(name: str, tensors: str, fake: Any) -> Any:
-    tags = (torch.Tag.pt2_compliant_tag,)
-    LIBRARY.define(f"{name}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
-    torch.library.register_fake(f"metapool_kernels::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.metapool_kernels, name).default
+def _define(name: str, tensors: str, fake: Any, *backends: str) -> dict[str, Any]:
+    """Define an op for each of these backends, and return them."""
+    tags, ops = (torch.Tag.pt2_compliant_tag,), {}
+    for backend in backends:
+        full_name = f"{PREFIXES[backend]}meta_pool_{name}"
+        LIBRARY.define(f"{full_name}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
+        torch.library.register_fake(f"metapool_kernels::{full_name}", fake, lib=LIBRARY)
+        ops[backend] = getattr(torch.ops.metapool_kernels, full_name).default
+    return ops
 
 
-_MOMENTS = _define("meta_pool_moments", "Tensor x", _moments_fake)
+_MOMENTS = _define("moments", "Tensor x", _moments_fake, "cpu", "cuda")
 _PRODUCTS = _define(
-    "meta_pool_products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake
+    "products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake, "cpu", "cuda"
 )
 _AFFINE_FWD = _define(
-    "meta_pool_affine_fwd", "Tensor x, Tensor weights, Tensor constants", _affine_fwd_fake
+    "affine_fwd", "Tensor x, Tensor weights, Tensor constants", _affine_fwd_fake, "cpu", "cuda"
 )
 _AFFINE_BWD = _define(
-    "meta_pool_affine_bwd",
+    "affine_bwd",
     "Tensor grad_out, Tensor x, Tensor weights, Tensor offsets, Tensor slopes, Tensor shifts",
     _affine_bwd_fake,
+    "cpu",
 )
 
 
@@ -76,9 +82,12 @@ def pool_moments(x: Tensor, spec: PoolSpec) -> Tensor:
     Returns:
         (N, C, K, 2) in float64.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _MOMENTS(x, *arguments_of(spec))
-        return _MOMENTS(x.double(), *arguments_of(spec)) if _overflowed(out, x) else out
+    if spec.backend in _MOMENTS:
+        op = _MOMENTS[spec.backend]
+        out: Tensor = op(x, *arguments_of(spec))
+        # On GPUs nothing waits for a result: there squares overflow, as in PyTorch's own norm.
+        retries = spec.backend == "cpu" and _overflowed(out, x)
+        return op(x.double(), *arguments_of(spec)) if retries else out
     one, specs = one_by_one(x, spec)
     wide, moments = x.to(one.dtype), []
     for single in specs:
@@ -108,8 +117,8 @@ def pool_products(grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec) -
     Returns:
         (N, C, K, 2) in float64.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _PRODUCTS(grad_out, x, shifts, *arguments_of(spec))
+    if spec.backend in _PRODUCTS:
+        out: Tensor = _PRODUCTS[spec.backend](grad_out, x, shifts, *arguments_of(spec))
         return out
     one, specs = one_by_one(x, spec)
     wide, wide_grads, products = x.to(one.dtype), grad_out.to(one.dtype), []
@@ -133,8 +142,8 @@ def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) ->
     Returns:
         (N, C, H_out, W_out) in the dtype of ``x``.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _AFFINE_FWD(x, weights, constants, *arguments_of(spec))
+    if spec.backend in _AFFINE_FWD:
+        out: Tensor = _AFFINE_FWD[spec.backend](x, weights, constants, *arguments_of(spec))
         return out
     mixed = meta_pool_fwd(x.to(weights.dtype), weights, None, spec)
     return in_layout((mixed + constants[..., None]).to(x.dtype), spec.channels_last)
@@ -162,8 +171,8 @@ def affine_bwd(
     Returns:
         (N, C, H, W) in the dtype of ``x``.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _AFFINE_BWD(
+    if spec.backend in _AFFINE_BWD:
+        out: Tensor = _AFFINE_BWD[spec.backend](
             grad_out, x, weights, offsets, slopes, shifts, *arguments_of(spec)
         )
         return out

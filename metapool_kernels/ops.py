@@ -120,9 +120,9 @@ def _define(prefix: str, suffix: str = "") -> tuple[Any, Any]:
     return fwd, bwd
 
 
-_PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
-_OPS = {backend: _define(prefix) for backend, prefix in _PREFIXES.items()}
-TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in _PREFIXES.items()}
+PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
+_OPS = {backend: _define(prefix) for backend, prefix in PREFIXES.items()}
+TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in PREFIXES.items()}
 """Both ops of each backend for what is traced: differentiable, and mapped over by vmap."""
 
 
@@ -240,7 +240,7 @@ def meta_pool_fwd(
         (N, C, H_out, W_out), or (N, K * C, H_out, W_out) without weights, in the dtype of ``x``.
     """
     out: Tensor
-    if weights is None and spec.backend != "cpu":  # a launch for each pooling
+    if weights is None and spec.backend == "triton":  # a launch for each pooling
         one, specs = one_by_one(x, spec)
         pooled = [meta_pool_fwd(x, one, values, single) for single in specs]
         out = _side_by_side(pooled, spec.channels_last)

@@ -154,6 +154,17 @@ inline ForwardCall prepare_fwd(DeviceType device, const Tensor& x,
   return call;
 }
 
+inline ForwardCall prepare_affine_fwd(DeviceType device, const Tensor& x, const Tensor& weights,
+                                      const Tensor& constants, std::vector<int64_t> candidates,
+                                      const std::vector<int64_t>& stride, bool count_include_pad,
+                                      bool channels_last) {
+  ForwardCall call = prepare_fwd(device, x, weights, std::nullopt, std::move(candidates), stride,
+                                 count_include_pad, channels_last);
+  check_weights(constants, x, 1);
+  call.args.constants = weight_view(constants);
+  return call;
+}
+
 inline ForwardCall prepare_moments(DeviceType device, const Tensor& x,
                                    std::vector<int64_t> candidates,
                                    const std::vector<int64_t>& stride, bool count_include_pad) {
@@ -165,6 +176,19 @@ inline ForwardCall prepare_moments(DeviceType device, const Tensor& x,
   call.out = empty({x.size(0), x.size(1), count, 2}, ScalarType::Double, x);
   call.args.x = call.args.values = view(x);
   call.args.moments = static_cast<double*>(call.out.mutable_data_ptr());
+  return call;
+}
+
+inline ForwardCall prepare_products(DeviceType device, const Tensor& grad_out, const Tensor& x,
+                                    const Tensor& shifts, std::vector<int64_t> candidates,
+                                    const std::vector<int64_t>& stride, bool count_include_pad) {
+  ForwardCall call = prepare_moments(device, x, std::move(candidates), stride, count_include_pad);
+  const Problem& problem = call.problem;
+  check_map(grad_out, x, problem.c, output_size(problem.h, problem.stride_h),
+            output_size(problem.w, problem.stride_w));
+  check_weights(shifts, x, static_cast<int64_t>(problem.candidates.size()));
+  call.args.other = view(grad_out);
+  call.args.shifts = weight_view(shifts);
   return call;
 }
 

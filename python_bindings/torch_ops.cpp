@@ -52,27 +52,18 @@ Tensor meta_pool_moments(const Tensor& x, std::vector<int64_t> candidates,
 Tensor meta_pool_products(const Tensor& grad_out, const Tensor& x, const Tensor& shifts,
                           std::vector<int64_t> candidates, std::vector<int64_t> stride,
                           bool count_include_pad, bool channels_last) {
-  auto call = metapool::binding::prepare_moments(DeviceType::CPU, x, std::move(candidates), stride,
-                                                 count_include_pad);
-  const metapool::Problem& problem = call.problem;
-  metapool::binding::check_map(grad_out, x, problem.c,
-                               metapool::output_size(problem.h, problem.stride_h),
-                               metapool::output_size(problem.w, problem.stride_w));
-  metapool::binding::check_weights(shifts, x, static_cast<int64_t>(problem.candidates.size()));
-  call.args.other = metapool::binding::view(grad_out);
-  call.args.shifts = metapool::binding::weight_view(shifts);
-  metapool::meta_pool_fwd(problem, call.args, parallel_for);
+  const auto call = metapool::binding::prepare_products(
+      DeviceType::CPU, grad_out, x, shifts, std::move(candidates), stride, count_include_pad);
+  metapool::meta_pool_fwd(call.problem, call.args, parallel_for);
   return call.out;
 }
 
 Tensor meta_pool_affine_fwd(const Tensor& x, const Tensor& weights, const Tensor& constants,
                             std::vector<int64_t> candidates, std::vector<int64_t> stride,
                             bool count_include_pad, bool channels_last) {
-  auto call = metapool::binding::prepare_fwd(DeviceType::CPU, x, weights, std::nullopt,
-                                             std::move(candidates), stride, count_include_pad,
-                                             channels_last);
-  metapool::binding::check_weights(constants, x, 1);
-  call.args.constants = metapool::binding::weight_view(constants);
+  const auto call = metapool::binding::prepare_affine_fwd(DeviceType::CPU, x, weights, constants,
+                                                          std::move(candidates), stride,
+                                                          count_include_pad, channels_last);
   metapool::meta_pool_fwd(call.problem, call.args, parallel_for);
   return call.out;
 }

@@ -19,6 +19,7 @@
 namespace {
 
 using metapool::binding::DeviceType;
+using metapool::binding::ScalarType;
 using metapool::binding::Tensor;
 using metapool::cuda::Stream;
 
@@ -65,18 +66,27 @@ struct Place {
 #endif
 
 void check_form(const std::optional<Tensor>& weights) {
-  STD_TORCH_CHECK(weights.has_value(), "meta_pool: the kernels in CUDA need weights");
+  STD_TORCH_CHECK(weights.has_value(), "meta_pool: backward in CUDA needs weights");
+}
+
+// Runs a checked call, and hands its result over.
+Tensor run(const metapool::binding::ForwardCall& call, const Tensor& x) {
+  const Place place(x);
+  const int64_t bytes = metapool::cuda::fwd_scratch_bytes(call.problem, call.args);
+  // Given back as soon as the launch returns: whoever gets it next comes later on this stream.
+  Tensor scratch;
+  if (bytes > 0) scratch = metapool::binding::empty({bytes}, ScalarType::Byte, x);
+  metapool::cuda::launch_meta_pool_fwd(
+      call.problem, call.args, bytes > 0 ? scratch.mutable_data_ptr() : nullptr, place.stream);
+  return call.out;
 }
 
 Tensor meta_pool_fwd(const Tensor& x, const std::optional<Tensor>& weights,
                      const std::optional<Tensor>& values, std::vector<int64_t> candidates,
                      std::vector<int64_t> stride, bool count_include_pad, bool channels_last) {
-  check_form(weights);
-  const auto call = metapool::binding::prepare_fwd(
-      kDevice, x, weights, values, std::move(candidates), stride, count_include_pad, channels_last);
-  const Place place(x);
-  metapool::cuda::launch_meta_pool_fwd(call.problem, call.args, place.stream);
-  return call.out;
+  return run(metapool::binding::prepare_fwd(kDevice, x, weights, values, std::move(candidates),
+                                            stride, count_include_pad, channels_last),
+             x);
 }
 
 std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x,
@@ -93,12 +103,35 @@ std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x
     const Place place(x);
     const int64_t bytes = metapool::cuda::bwd_scratch_bytes(call.problem, call.args);
     // Given back as soon as the launch returns: whoever gets it next comes later on this stream.
-    const Tensor scratch =
-        metapool::binding::empty({bytes}, torch::headeronly::ScalarType::Byte, x);
+    const Tensor scratch = metapool::binding::empty({bytes}, ScalarType::Byte, x);
     metapool::cuda::launch_meta_pool_bwd(call.problem, call.args, scratch.mutable_data_ptr(),
                                          place.stream);
   }
   return {call.grad_x, call.grad_weights};
+}
+
+Tensor meta_pool_moments(const Tensor& x, std::vector<int64_t> candidates,
+                         std::vector<int64_t> stride, bool count_include_pad, bool) {
+  return run(metapool::binding::prepare_moments(kDevice, x, std::move(candidates), stride,
+                                                count_include_pad),
+             x);
+}
+
+Tensor meta_pool_products(const Tensor& grad_out, const Tensor& x, const Tensor& shifts,
+                          std::vector<int64_t> candidates, std::vector<int64_t> stride,
+                          bool count_include_pad, bool) {
+  return run(metapool::binding::prepare_products(kDevice, grad_out, x, shifts,
+                                                 std::move(candidates), stride, count_include_pad),
+             x);
+}
+
+Tensor meta_pool_affine_fwd(const Tensor& x, const Tensor& weights, const Tensor& constants,
+                            std::vector<int64_t> candidates, std::vector<int64_t> stride,
+                            bool count_include_pad, bool channels_last) {
+  return run(
+      metapool::binding::prepare_affine_fwd(kDevice, x, weights, constants, std::move(candidates),
+                                            stride, count_include_pad, channels_last),
+      x);
 }
 
 }  // namespace
@@ -106,4 +139,7 @@ std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x
 STABLE_TORCH_LIBRARY_IMPL(metapool_kernels, METAPOOL_DISPATCH_KEY, library) {
   library.impl("cuda_meta_pool_fwd", TORCH_BOX(&meta_pool_fwd));
   library.impl("cuda_meta_pool_bwd", TORCH_BOX(&meta_pool_bwd));
+  library.impl("cuda_meta_pool_moments", TORCH_BOX(&meta_pool_moments));
+  library.impl("cuda_meta_pool_products", TORCH_BOX(&meta_pool_products));
+  library.impl("cuda_meta_pool_affine_fwd", TORCH_BOX(&meta_pool_affine_fwd));
 }

@@ -32,6 +32,9 @@ BACKENDS = _backends()
 """The backends that run there; the interpreter and the CUDA kernels on the CPU have a process of
 their own, and time for little else."""
 
+COMPILED = tuple(name for name in BACKENDS if name != "reference")
+"""Those of them that have kernels."""
+
 SAMPLED = "reference" not in BACKENDS
 """Whether only tests of one of BACKENDS run, or a share of them: each may take a second or more."""
 

@@ -316,6 +316,7 @@ def _side_by_side() -> Iterator[Case]:
     for layout in NATIVE_LAYOUTS:
         case = Case(layout=layout, form="stack")
         for size, _ in SHAPES.values():
+            yield replace(case, size=size)
             yield replace(case, size=size, candidates=CANDIDATES["unsorted"])
         for names in CANDIDATES.values():
             yield from (replace(case, candidates=names, dtype=dtype) for dtype in DTYPES)
@@ -331,6 +332,7 @@ def _normalized() -> Iterator[Case]:
         case = Case(layout=layout, form="normalized")
         for name, (size, _) in SHAPES.items():
             if name != "one":  # which has no variance
+                yield replace(case, size=size)
                 yield replace(case, size=size, candidates=CANDIDATES["unsorted"])
                 yield replace(case, size=size, dtype=torch.float64)
         for names in CANDIDATES.values():

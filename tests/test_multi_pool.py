@@ -2,17 +2,20 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metapool_kernels import MultiPool2d, fused_multi_pool, numpy_api
 from metapool_kernels.convertible import to_plain
+from metapool_kernels.ops import PREFIXES
 from metapool_kernels.plain import Form, SideBySide
 from tests import cases
-from tests.backends import DEVICE
+from tests.backends import COMPILED, DEVICE, require
 from tests.cases import CANDIDATES, SHAPES
 
 PYRAMID = CANDIDATES["pyramid"]
@@ -113,6 +116,23 @@ def test_x_alone_is_saved(native: str, layout: str) -> None:
     ):
         fused_multi_pool(x, PYRAMID, backend=native)
     assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+
+
+@pytest.mark.parametrize("name", [name for name in COMPILED if name != "triton"])
+def test_one_op_gives_all_of_them(name: str) -> None:
+    ops = []
+
+    class Notes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            ops.append(func.name().split("::")[-1])
+            return func(*args, **kwargs or {})
+
+    x, backend = torch.randn(2, 5, 9, 8, device=DEVICE), require(name)
+    with Notes():
+        fused_multi_pool(x, PYRAMID, backend=backend)
+    assert ops == [f"{PREFIXES[name]}meta_pool_fwd"]
 
 
 def test_without_a_batch(backend: str) -> None:

@@ -1,4 +1,4 @@
-// What forward and backward share: the weights of a plane, and averages.
+// What forward and backward share: the weights of a plane, and averages; and averages apart.
 #pragma once
 
 #include "lanes.cuh"
@@ -48,6 +48,31 @@ METAPOOL_INLINE void add_sums(const float (&sums)[kAvgSlots], const float (&weig
     ready[kReach - d] += share;
     if (d > 0) ready[kReach + d] += share;
   }
+}
+
+// Sums of windows apart, by their widths: of those that are not complete what they hold so far,
+// oldest first.
+struct SumRings {
+  float windows3[2] = {}, windows5[4] = {}, windows7[6] = {};
+};
+
+// Gives the sum of a new row to the windows that hold it, and returns the one that ends with it.
+template <int kLength>
+METAPOOL_INLINE float complete(float (&windows)[kLength], float sum) {
+  const float whole = windows[0] + sum;
+#pragma unroll
+  for (int i = 0; i + 1 < kLength; ++i) windows[i] = windows[i + 1] + sum;
+  windows[kLength - 1] = sum;
+  return whole;
+}
+
+// Takes the sums along a new row: averages of the windows that end with it, and the pixel itself.
+METAPOOL_INLINE void add_apart(SumRings& rings, const float (&sums)[kAvgSlots],
+                               float (&averages)[kAvgSlots]) {
+  averages[0] = sums[0];
+  averages[1] = complete(rings.windows3, sums[1]) * share_of_pixel<float>(1);
+  averages[2] = complete(rings.windows5, sums[2]) * share_of_pixel<float>(2);
+  averages[3] = complete(rings.windows7, sums[3]) * share_of_pixel<float>(3);
 }
 
 }  // namespace metapool::cuda

@@ -15,12 +15,6 @@ constexpr int64_t kAlignment = 256;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 
-// The streamed kernels take it, or else the general ones.
-bool is_streamed(const Problem& problem, const BackwardArgs& args, Slots& slots) {
-  return problem.dtype != DType::kFloat64 && same_map(args.values, args.x) &&
-         find_slots(problem, slots);
-}
-
 // How the columns of all maps of a call can be read.
 template <typename T>
 Access access_of(const Problem& problem, const BackwardArgs& args) {
@@ -58,14 +52,10 @@ Terms streamed_terms(const Problem& problem, const BackwardArgs& args, const Cut
           args.grad_weights_per_c};
 }
 
-// Blocks that share a plane of the general kernel.
 Terms general_terms(const Problem& problem, const BackwardArgs& args) {
-  const Sizes sizes = sizes_of(problem);
-  const int64_t most = ceil_div(sizes.h_out * sizes.w_out, 4 * kGeneralThreads);
-  const int64_t wanted = ceil_div(kWantedBlocks, sizes.n * sizes.c);
-  return {sizes.n,
-          sizes.c,
-          wanted < most ? wanted : most,
+  return {problem.n,
+          problem.c,
+          general_parts(sizes_of(problem)),
           static_cast<int>(problem.candidates.size()),
           args.grad_weights_per_n,
           args.grad_weights_per_c};

@@ -5,7 +5,7 @@
 // then gathers from the windows that hold it, so that nothing is added by two threads.
 #pragma once
 
-#include "maps.cuh"
+#include "moments.cuh"
 
 namespace metapool::cuda {
 
@@ -18,6 +18,13 @@ struct Candidates {
   int count;
   int16_t codes[kMaxCandidates];
 };
+
+// Blocks that share a plane, where sums of it are wanted.
+inline int64_t general_parts(const Sizes& sizes) {
+  const int64_t most = ceil_div(sizes.h_out * sizes.w_out, 4 * kGeneralThreads);
+  const int64_t wanted = ceil_div(kWantedBlocks, sizes.n * sizes.c);
+  return wanted < most ? wanted : most;
+}
 
 // Along one axis, what a window holds of a map or, the other way round, which windows hold a pixel.
 struct Range {
@@ -109,19 +116,26 @@ METAPOOL_INLINE Acc<T> pooled(const Map<const T>& x, const Map<const T>& values,
   return 0;
 }
 
-template <typename T>
+template <typename T, Outcome kOutcome>
 __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     general_fwd_kernel(Sizes sizes, Map<const T> x, Map<const T> values, Weights<Acc<T>> weights,
-                       Map<T> out, Candidates candidates, bool channels_last) {
+                       Weights<Acc<T>> constants, Map<T> out, int64_t out_stride_k,
+                       Candidates candidates, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (number >= sizes.n * sizes.c * sizes.h_out * sizes.w_out) return;
   const Pixel at = pixel_of(number, sizes.c, sizes.h_out, sizes.w_out, channels_last);
+  const auto to = [&] { return out.plane(at.n, at.c) + at.y * out.stride_h + at.x * out.stride_w; };
   Acc<T> sum = 0;
+  if (kOutcome == Outcome::kMix && constants.data != nullptr) sum = constants.at(at.n, at.c, 0);
   for (int k = 0; k < candidates.count; ++k) {
-    sum += weights.at(at.n, at.c, k) *
-           pooled(x, values, sizes, decode_candidate(candidates.codes[k]), at);
+    const Acc<T> value = pooled(x, values, sizes, decode_candidate(candidates.codes[k]), at);
+    if constexpr (kOutcome == Outcome::kStack) {
+      narrow(value, to()[k * out_stride_k]);
+    } else {
+      sum += weights.at(at.n, at.c, k) * value;
+    }
   }
-  narrow(sum, out.plane(at.n, at.c)[at.y * out.stride_h + at.x * out.stride_w]);
+  if constexpr (kOutcome == Outcome::kMix) narrow(sum, *to());
 }
 
 // Where maxima stand: for each max pooling of the candidates, in their order, one byte for each
@@ -241,6 +255,48 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
       }
       sum = block_sum(sum, reinterpret_cast<double*>(shared_memory));
       if (threadIdx.x == 0) terms[number * candidates.count + k] = static_cast<Acc<T>>(sum);
+    }
+  }
+}
+
+// Moments of pooled planes, or products with another map: block i looks at a part of plane i /
+// parts.
+template <typename T, Outcome kOutcome>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
+    general_moments_kernel(Sizes sizes, Map<const T> x, Map<const T> other, Weights<Acc<T>> shifts,
+                           Candidates candidates, Found* found, int64_t parts) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  double* const shared = reinterpret_cast<double*>(shared_memory);
+  const int64_t pixels = sizes.h_out * sizes.w_out, count = sizes.n * sizes.c * parts;
+  for (int64_t number = blockIdx.x; number < count; number += gridDim.x) {
+    const int64_t plane = number / parts, first = number % parts * blockDim.x;
+    const auto pixel_at = [&](int64_t i) {
+      return Pixel{plane / sizes.c, plane % sizes.c, i / sizes.w_out, i % sizes.w_out};
+    };
+    for (int k = 0; k < candidates.count; ++k) {
+      const Window window = decode_candidate(candidates.codes[k]);
+      const Acc<T> shift = kOutcome == Outcome::kProducts
+                               ? shifts.at(plane / sizes.c, plane % sizes.c, k)
+                               : near(pooled(x, x, sizes, window, pixel_at(first)));
+      double sum = 0, products = 0, values = 0;
+      for (int64_t i = first + threadIdx.x; i < pixels; i += parts * blockDim.x) {
+        const Pixel at = pixel_at(i);
+        const double deviation = static_cast<double>(pooled(x, x, sizes, window, at)) - shift;
+        double factor = deviation;
+        if constexpr (kOutcome == Outcome::kProducts) {
+          factor = widen(other.plane(at.n, at.c)[at.y * other.stride_h + at.x * other.stride_w]);
+        }
+        sum += factor;
+        products += deviation * factor;
+        values += 1;
+      }
+      sum = block_sum(sum, shared);
+      products = block_sum(products, shared);
+      values = block_sum(values, shared);
+      if (threadIdx.x > 0) continue;
+      found[number * candidates.count + k] = kOutcome == Outcome::kProducts
+                                                 ? Found{values, sum, products}
+                                                 : found_of(values, shift, sum, products);
     }
   }
 }

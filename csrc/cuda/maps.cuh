@@ -5,6 +5,9 @@
 
 namespace metapool::cuda {
 
+// What a kernel makes of the poolings, see Form.
+enum class Outcome : int { kMix, kStack, kMoments, kProducts };
+
 // A map in memory; strides count elements.
 template <typename T>
 struct Map {

@@ -44,6 +44,13 @@ inline bool find_slots(const Problem& problem, Slots& slots) {
   return true;
 }
 
+// The streamed kernels take it, or else the general ones.
+template <typename Args>
+bool is_streamed(const Problem& problem, const Args& args, Slots& slots) {
+  return problem.dtype != DType::kFloat64 && same_map(args.values, args.x) &&
+         find_slots(problem, slots);
+}
+
 struct Kinds {
   bool has_avg, has_max;
 };

@@ -3,42 +3,45 @@
 // the map give nothing, and pass quickly.
 #pragma once
 
-#include "averages.cuh"
-#include "maxima.cuh"
+#include "streamed_moments.cuh"
 
 namespace metapool::cuda {
 
-constexpr int kForwardThreads = 128;
-// Rows that are loaded before they are needed: memory takes longer than a row.
-constexpr int kForwardAhead = 2;
+// Poolings that stay apart take more registers for each column of a lane.
+template <Outcome kOutcome>
+constexpr int kForwardColumns = kOutcome == Outcome::kMix ? 4 : 2;
+
+// Bytes of shared memory.
+template <Outcome kOutcome>
+constexpr int kForwardShared =
+    kOutcome < Outcome::kMoments ? 0
+                                 : 2 * kSlots * kForwardThreads * static_cast<int>(sizeof(double));
 
 // Blocks that a processor holds at once: with more the compiler would run out of registers.
-template <bool kAvg, bool kMax>
-constexpr int kForwardBlocks = kMax ? (kAvg ? 2 : 3) : 4;
+template <bool kAvg, bool kMax, Outcome kOutcome>
+constexpr int kForwardBlocks =
+    kOutcome == Outcome::kProducts || (kAvg && kMax && kOutcome != Outcome::kStack) ? 2
+    : kMax || kOutcome == Outcome::kMoments                                         ? 3
+                                                                                    : 4;
 
-template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess>
-__global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
+template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess, Outcome kOutcome>
+__global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax, kOutcome>))
     streamed_fwd_kernel(const __grid_constant__ Sizes sizes, const __grid_constant__ Cut cut,
-                        Map<const T> x, Weights<float> weights, Map<T> out,
-                        const __grid_constant__ Slots slots) {
+                        Map<const T> x, Weights<float> weights, Weights<float> constants,
+                        Map<T> out, const __grid_constant__ Slots slots,
+                        const __grid_constant__ Apart<T> apart) {
   constexpr int kWidth = kColumns + 2 * kReach;
   using Raw = RawRow<T, kColumns, kReach, kAccess>;
   const Lane lane = lane_of(sizes, cut);
-  float avg_weights[kAvgSlots], max_weights[kMaxSlots];
-  load_avg_weights(weights, slots, lane.n, lane.c, avg_weights);
-  load_max_weights(weights, slots, lane.n, lane.c, max_weights);
-  const float of_none = weight_of(weights, slots, kNoneSlot, lane.n, lane.c) * 0.0f;
+  Poolings<T, kOutcome, kColumns, kAccess> poolings;
+  poolings.begin(weights, constants, slots, lane);
   const int64_t column = lane.group * kColumns;
   const T* const source = x.plane(lane.n, lane.c) + column * x.stride_w;
   T* const target = out.plane(lane.n, lane.c) + column * out.stride_w;
   const unsigned inside = columns_inside<kColumns, kReach>(lane, sizes.w);
-  float ready[kColumns][2 * kReach + 1];  // the output rows around the last input row
   MaxRings rings[kColumns];
 #pragma unroll
-  for (int v = 0; v < kColumns; ++v) {
-    clear(rings[v]);
-    for (float& item : ready[v]) item = of_none;
-  }
+  for (int v = 0; v < kColumns; ++v) clear(rings[v]);
 
   const int h = static_cast<int>(sizes.h);
   const int begin = lane.row_begin > kReach ? lane.row_begin - kReach : 0;
@@ -53,12 +56,15 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
   const auto combine = [&](int v, const float (&along)[kMaxSlots]) {
     float tops[kMaxSlots];
     add_maxima(rings[v], along, tops);
-#pragma unroll
-    for (int d = 1; d <= kReach; ++d) {
-      if (has_max(slots, d)) ready[v][kReach - d] += max_weights[d - 1] * tops[d - 1];
+    poolings.take_maxima(slots, v, tops);
+  };
+  const auto take_other = [&](int t) {
+    if constexpr (kOutcome == Outcome::kProducts) {
+      poolings.other.take(apart.other, t + kForwardAhead < last, inside);
     }
   };
   const auto take_row = [&](int t) {
+    take_other(t);
     float row[kWidth];
     widen_row(ahead[0], row);
 #pragma unroll
@@ -66,11 +72,11 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
     load_next(t + kForwardAhead, ahead[kForwardAhead - 1]);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      push(ready[v], of_none);
+      poolings.next_row(v);
       if constexpr (kAvg) {
         float sums[kAvgSlots];
         sums_around(row, kReach + v, sums);
-        add_sums(sums, avg_weights, slots, ready[v]);
+        poolings.take_sums(slots, v, sums);
       }
     }
     if constexpr (kMax) {
@@ -86,23 +92,26 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
       }
     }
   };
-  const auto take_nothing = [&] {
+  const auto take_nothing = [&](int t) {
+    take_other(t);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      push(ready[v], of_none);
+      poolings.next_row(v);
+      if constexpr (kAvg) poolings.take_no_sums(slots, v);
       if constexpr (kMax) combine(v, {-kInfinity<float>, -kInfinity<float>, -kInfinity<float>});
     }
-  };
-  const auto give_row = [&](int o) {
-    if (!lane.is_on_map || o < lane.row_begin) return;
-    float columns[kColumns];
-#pragma unroll
-    for (int v = 0; v < kColumns; ++v) columns[v] = ready[v][0];
-    store_row<kColumns, kReach, kAccess>(target + o * out.stride_h, out.stride_w, inside, columns);
   };
 
 #pragma unroll
   for (int i = 0; i < kForwardAhead; ++i) load_next(begin + i, ahead[i]);
+  if constexpr (kOutcome == Outcome::kProducts) {
+    poolings.other.next = apart.other.plane(lane.n, lane.c) + column * apart.other.stride_w +
+                          begin * apart.other.stride_h;
+#pragma unroll
+    for (int i = 0; i < kForwardAhead; ++i) {
+      poolings.other.load(apart.other, begin + i < last, inside, i);
+    }
+  }
   int t = begin;
   // So many rows a round that no ring has to be moved; the rest one by one.
   constexpr int kRound = 2 * kReach + 1;
@@ -110,19 +119,23 @@ __global__ void __launch_bounds__(kForwardThreads, (kForwardBlocks<kAvg, kMax>))
 #pragma unroll
     for (int u = 0; u < kRound; ++u) {
       take_row(t + u);
-      give_row(t + u - kReach);
+      poolings.give(out, apart, slots, lane, target, inside, t + u);
     }
+    if constexpr (kOutcome >= Outcome::kMoments) poolings.hand_on();
   }
 #pragma unroll 1
   for (; t < last; ++t) {
     take_row(t);
-    give_row(t - kReach);
+    poolings.give(out, apart, slots, lane, target, inside, t);
   }
 #pragma unroll
   for (int u = 0; u < kReach; ++u) {
-    if (t + u >= end) return;
-    take_nothing();
-    give_row(t + u - kReach);
+    if (t + u >= end) break;
+    take_nothing(t + u);
+    poolings.give(out, apart, slots, lane, target, inside, t + u);
+  }
+  if constexpr (kOutcome >= Outcome::kMoments) {
+    write_found<kOutcome>(poolings, sizes, cut, slots, lane, apart);
   }
 }
 

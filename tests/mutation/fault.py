@@ -64,9 +64,16 @@ case of every kind."""
 STRIPS = ("w16", "tall")
 """Nothing but whole vectors, and several strips of rows in a plane."""
 
+FORMS = tuple(
+    f"{case}{form}"
+    for form in ("stack", "normalized")
+    for case in ("", "w16-", "w17-", "tall-", "planes-", "channels_last-", "pyramid-", "with_none-")
+)
+"""What the other forms of the op are asked for."""
+
 
 def _sample(backend: str, *more: str) -> tuple[str, ...]:
-    """The names of the tests; ``more`` are shapes that this backend is asked for."""
+    """The names of the tests; ``more`` are cases that this backend is asked for."""
     return tuple(
         f"tests/test_{test}[{backend}-{case}]"
         for test, some in SAMPLE.items()
@@ -76,7 +83,7 @@ def _sample(backend: str, *more: str) -> tuple[str, ...]:
 
 def _cuda(order: str) -> Area:
     """The CUDA kernels on the CPU: which thread comes first decides what a missing barrier does."""
-    return Area(_sample("cuda", *STRIPS), "cuda", {"METAPOOL_HOST_ORDER": order})
+    return Area(_sample("cuda", *STRIPS, *FORMS), "cuda", {"METAPOOL_HOST_ORDER": order})
 
 
 AREAS: dict[str, Area] = {

@@ -3,6 +3,9 @@
 from tests.mutation.fault import Fault
 
 ROW_BARRIER = "share_row(2 + u % 2, oldest);\n        __syncthreads();"
+LANES_BARRIER = (
+    "__syncthreads();\n  const int thread = static_cast<int>(threadIdx.x);\n  const int64_t behind"
+)
 PARTS_BARRIER = "__syncthreads();\n  shared[thread] = sum;"
 
 
@@ -134,6 +137,66 @@ CUDA = (
         "general.cuh",
         "if (right_wins(top, value))",
         "if (value >= top)",
+    ),
+    _cuda(
+        "a pooling that stays apart is written a row late",
+        "forward.cu",
+        "- delay_of(slot) * out.stride_h;",
+        "- (delay_of(slot) - 1) * out.stride_h;",
+    ),
+    _cuda(
+        "rows of no map are written",
+        "outcomes.cuh",
+        " && o < lane.row_end;",
+        ";",
+    ),
+    _cuda(
+        "sums of windows apart lose their last row",
+        "averages.cuh",
+        "windows[kLength - 1] = sum;",
+        "windows[kLength - 1] = 0;",
+    ),
+    _cuda(
+        "maps apart are those of the first channel",
+        "general.cuh",
+        "to()[k * out_stride_k]",
+        "to()[k]",
+    ),
+    _cuda(
+        "constants are left out",
+        "outcomes.cuh",
+        "start += constants.at(lane.n, lane.c, 0);",
+        ";",
+    ),
+    _cuda(
+        "parts of planes are put together as if their means were equal",
+        "moments.cuh",
+        "to.second += more.second + apart * apart * (to.count * share);",
+        "to.second += more.second;",
+    ),
+    _cuda(
+        "moments of columns beyond the map",
+        "streamed_moments.cuh",
+        "const float counted = inside >> (kReach + v) & 1 ? deviation : 0.0f;",
+        "const float counted = deviation;",
+    ),
+    _cuda(
+        "products are with the row before",
+        "streamed_moments.cuh",
+        "other.last[v][kReach - delay_of(slot)];",
+        "other.last[v][kReach - (delay_of(slot) > 0 ? delay_of(slot) - 1 : 1)];",
+    ),
+    _cuda(
+        "no barrier before lanes are put together",
+        "streamed_moments.cuh",
+        LANES_BARRIER,
+        LANES_BARRIER.replace("__syncthreads();", ""),
+    ),
+    _cuda(
+        "the shift of a part is left out of its mean",
+        "general.cuh",
+        ": found_of(values, shift, sum, products);",
+        ": found_of(values, 0, sum, products);",
     ),
 )
 
