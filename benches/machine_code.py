@@ -193,6 +193,9 @@ def _specialised(
             if value.data_ptr() % 16 == 0:
                 attributes[path] = [["tt.divisibility", 16]]
             return f"*{_TYPES[value.dtype]}"
+        if value is None:
+            constants[path] = None
+            return "constexpr"
         if isinstance(value, tuple):
             items = (of(item, (*path, i), specialises) for i, item in enumerate(value))
             return type(value)(*items)

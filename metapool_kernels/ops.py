@@ -140,13 +140,14 @@ def _check_memory(
     spec: PoolSpec,
 ) -> None:
     """What Triton's kernels would otherwise read beyond; the compiled ones check it themselves."""
-    if weights is None:
+    if weights is None and grad_out is not None:
         raise RuntimeError("meta_pool: the kernels in Triton need weights")
     if x.dim() != 4:
         raise RuntimeError("meta_pool: x should be 4-D")
     n, c, h, w = x.shape
     count = len(spec.candidates)
-    if weights.shape not in ((count,), (c, count), (n, 1, count), (n, c, count)):
+    shapes = ((count,), (c, count), (n, 1, count), (n, c, count))
+    if weights is not None and weights.shape not in shapes:
         raise RuntimeError(
             "meta_pool: weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K)"
         )
@@ -240,7 +241,7 @@ def meta_pool_fwd(
         (N, C, H_out, W_out), or (N, K * C, H_out, W_out) without weights, in the dtype of ``x``.
     """
     out: Tensor
-    if weights is None and spec.backend != "cpu":  # a launch for each pooling
+    if weights is None and spec.backend == "cuda":  # a launch for each pooling
         one, specs = one_by_one(x, spec)
         pooled = [meta_pool_fwd(x, one, values, single) for single in specs]
         out = _side_by_side(pooled, spec.channels_last)

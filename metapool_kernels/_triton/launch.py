@@ -132,7 +132,7 @@ def _constants(
 
 def meta_pool_fwd(
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     spec: PoolSpec,
     config: Config | None = None,
@@ -142,40 +142,79 @@ def meta_pool_fwd(
     ``config`` overrides the choice that is made for the call.
     """
     n, c, h, w = x.shape
-    h_out, w_out = output_size((h, w), spec.stride)
-    out = empty_map(x, (n, c, h_out, w_out), spec.channels_last)
-    if n == 0:
+    channels = c if weights is not None else len(spec.candidates) * c
+    out = empty_map(x, (n, channels, *output_size((h, w), spec.stride)), spec.channels_last)
+    form = "mix" if weights is not None else "stack"
+    return _forward(form, x, spec, config, weights=weights, values=values, out=out)
+
+
+def _forward(
+    form: str,
+    x: Tensor,
+    spec: PoolSpec,
+    config: Config | None = None,
+    *,
+    weights: Tensor | None = None,
+    constants: Tensor | None = None,
+    values: Tensor | None = None,
+    grad_out: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Start the kernel of forward in one of its forms, and return what it writes.
+
+    That is ``out``, or the terms of a sum, of shape (strips, terms, lanes), where there is none.
+    """
+    n, c, h, w = x.shape
+    if n == 0 and out is not None:
         return out
     has_values = values is not None
-    maps = tuple(layout_of(y) for y in (x, out, values) if y is not None)
+    maps = tuple(layout_of(y) for y in (x, out, values, grad_out) if y is not None)
     if config is None:
         regime = regime_of(maps, spec, backward=False, has_values=has_values)
-        config = choose_config(x, regime, lambda c: meta_pool_fwd(x, weights, values, spec, c))
+        config = choose_config(
+            x,
+            regime,
+            lambda c: _forward(
+                form, x, spec, c,
+                weights=weights, constants=constants, values=values, grad_out=grad_out, out=out,
+            ),
+        )  # fmt: skip
     tile = forward_tile(maps, spec, config)
-    constants = _constants(
-        maps[0], spec, tile, has_values=has_values, shares_weights=weights.dim() == 1
+    shares_weights = weights is not None and weights.dim() == 1
+    constexprs = _constants(
+        maps[0], spec, tile, has_values=has_values, shares_weights=shares_weights
     )
+    lanes = n * c * tile.groups
+    if out is None:
+        each = 3 if form == "moments" else 1
+        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        terms = 1 + len(spec.candidates) * each
+        written = x.new_empty((tile.strips.number, terms, lanes), dtype=dtype)
+    h_out, w_out = output_size((h, w), spec.stride)
     source = as_map(x, tile.vector)
     with on_device_of(x):
         meta_pool_fwd_kernel[(tile.programs,)](
             source,
             source if values is None else as_map(values, tile.vector),
-            as_weights(weights),
-            as_map(out, tile.vector),
+            None if weights is None else as_weights(weights),
+            None if constants is None else as_weights(constants),
+            None if grad_out is None else as_map(grad_out, tile.vector),
+            written if out is None else as_map(out, tile.vector),
             c,
             h,
             w,
             h_out,
             w_out,
             tile.groups,
-            n * c * tile.groups,
+            lanes,
             tile.strips.number,
             tile.strips.rows,
-            **constants,
+            **constexprs,
+            FORM=form,
             CHANNELS_LAST=spec.channels_last,
             BLOCK=SEGMENT * config.num_warps,
         )
-    return out
+    return written if out is None else out
 
 
 def meta_pool_bwd(

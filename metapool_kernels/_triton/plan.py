@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metapool_kernels.candidates import Candidate, Kind
+from metapool_kernels.layout import output_size
 from metapool_kernels.ops import PoolSpec
 
 SEGMENT = 32
@@ -218,8 +219,9 @@ class Tile(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def forward_tile(maps: tuple[Layout, ...], spec: PoolSpec, config: Config) -> Tile:
-    """Programs for an output of the shape of the second of ``maps``."""
-    n, c, rows, w = maps[1].shape
+    """Programs for the outputs of the first of ``maps``."""
+    n, c, *size = maps[0].shape
+    rows, w = output_size((size[0], size[1]), spec.stride)
     groups = _ceil_div(w, config.columns)
     blocks = _ceil_div(n * c * groups, SEGMENT * config.num_warps)
     return _tile(maps, spec, config, groups, rows, blocks)
