@@ -1,8 +1,8 @@
 """What normalising takes beside the two ops: moments of poolings, and mixtures with constants.
 
 None of these is differentiable: :mod:`metapool_kernels.normalized` puts derivatives together from
-them. The CPU kernels have each in one pass; Triton and CUDA run their two kernels for it, once for
-each pooling where its values are needed.
+them. The CPU kernels have each in one pass, Triton's all but the last. Elsewhere the two kernels
+run, once for each pooling where its values are needed.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,17 @@ from torch._subclasses.fake_tensor import is_fake
 from metapool_kernels.layout import empty_map, in_layout, output_size
 from metapool_kernels.ops import (
     LIBRARY,
+    PREFIXES,
     SPEC_SCHEMA,
     PoolSpec,
     arguments_of,
+    check_memory,
+    launches,
     make_spec,
     meta_pool_bwd,
     meta_pool_fwd,
     one_by_one,
+    triton_kernels,
 )
 
 
@@ -45,25 +49,73 @@ def _affine_bwd_fake(grad_out: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return empty_map(x, x.shape, make_spec("cpu", *rest[-4:]).channels_last)
 
 
-def _define(name: str, tensors: str, fake: Any) -> Any:
-    tags = (torch.Tag.pt2_compliant_tag,)
-    LIBRARY.define(f"{name}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
-    torch.library.register_fake(f"metapool_kernels::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.metapool_kernels, name).default
+def _triton_moments(x: Tensor, *arguments: Any) -> Tensor:
+    spec = make_spec("triton", *arguments)
+    check_memory(x, None, None, None, spec)
+    out: Tensor = triton_kernels().pool_moments(x, spec)
+    return out
 
 
-_MOMENTS = _define("meta_pool_moments", "Tensor x", _moments_fake)
+def _triton_products(grad_out: Tensor, x: Tensor, shifts: Tensor, *arguments: Any) -> Tensor:
+    spec = make_spec("triton", *arguments)
+    check_memory(x, shifts, None, grad_out, spec)
+    out: Tensor = triton_kernels().pool_products(grad_out, x, shifts, spec)
+    return out
+
+
+def _triton_affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, *arguments: Any) -> Tensor:
+    spec = make_spec("triton", *arguments)
+    check_memory(x, weights, None, None, spec)
+    n, c = x.shape[:2]
+    if constants.shape not in ((c, 1), (n, c, 1)):
+        raise RuntimeError("meta_pool: constants should have shape (C, 1) or (N, C, 1)")
+    out: Tensor = triton_kernels().affine_fwd(x, weights, constants, spec)
+    return out
+
+
+def _define(name: str, tensors: str, fake: Any, on_triton: Any = None) -> dict[str, Any]:
+    """Define the op of each backend that has one, and return them by backend."""
+    ops = {}
+    for backend in ("cpu",) if on_triton is None else ("cpu", "triton"):
+        own = PREFIXES[backend] + name
+        tags = (torch.Tag.pt2_compliant_tag,)
+        LIBRARY.define(f"{own}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
+        torch.library.register_fake(f"metapool_kernels::{own}", fake, lib=LIBRARY)
+        ops[backend] = getattr(torch.ops.metapool_kernels, own).default
+    if on_triton is not None:
+        for device in ("CUDA", "CPU"):  # as in ops.py
+            LIBRARY.impl(PREFIXES["triton"] + name, on_triton, device)
+    return ops
+
+
+_MOMENTS = _define("meta_pool_moments", "Tensor x", _moments_fake, _triton_moments)
 _PRODUCTS = _define(
-    "meta_pool_products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake
+    "meta_pool_products",
+    "Tensor grad_out, Tensor x, Tensor shifts",
+    _products_fake,
+    _triton_products,
 )
 _AFFINE_FWD = _define(
-    "meta_pool_affine_fwd", "Tensor x, Tensor weights, Tensor constants", _affine_fwd_fake
+    "meta_pool_affine_fwd",
+    "Tensor x, Tensor weights, Tensor constants",
+    _affine_fwd_fake,
+    _triton_affine_fwd,
 )
 _AFFINE_BWD = _define(
     "meta_pool_affine_bwd",
     "Tensor grad_out, Tensor x, Tensor weights, Tensor offsets, Tensor slopes, Tensor shifts",
     _affine_bwd_fake,
 )
+
+
+def _run(ops: dict[str, Any], name: str, spec: PoolSpec, *tensors: Tensor) -> Tensor:
+    """Run such an op; Triton's needs no dispatcher where nobody could see it."""
+    out: Tensor
+    if launches(spec, *tensors):
+        out = getattr(triton_kernels(), name)(*tensors, spec)
+    else:
+        out = ops[spec.backend](*tensors, *arguments_of(spec))
+    return out
 
 
 def pool_moments(x: Tensor, spec: PoolSpec) -> Tensor:
@@ -76,9 +128,10 @@ def pool_moments(x: Tensor, spec: PoolSpec) -> Tensor:
     Returns:
         (N, C, K, 2) in float64.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _MOMENTS(x, *arguments_of(spec))
-        return _MOMENTS(x.double(), *arguments_of(spec)) if _overflowed(out, x) else out
+    if spec.backend in _MOMENTS:
+        out = _run(_MOMENTS, "pool_moments", spec, x)
+        again = spec.backend == "cpu" and _overflowed(out, x)
+        return _run(_MOMENTS, "pool_moments", spec, x.double()) if again else out
     one, specs = one_by_one(x, spec)
     wide, moments = x.to(one.dtype), []
     for single in specs:
@@ -108,9 +161,8 @@ def pool_products(grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec) -
     Returns:
         (N, C, K, 2) in float64.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _PRODUCTS(grad_out, x, shifts, *arguments_of(spec))
-        return out
+    if spec.backend in _PRODUCTS:
+        return _run(_PRODUCTS, "pool_products", spec, grad_out, x, shifts)
     one, specs = one_by_one(x, spec)
     wide, wide_grads, products = x.to(one.dtype), grad_out.to(one.dtype), []
     totals = wide_grads.sum((2, 3), dtype=torch.float64)
@@ -133,9 +185,8 @@ def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) ->
     Returns:
         (N, C, H_out, W_out) in the dtype of ``x``.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _AFFINE_FWD(x, weights, constants, *arguments_of(spec))
-        return out
+    if spec.backend in _AFFINE_FWD:
+        return _run(_AFFINE_FWD, "affine_fwd", spec, x, weights, constants)
     mixed = meta_pool_fwd(x.to(weights.dtype), weights, None, spec)
     return in_layout((mixed + constants[..., None]).to(x.dtype), spec.channels_last)
 
@@ -162,11 +213,9 @@ def affine_bwd(
     Returns:
         (N, C, H, W) in the dtype of ``x``.
     """
-    if spec.backend == "cpu":
-        out: Tensor = _AFFINE_BWD(
-            grad_out, x, weights, offsets, slopes, shifts, *arguments_of(spec)
-        )
-        return out
+    if spec.backend in _AFFINE_BWD:
+        terms = (weights, offsets, slopes, shifts)
+        return _run(_AFFINE_BWD, "affine_bwd", spec, grad_out, x, *terms)
     one, specs = one_by_one(x, spec)
     wide, wide_grads = x.to(one.dtype), grad_out.to(one.dtype)
     total: Tensor | None = None

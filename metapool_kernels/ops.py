@@ -120,19 +120,19 @@ def _define(prefix: str, suffix: str = "") -> tuple[Any, Any]:
     return fwd, bwd
 
 
-_PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
-_OPS = {backend: _define(prefix) for backend, prefix in _PREFIXES.items()}
-TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in _PREFIXES.items()}
+PREFIXES = {"cpu": "", "triton": "triton_", "cuda": "cuda_"}
+_OPS = {backend: _define(prefix) for backend, prefix in PREFIXES.items()}
+TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in PREFIXES.items()}
 """Both ops of each backend for what is traced: differentiable, and mapped over by vmap."""
 
 
 @cache
-def _triton_kernels() -> ModuleType:
+def triton_kernels() -> ModuleType:
     """The kernels in Triton, which is not imported before the first call that it runs."""
     return importlib.import_module("metapool_kernels._triton")
 
 
-def _check_memory(
+def check_memory(
     x: Tensor,
     weights: Tensor | None,
     values: Tensor | None,
@@ -163,8 +163,8 @@ def _triton_fwd(
     x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any
 ) -> Tensor:
     spec = make_spec("triton", *arguments)
-    _check_memory(x, weights, values, None, spec)
-    out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
+    check_memory(x, weights, values, None, spec)
+    out: Tensor = triton_kernels().meta_pool_fwd(x, weights, values, spec)
     return out
 
 
@@ -173,8 +173,8 @@ def _triton_bwd(
 ) -> tuple[Tensor, Tensor]:
     *arguments, mask = rest
     spec = make_spec("triton", *arguments)
-    _check_memory(x, weights, values, grad_out, spec)
-    grads: tuple[Tensor, Tensor] = _triton_kernels().meta_pool_bwd(
+    check_memory(x, weights, values, grad_out, spec)
+    grads: tuple[Tensor, Tensor] = triton_kernels().meta_pool_bwd(
         grad_out, x, weights, values, spec, tuple(mask)
     )
     return grads
@@ -185,7 +185,7 @@ for _device in ("CUDA", "CPU"):  # tensors on the CPU are for Triton's interpret
     LIBRARY.impl("triton_meta_pool_bwd", _triton_bwd, _device)
 
 
-def _launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
+def launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
     """Whether a call needs no dispatcher, which takes a Python kernel longer than its launch."""
     return (
         spec.backend == "triton"
@@ -245,8 +245,8 @@ def meta_pool_fwd(
         one, specs = one_by_one(x, spec)
         pooled = [meta_pool_fwd(x, one, values, single) for single in specs]
         out = _side_by_side(pooled, spec.channels_last)
-    elif _launches(spec, x, weights, values):
-        out = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
+    elif launches(spec, x, weights, values):
+        out = triton_kernels().meta_pool_fwd(x, weights, values, spec)
     else:
         out = _OPS[spec.backend][0](x, weights, values, *arguments_of(spec))
     return out
@@ -284,8 +284,8 @@ def meta_pool_bwd(
                 )
                 total = part if total is None else total + part
         grads = x.new_empty(0) if total is None else total.to(x.dtype), x.new_empty(0)
-    elif _launches(spec, grad_out, x, weights, values):
-        grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
+    elif launches(spec, grad_out, x, weights, values):
+        grads = triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:
         op = _OPS[spec.backend][1]
         grads = op(grad_out, x, weights, values, *arguments_of(spec), output_mask)

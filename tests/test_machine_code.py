@@ -50,6 +50,7 @@ def _call(
     stride: tuple[int, int] = (1, 1),
     weights: tuple[int, ...] = (),
     mask: tuple[bool, bool] = (True, True),
+    form: str = "mix",
 ) -> Callable[[], object]:
     """A call of a kernel on tensors without memory, ``offset`` columns off an aligned address."""
     n, c, h, w = size
@@ -67,7 +68,15 @@ def _call(
     grad_out = x[..., :: stride[0], :: stride[1]]
     if backward:
         return lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, mask)
-    return lambda: launch.meta_pool_fwd(x, alpha, values, spec)
+    shifts = torch.empty((c, len(codes)), dtype=accumulate, device="meta")
+    forms: dict[str, Callable[[], object]] = {
+        "mix": lambda: launch.meta_pool_fwd(x, alpha, values, spec),
+        "stack": lambda: launch.meta_pool_fwd(x, None, values, spec),
+        "constants": lambda: launch.affine_fwd(x, shifts, shifts[:, :1], spec),
+        "moments": lambda: launch.pool_moments(x, spec),
+        "products": lambda: launch.pool_products(grad_out, x, shifts, spec),
+    }
+    return forms[form]
 
 
 BIG, LOW14, LOW7 = (32, 96, 56, 56), (32, 384, 14, 14), (32, 960, 7, 7)
@@ -96,6 +105,11 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
             "dtype": torch.float64,
             "weights": (32, 384),
         },
+        "forward, side by side": {"size": BIG, "form": "stack"},
+        "forward, constants, 14²": {"size": LOW14, "form": "constants"},
+        "forward, moments": {"size": BIG, "form": "moments"},
+        "forward, moments, channels_last": {"size": BIG, "form": "moments", "channels_last": True},
+        "forward, products, 7²": {"size": LOW7, "form": "products"},
         "backward, 56²": {"size": BIG, "backward": True},
         "backward, tiles": {"size": (32, 32, 112, 112), "backward": True},
         "backward, 28², bfloat16": {"size": (32, 144, 28, 28), "dtype": BF16, "backward": True},
@@ -127,6 +141,11 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
 ONLY_SM90 = {
     "forward of values",
     "forward, float64, weights by plane",
+    "forward, side by side",
+    "forward, constants, 14²",
+    "forward, moments",
+    "forward, moments, channels_last",
+    "forward, products, 7²",
     "backward of values",
     "backward, stride 2",
     "backward, channels_last",
@@ -220,3 +239,12 @@ def test_types_are_right(names: tuple[str, ...], backward: bool, has_values: boo
             mask=mask,
         )  # fmt: skip
         assert "tt.store" in lower_call(call, backward=backward)
+
+
+@pytest.mark.parametrize("form", ["stack", "constants", "moments", "products"])
+@pytest.mark.parametrize("names", cases.CANDIDATES.values(), ids=" ".join)
+def test_types_of_forms_are_right(names: tuple[str, ...], form: str) -> None:
+    for size, stride in (((2, 3, 20, 9), (1, 1)), ((2, 3, 7, 7), (2, 3))):
+        for dtype in (torch.float64, BF16):
+            call = _call(size=size, candidates=names, stride=stride, dtype=dtype, form=form)
+            assert "tt.store" in lower_call(call, backward=False)

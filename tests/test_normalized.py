@@ -19,13 +19,15 @@ from metapool_kernels import (
 )
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last
-from metapool_kernels.moments import pool_moments
+from metapool_kernels.moments import affine_fwd, pool_moments, pool_products
 from metapool_kernels.nn import to_plain
 from metapool_kernels.ops import PoolSpec
 from metapool_kernels.plain import Form, WeightedSum
 from tests import cases
-from tests.backends import DEVICE
+from tests.backends import BACKENDS, DEVICE, require
 
+COMPILED = tuple(name for name in BACKENDS if name != "reference")
+"""The backends that have kernels."""
 NAMES = ("none", "max_pool_3x3", "skip_connect", "avg_pool_3x3", "max_pool_5x5")
 
 
@@ -229,7 +231,7 @@ def test_transforms(native: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
-def test_a_large_mean_cancels(native: str, layout: str, dtype: torch.dtype) -> None:
+def test_a_large_mean_cancels(backend: str, layout: str, dtype: torch.dtype) -> None:
     """Around a mean of 1000, what varies by one is normalised as well as PyTorch does."""
     rng = torch.Generator().manual_seed(0)
     x = cases.LAYOUTS[layout]((1000 + torch.randn(4, 17, 14, 13, generator=rng)).to(dtype))
@@ -240,32 +242,78 @@ def test_a_large_mean_cancels(native: str, layout: str, dtype: torch.dtype) -> N
         for pool in (lambda x: F.max_pool2d(x, 3, 1, 1),
                      lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
     ]  # fmt: skip
-    got = _on_backend(native, x, alpha, names, training=True, count_include_pad=False)
+    got = _on_backend(backend, x, alpha, names, training=True, count_include_pad=False)
     error = (got.double() - sum(right) / 2).abs().max()
     assert error < (5e-4 if dtype is torch.float32 else 2 * torch.finfo(dtype).eps)
+
+
+POOLINGS = ("max_pool_3x3", "avg_pool_5x5", "max_pool_1x9", "max_pool_3x3")
+
+
+def _around_fifty(
+    backend: str, size: str, layout: str, stride: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, PoolSpec, Tensor]:
+    """A map, what its poolings are asked for by, and these in float64, (N, C, K, H_out, W_out)."""
+    rng = torch.Generator().manual_seed(0)
+    x = cases.LAYOUTS[layout]((torch.randn(SIZES[size], generator=rng) + 50).to(dtype))
+    codes = tuple(candidate.code for candidate in parse_candidates(POOLINGS))
+    spec = PoolSpec(codes, (stride, stride), True, is_channels_last(x), backend)
+    pooled = [
+        fused_meta_pool(x.double(), torch.ones(1).double(), (name,), normalize=None, stride=stride,
+                        backend="reference")
+        for name in POOLINGS
+    ]  # fmt: skip
+    return x, spec, torch.stack(pooled, 2)
 
 
 @pytest.mark.parametrize("layout", cases.NATIVE_LAYOUTS)
 @pytest.mark.parametrize("size", ["primes", "map14", "wide", "tall", "c17", "no_batch"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_moments(native: str, size: str, layout: str, stride: int) -> None:
+@pytest.mark.parametrize("name", COMPILED)
+def test_moments(name: str, size: str, layout: str, stride: int) -> None:
     """Means and squared deviations of each plane; what PyTorch has of the pooled maps."""
-    names = ("max_pool_3x3", "avg_pool_5x5", "max_pool_1x9", "max_pool_3x3")
-    rng = torch.Generator().manual_seed(0)
-    x = cases.LAYOUTS[layout](torch.randn(SIZES[size], generator=rng) + 50).to(DEVICE)
-    codes = tuple(candidate.code for candidate in parse_candidates(names))
-    spec = PoolSpec(codes, (stride, stride), True, is_channels_last(x), native)
-    got = pool_moments(x, spec).cpu()
-    pooled = torch.stack([
-        fused_meta_pool(x.double(), x.new_ones(1).double(), (name,), normalize=None, stride=stride,
-                        backend="reference")
-        for name in names
-    ], 2).cpu()  # fmt: skip
+    x, spec, pooled = _around_fifty(require(name), size, layout, stride)
+    got = pool_moments(x.to(DEVICE), spec).cpu()
     assert got.dtype is torch.float64 and got.shape == (*pooled.shape[:3], 2)
     mean = pooled.mean((3, 4))
     torch.testing.assert_close(got[..., 0], mean, rtol=1e-7, atol=0)
     deviations = (pooled - mean[..., None, None]).square().sum((3, 4))
     torch.testing.assert_close(got[..., 1], deviations, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed"])
+@pytest.mark.parametrize("size", ["primes", "map14", "tall", "no_batch"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", COMPILED)
+def test_products(name: str, size: str, layout: str, stride: int) -> None:
+    """With another map of any strides, of what is left of poolings far from zero."""
+    x, spec, pooled = _around_fifty(require(name), size, layout, stride)
+    n, c, k, h, w = pooled.shape
+    rng = torch.Generator().manual_seed(1)
+    grad_out = cases.LAYOUTS[layout](torch.randn(n, c, h, w, generator=rng))
+    shifts = 50 + torch.randn(c, k, generator=rng)
+    got = pool_products(grad_out.to(DEVICE), x.to(DEVICE), shifts.to(DEVICE), spec).cpu()
+    assert got.dtype is torch.float64 and got.shape == (n, c, k, 2)
+    grads = grad_out.double()[:, :, None]
+    total = grads.sum((3, 4)).expand(n, c, k)
+    torch.testing.assert_close(got[..., 0], total, rtol=1e-5, atol=1e-5)
+    right = (grads * (pooled - shifts.double()[..., None, None])).sum((3, 4))
+    torch.testing.assert_close(got[..., 1], right, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("shape", [(5,), (2, 5)], ids=["channels", "images"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_constants_of_planes(name: str, shape: tuple[int, ...], layout: str) -> None:
+    """They are added before anything is rounded."""
+    x, spec, pooled = _around_fifty(require(name), "primes", layout, 1, torch.bfloat16)
+    rng = torch.Generator().manual_seed(1)
+    weights = torch.randn(*shape, len(POOLINGS), generator=rng)
+    constants = -50 * weights.sum(-1, keepdim=True)
+    got = affine_fwd(x.to(DEVICE), weights.to(DEVICE), constants.to(DEVICE), spec).cpu()
+    right = (weights.double()[..., None, None] * pooled).sum(2) + constants.double()[..., None]
+    assert got.dtype is torch.bfloat16
+    torch.testing.assert_close(got.double(), right, rtol=2**-8, atol=1e-4)
 
 
 SIZES = {name: size for name, (size, _) in cases.SHAPES.items()}
@@ -285,10 +333,10 @@ def test_one_channel_that_is_not_finite(backend: str, at: tuple[int, int], bad: 
     assert out[:, ::2].isfinite().all() and grad[:, ::2].isfinite().all()
 
 
-def test_minus_infinity_that_no_maximum_is_stays_unseen(native: str) -> None:
+def test_minus_infinity_that_no_maximum_is_stays_unseen(backend: str) -> None:
     x = torch.randn(2, 2, 9, 8)
     x[0, 0, 0, 0] = -torch.inf
-    out = _on_backend(native, x, torch.zeros(1), ("max_pool_3x3",), training=True)
+    out = _on_backend(backend, x, torch.zeros(1), ("max_pool_3x3",), training=True)
     right = F.batch_norm(F.max_pool2d(x, 3, 1, 1), None, None, training=True)
     torch.testing.assert_close(out, right)
 

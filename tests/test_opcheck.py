@@ -220,22 +220,24 @@ def test_opcheck_backward(name: str, suffix: str, case: Case, requires_grad: boo
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="the ops are those of the CPU kernels")
-def test_opcheck_for_normalising(dtype: torch.dtype, channels_last: bool) -> None:
+@pytest.mark.parametrize("name", [name for name in COMPILED if name != "cuda"])
+def test_opcheck_for_normalising(name: str, dtype: torch.dtype, channels_last: bool) -> None:
     case = Case((2, 5, 6, 7), dtype, "channels_last" if channels_last else "contiguous")
-    x, _, grad_out = case.tensors()
     terms = [torch.randn(5, len(NAMES), dtype=judge.accumulation(dtype)) for _ in range(3)]
+    x, _, grad_out, *terms = map(_on_device, (*case.tensors(), *terms))
     arguments = arguments_of(_spec(case, x))
-    ops = torch.ops.metapool_kernels
-    for op, tensors in (
-        (ops.meta_pool_moments, (x,)),
-        (ops.meta_pool_products, (grad_out, x, terms[0])),
-        (ops.meta_pool_affine_fwd, (x, terms[0], terms[1][:, :1])),
-        (ops.meta_pool_affine_bwd, (grad_out, x, *terms, terms[0])),
-    ):
-        torch.library.opcheck(
-            op.default, (*tensors, *arguments), test_utils=(*STATIC_CHECKS, *TRACED)
-        )
+    ops, prefix = torch.ops.metapool_kernels, "" if require(name) == "cpu" else f"{name}_"
+    calls: dict[str, tuple[Tensor, ...]] = {
+        "moments": (x,),
+        "products": (grad_out, x, terms[0]),
+        "affine_fwd": (x, terms[0], terms[1][:, :1]),
+        "affine_bwd": (grad_out, x, *terms, terms[0]),
+    }
+    if name == "triton":
+        del calls["affine_bwd"]
+    for function, tensors in calls.items():
+        op = getattr(ops, f"{prefix}meta_pool_{function}").default
+        torch.library.opcheck(op, (*tensors, *arguments), test_utils=(*STATIC_CHECKS, *TRACED))
         for k, tensor in enumerate(tensors):  # one too few of something, each in turn
             if tensor is not x:
                 wrong = [*tensors[:k], tensor[1:], *tensors[k + 1 :]]

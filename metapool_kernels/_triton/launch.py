@@ -1,5 +1,6 @@
 """Calls of the kernels: on the device of their tensors, with the configuration of their regime."""
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -144,6 +145,8 @@ def meta_pool_fwd(
     n, c, h, w = x.shape
     channels = c if weights is not None else len(spec.candidates) * c
     out = empty_map(x, (n, channels, *output_size((h, w), spec.stride)), spec.channels_last)
+    if n == 0:
+        return out
     form = "mix" if weights is not None else "stack"
     return _forward(form, x, spec, config, weights=weights, values=values, out=out)
 
@@ -165,12 +168,10 @@ def _forward(
     That is ``out``, or the terms of a sum, of shape (strips, terms, lanes), where there is none.
     """
     n, c, h, w = x.shape
-    if n == 0 and out is not None:
-        return out
     has_values = values is not None
     maps = tuple(layout_of(y) for y in (x, out, values, grad_out) if y is not None)
     if config is None:
-        regime = regime_of(maps, spec, backward=False, has_values=has_values)
+        regime = regime_of(maps, spec, backward=False, has_values=has_values, has_terms=out is None)
         config = choose_config(
             x,
             regime,
@@ -215,6 +216,53 @@ def _forward(
             BLOCK=SEGMENT * config.num_warps,
         )
     return written if out is None else out
+
+
+def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) -> Tensor:
+    """:func:`metapool_kernels.moments.affine_fwd` on the device of ``x``."""
+    n, c, h, w = x.shape
+    out = empty_map(x, (n, c, *output_size((h, w), spec.stride)), spec.channels_last)
+    if n == 0:
+        return out
+    return _forward("mix", x, spec, weights=weights, constants=constants, out=out)
+
+
+def pool_moments(x: Tensor, spec: PoolSpec, config: Config | None = None) -> Tensor:
+    """:func:`metapool_kernels.moments.pool_moments` on the device of ``x``."""
+    count = len(spec.candidates)
+    if x.shape[0] == 0:
+        return x.new_empty((*x.shape[:2], count, 2), dtype=torch.float64)
+    terms = _of_planes(_forward("moments", x, spec, config), x, spec).double()
+    counts, own = terms[0], terms[1:].view(count, 3, *terms.shape[1:])
+    shifts, first, second = own.unbind(1)  # (K, N, C, strips, groups)
+    base = shifts[..., :1, :1]
+    apart = shifts - base
+    sums = (first + counts * apart).sum((-2, -1))
+    squares = (second + apart * (2 * first + counts * apart)).sum((-2, -1))
+    size = math.prod(output_size((x.shape[2], x.shape[3]), spec.stride))
+    mean = base[..., 0, 0] + sums / size
+    deviations = (squares - sums.square() / size).clamp(min=0)
+    return torch.stack((mean, deviations), -1).permute(1, 2, 0, 3).contiguous()
+
+
+def pool_products(
+    grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec, config: Config | None = None
+) -> Tensor:
+    """:func:`metapool_kernels.moments.pool_products` on the device of ``x``."""
+    if x.shape[0] == 0:
+        return x.new_empty((*x.shape[:2], len(spec.candidates), 2), dtype=torch.float64)
+    terms = _forward("products", x, spec, config, weights=shifts, grad_out=grad_out)
+    sums = _of_planes(terms, x, spec).sum((-2, -1), dtype=torch.float64)
+    products = sums[1:].permute(1, 2, 0)
+    return torch.stack((sums[0, ..., None].expand_as(products), products), -1)
+
+
+def _of_planes(terms: Tensor, x: Tensor, spec: PoolSpec) -> Tensor:
+    """The terms of lanes as (terms, N, C, strips, groups)."""
+    n, c = x.shape[:2]
+    if spec.channels_last:
+        return terms.view(*terms.shape[:2], n, -1, c).permute(1, 2, 4, 0, 3)
+    return terms.view(*terms.shape[:2], n, c, -1).permute(1, 2, 3, 0, 4)
 
 
 def meta_pool_bwd(
