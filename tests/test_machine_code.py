@@ -69,12 +69,16 @@ def _call(
     if backward:
         return lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, mask)
     shifts = torch.empty((c, len(codes)), dtype=accumulate, device="meta")
+    terms = torch.empty((2, 1 + 3 * len(codes), n * c * w), dtype=accumulate, device="meta")
+    sums = torch.empty((n, c, len(codes), 2), dtype=torch.float64, device="meta")
     forms: dict[str, Callable[[], object]] = {
         "mix": lambda: launch.meta_pool_fwd(x, alpha, values, spec),
         "stack": lambda: launch.meta_pool_fwd(x, None, values, spec),
         "constants": lambda: launch.affine_fwd(x, shifts, shifts[:, :1], spec),
-        "moments": lambda: launch.pool_moments(x, spec),
-        "products": lambda: launch.pool_products(grad_out, x, shifts, spec),
+        "moments": lambda: launch._forward("moments", x, spec),
+        "products": lambda: launch._forward("products", x, spec, weights=shifts, grad_out=grad_out),
+        "sums of moments": lambda: launch.put_together("moments", terms, sums, h * w, spec),
+        "sums of products": lambda: launch.put_together("products", terms, sums, h * w, spec),
     }
     return forms[form]
 
@@ -171,6 +175,17 @@ KERNELS = [
     for capability in (80, 90, 100)
     if capability == 90 or not (name in ONLY_SM90 or "alone" in name)
 ]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("form", ["moments", "products"])
+def test_sums(form: str, channels_last: bool) -> None:
+    """What puts terms of lanes together."""
+    call = _call(size=LOW14, form=f"sums of {form}", channels_last=channels_last)
+    kernel = compile_call(call, backward=False, capability=90, kernel="meta_pool_sums_kernel")
+    assert kernel.count("ATOM", "ATOMG", "ATOMS", "RED", "REDG") == 0
+    assert kernel.stack == 0 and kernel.registers <= 64
+    assert kernel.count("DADD", "DFMA") > 0, "sums are taken in float64"
 
 
 @cache

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.testing
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from metapool_kernels._triton.plan import (
     pools_of,
     regime_of,
 )
+from metapool_kernels._triton.sums import meta_pool_sums_kernel
 from metapool_kernels.layout import empty_map, output_size
 from metapool_kernels.ops import PoolSpec
 
@@ -66,6 +68,9 @@ def as_weights(weights: Tensor) -> Weights:
     stride_c = strides[-2] if weights.dim() >= 2 and weights.shape[-2] > 1 else 0
     return Weights(weights, stride_n, stride_c, strides[-1])
 
+
+TERMS_AT_ONCE = 256
+"""Lanes of planes whose terms a program adds up beside each other."""
 
 _tuned: dict[tuple[torch.device, torch.dtype, Regime], Config] = {}
 
@@ -229,40 +234,51 @@ def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) ->
 
 def pool_moments(x: Tensor, spec: PoolSpec, config: Config | None = None) -> Tensor:
     """:func:`metapool_kernels.moments.pool_moments` on the device of ``x``."""
-    count = len(spec.candidates)
-    if x.shape[0] == 0:
-        return x.new_empty((*x.shape[:2], count, 2), dtype=torch.float64)
-    terms = _of_planes(_forward("moments", x, spec, config), x, spec).double()
-    counts, own = terms[0], terms[1:].view(count, 3, *terms.shape[1:])
-    shifts, first, second = own.unbind(1)  # (K, N, C, strips, groups)
-    base = shifts[..., :1, :1]
-    apart = shifts - base
-    sums = (first + counts * apart).sum((-2, -1))
-    squares = (second + apart * (2 * first + counts * apart)).sum((-2, -1))
-    size = math.prod(output_size((x.shape[2], x.shape[3]), spec.stride))
-    mean = base[..., 0, 0] + sums / size
-    deviations = (squares - sums.square() / size).clamp(min=0)
-    return torch.stack((mean, deviations), -1).permute(1, 2, 0, 3).contiguous()
+    return _sums("moments", x, spec, config)
 
 
 def pool_products(
     grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec, config: Config | None = None
 ) -> Tensor:
     """:func:`metapool_kernels.moments.pool_products` on the device of ``x``."""
-    if x.shape[0] == 0:
-        return x.new_empty((*x.shape[:2], len(spec.candidates), 2), dtype=torch.float64)
-    terms = _forward("products", x, spec, config, weights=shifts, grad_out=grad_out)
-    sums = _of_planes(terms, x, spec).sum((-2, -1), dtype=torch.float64)
-    products = sums[1:].permute(1, 2, 0)
-    return torch.stack((sums[0, ..., None].expand_as(products), products), -1)
+    return _sums("products", x, spec, config, weights=shifts, grad_out=grad_out)
 
 
-def _of_planes(terms: Tensor, x: Tensor, spec: PoolSpec) -> Tensor:
-    """The terms of lanes as (terms, N, C, strips, groups)."""
-    n, c = x.shape[:2]
-    if spec.channels_last:
-        return terms.view(*terms.shape[:2], n, -1, c).permute(1, 2, 4, 0, 3)
-    return terms.view(*terms.shape[:2], n, c, -1).permute(1, 2, 3, 0, 4)
+def _sums(form: str, x: Tensor, spec: PoolSpec, config: Config | None, **tensors: Tensor) -> Tensor:
+    """What the terms of all lanes amount to, (N, C, K, 2)."""
+    n, c, h, w = x.shape
+    count = len(spec.candidates)
+    out = x.new_empty((n, c, count, 2), dtype=torch.float64)
+    if n > 0:
+        terms = _forward(form, x, spec, config, **tensors)
+        put_together(form, terms, out, math.prod(output_size((h, w), spec.stride)), spec)
+    return out
+
+
+def put_together(form: str, terms: Tensor, out: Tensor, size: int, spec: PoolSpec) -> None:
+    """Start the kernel that sums up terms of lanes into ``out``, (N, C, K, 2)."""
+    n, c, count, _ = out.shape
+    strips, _, lanes = terms.shape
+    groups = lanes // (n * c)
+    at_once = min(triton.next_power_of_2(groups), TERMS_AT_ONCE)
+    planes = TERMS_AT_ONCE // at_once
+    with on_device_of(out):
+        meta_pool_sums_kernel[(triton.cdiv(n * c, planes) * count,)](
+            terms,
+            out,
+            n * c,
+            c,
+            groups,
+            strips,
+            size,
+            FORM=form,
+            COUNT=count,
+            CHANNELS_LAST=spec.channels_last,
+            PLANES=planes,
+            GROUPS=at_once,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
 
 
 def meta_pool_bwd(
