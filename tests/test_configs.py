@@ -44,12 +44,10 @@ MAPS = {
 }
 
 
-def _regime(case: Case, backward: bool, has_terms: bool = False) -> plan.Regime:
+def _regime(case: Case, backward: bool, form: str = "mix") -> plan.Regime:
     x, _, grad_out = case.tensors()
     maps = (plan.layout_of(x), plan.layout_of(grad_out))
-    return plan.regime_of(
-        maps, _spec(case, x), backward=backward, has_values=False, has_terms=has_terms
-    )
+    return plan.regime_of(maps, _spec(case, x), backward=backward, has_values=False, form=form)
 
 
 def _spec(case: Case, x: Tensor) -> PoolSpec:
@@ -81,7 +79,7 @@ def test_configuration(case: Case, backward: bool, config: plan.Config) -> None:
 TERMS = [
     pytest.param(case, config, id=f"triton-{name}-{i}")
     for name, case in MAPS.items()
-    for i, config in enumerate(plan.configs(_regime(case, False, True)))
+    for i, config in enumerate(plan.configs(_regime(case, False, "moments")))
 ]
 
 
@@ -112,8 +110,8 @@ def test_every_configuration_of_triton_is_tried() -> None:
     known |= {(True, configs) for table in backward for configs in table.values()}
     tried = {(b, plan.configs(_regime(case, b))) for case in MAPS.values() for b in (False, True)}
     assert tried == known
-    tried = {plan.configs(_regime(case, False, True)) for case in MAPS.values()}
-    assert tried == {plan._LOW_TERMS, plan._TERMS, plan._HEAVY}
+    tried = {plan.configs(_regime(case, False, "moments")) for case in MAPS.values()}
+    assert tried == {plan._LOW_TERMS, plan._TERMS, plan._HEAVY_EACH}
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])

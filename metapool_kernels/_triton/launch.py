@@ -176,7 +176,7 @@ def _forward(
     has_values = values is not None
     maps = tuple(layout_of(y) for y in (x, out, values, grad_out) if y is not None)
     if config is None:
-        regime = regime_of(maps, spec, backward=False, has_values=has_values, has_terms=out is None)
+        regime = regime_of(maps, spec, backward=False, has_values=has_values, form=form)
         config = choose_config(
             x,
             regime,

@@ -89,8 +89,8 @@ class Regime(NamedTuple):
     """Backward, whether a plane is too wide for two columns to a lane of one segment."""
     vector: int
     """Columns that can be read as one vector: 4, 2 or 1; 0 with channels last."""
-    has_terms: bool = False
-    """Forward, whether each pooling is added up: neither averages nor sums are kept together."""
+    form: str = "mix"
+    """Of forward. In others each pooling is kept by itself, some of them in sums."""
 
 
 _LOW_FORWARD = {
@@ -129,13 +129,14 @@ _BACKWARD_AVG = {
 _LOW_TERMS = (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4))
 _TERMS = (Config(2, 2, 4), Config(2, 4, 4), Config(4, 2, 4))
 _HEAVY = (Config(1, 1, 4), Config(1, 2, 4))
+_HEAVY_EACH = (Config(1, 2, 4), Config(1, 1, 4))
 
 
 def configs(regime: Regime) -> tuple[Config, ...]:
     """The configurations of a regime, the default first."""
     if regime.is_heavy:
-        return _HEAVY
-    if regime.has_terms:
+        return _HEAVY if regime.form == "mix" else _HEAVY_EACH
+    if regime.form in ("moments", "products"):
         return _LOW_TERMS if regime.is_low else _TERMS
     if not regime.backward:
         return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
@@ -168,7 +169,7 @@ def regime_of(
     *,
     backward: bool,
     has_values: bool,
-    has_terms: bool = False,
+    form: str = "mix",
 ) -> Regime:
     """The regime of a call on these maps, the input first."""
     pools = pools_of(spec.candidates)
@@ -185,7 +186,7 @@ def regime_of(
         maps[0].shape[2] <= lowest and not has_steps,
         backward and maps[0].shape[3] > 2 * SEGMENT,
         0 if spec.channels_last else vector,
-        has_terms,
+        form,
     )
 
 
