@@ -118,7 +118,12 @@ def _recorded(name: str) -> Iterator[_Recorder]:
 
 
 def compile_call(
-    call: Callable[[], object], *, backward: bool, capability: int, **constants: object
+    call: Callable[[], object],
+    *,
+    backward: bool,
+    capability: int,
+    kernel: str = "",
+    **constants: object,
 ) -> Kernel:
     """Compile the kernel that a call would start.
 
@@ -126,9 +131,10 @@ def compile_call(
         call: calls :mod:`metapool_kernels._triton`, on tensors without memory.
         backward: which of the two kernels it starts.
         capability: 80, 90 or 100, as in sm_90.
+        kernel: the name of another one that it starts.
         constants: of the kernel, to be compiled for instead of those of the call.
     """
-    source, options, programs = _source(call, backward, constants)
+    source, options, programs = _source(call, kernel or _name(backward), constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -157,7 +163,7 @@ def lower_call(call: Callable[[], object], *, backward: bool) -> str:
     Returns:
         The intermediate representation.
     """
-    source, options, _ = _source(call, backward, {})
+    source, options, _ = _source(call, _name(backward), {})
     target = GPUTarget("cuda", 90, 32)
     backend = make_backend(target)
     parsed = backend.parse_options(options)
@@ -168,11 +174,15 @@ def lower_call(call: Callable[[], object], *, backward: bool) -> str:
     return str(source.make_ir(target, parsed, code, backend.get_module_map(), context))
 
 
+def _name(backward: bool) -> str:
+    return "meta_pool_bwd_kernel" if backward else "meta_pool_fwd_kernel"
+
+
 def _source(
-    call: Callable[[], object], backward: bool, constants: dict[str, object]
+    call: Callable[[], object], name: str, constants: dict[str, object]
 ) -> tuple[ASTSource, dict[str, Any], int]:
     """What a call would compile, with which options, and how many programs it would start."""
-    with _recorded("meta_pool_bwd_kernel" if backward else "meta_pool_fwd_kernel") as recorder:
+    with _recorded(name) as recorder:
         call()
     ((programs, args, kwargs),) = recorder.calls
     kwargs |= constants
@@ -193,6 +203,9 @@ def _specialised(
             if value.data_ptr() % 16 == 0:
                 attributes[path] = [["tt.divisibility", 16]]
             return f"*{_TYPES[value.dtype]}"
+        if value is None:
+            constants[path] = None
+            return "constexpr"
         if isinstance(value, tuple):
             items = (of(item, (*path, i), specialises) for i, item in enumerate(value))
             return type(value)(*items)

@@ -1,8 +1,8 @@
 """What normalising takes beside the two ops: moments of poolings, and mixtures with constants.
 
 None of these is differentiable: :mod:`metapool_kernels.normalized` puts derivatives together from
-them. The CPU kernels have each in one pass, and so have those in CUDA, but for fields; Triton runs
-its two kernels for it, once for each pooling where its values are needed.
+them. Each is one pass of the kernels, but for the last on GPUs: there the two others run, once for
+each pooling.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,13 @@ from metapool_kernels.ops import (
     SPEC_SCHEMA,
     PoolSpec,
     arguments_of,
+    check_memory,
+    launches,
     make_spec,
     meta_pool_bwd,
     meta_pool_fwd,
     one_by_one,
+    triton_kernels,
 )
 
 
@@ -46,30 +49,70 @@ def _affine_bwd_fake(grad_out: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return empty_map(x, x.shape, make_spec("cpu", *rest[-4:]).channels_last)
 
 
-def _define(name: str, tensors: str, fake: Any, *backends: str) -> dict[str, Any]:
-    """Define an op for each of these backends, and return them."""
-    tags, ops = (torch.Tag.pt2_compliant_tag,), {}
-    for backend in backends:
-        full_name = f"{PREFIXES[backend]}meta_pool_{name}"
-        LIBRARY.define(f"{full_name}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
-        torch.library.register_fake(f"metapool_kernels::{full_name}", fake, lib=LIBRARY)
-        ops[backend] = getattr(torch.ops.metapool_kernels, full_name).default
+def _triton_moments(x: Tensor, *arguments: Any) -> Tensor:
+    spec = make_spec("triton", *arguments)
+    check_memory(x, None, None, None, spec)
+    out: Tensor = triton_kernels().pool_moments(x, spec)
+    return out
+
+
+def _triton_products(grad_out: Tensor, x: Tensor, shifts: Tensor, *arguments: Any) -> Tensor:
+    spec = make_spec("triton", *arguments)
+    check_memory(x, shifts, None, grad_out, spec)
+    out: Tensor = triton_kernels().pool_products(grad_out, x, shifts, spec)
+    return out
+
+
+def _triton_affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, *arguments: Any) -> Tensor:
+    spec = make_spec("triton", *arguments)
+    check_memory(x, weights, None, None, spec)
+    n, c = x.shape[:2]
+    if constants.shape not in ((c, 1), (n, c, 1)):
+        raise RuntimeError("meta_pool: constants should have shape (C, 1) or (N, C, 1)")
+    out: Tensor = triton_kernels().affine_fwd(x, weights, constants, spec)
+    return out
+
+
+def _define(name: str, tensors: str, fake: Any, on_triton: Any = None) -> dict[str, Any]:
+    """Define the op of each backend, or of CPUs alone, and return them by backend."""
+    ops = {}
+    for backend in ("cpu",) if on_triton is None else PREFIXES:
+        own = f"{PREFIXES[backend]}meta_pool_{name}"
+        tags = (torch.Tag.pt2_compliant_tag,)
+        LIBRARY.define(f"{own}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
+        torch.library.register_fake(f"metapool_kernels::{own}", fake, lib=LIBRARY)
+        ops[backend] = getattr(torch.ops.metapool_kernels, own).default
+    if on_triton is not None:
+        for device in ("CUDA", "CPU"):  # as in ops.py
+            LIBRARY.impl(f"{PREFIXES['triton']}meta_pool_{name}", on_triton, device)
     return ops
 
 
-_MOMENTS = _define("moments", "Tensor x", _moments_fake, "cpu", "cuda")
+_MOMENTS = _define("moments", "Tensor x", _moments_fake, _triton_moments)
 _PRODUCTS = _define(
-    "products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake, "cpu", "cuda"
+    "products", "Tensor grad_out, Tensor x, Tensor shifts", _products_fake, _triton_products
 )
 _AFFINE_FWD = _define(
-    "affine_fwd", "Tensor x, Tensor weights, Tensor constants", _affine_fwd_fake, "cpu", "cuda"
+    "affine_fwd",
+    "Tensor x, Tensor weights, Tensor constants",
+    _affine_fwd_fake,
+    _triton_affine_fwd,
 )
 _AFFINE_BWD = _define(
     "affine_bwd",
     "Tensor grad_out, Tensor x, Tensor weights, Tensor offsets, Tensor slopes, Tensor shifts",
     _affine_bwd_fake,
-    "cpu",
 )
+
+
+def _run(ops: dict[str, Any], name: str, spec: PoolSpec, *tensors: Tensor) -> Tensor:
+    """Run such an op; Triton's needs no dispatcher where nobody could see it."""
+    out: Tensor
+    if launches(spec, *tensors):
+        out = getattr(triton_kernels(), name)(*tensors, spec)
+    else:
+        out = ops[spec.backend](*tensors, *arguments_of(spec))
+    return out
 
 
 def pool_moments(x: Tensor, spec: PoolSpec) -> Tensor:
@@ -82,20 +125,10 @@ def pool_moments(x: Tensor, spec: PoolSpec) -> Tensor:
     Returns:
         (N, C, K, 2) in float64.
     """
-    if spec.backend in _MOMENTS:
-        op = _MOMENTS[spec.backend]
-        out: Tensor = op(x, *arguments_of(spec))
-        # On GPUs nothing waits for a result: there squares overflow, as in PyTorch's own norm.
-        retries = spec.backend == "cpu" and _overflowed(out, x)
-        return op(x.double(), *arguments_of(spec)) if retries else out
-    one, specs = one_by_one(x, spec)
-    wide, moments = x.to(one.dtype), []
-    for single in specs:
-        pooled = meta_pool_fwd(wide, one, None, single)
-        variance, mean = torch.var_mean(pooled, (2, 3), correction=0)
-        deviations = variance.double() * (pooled.shape[2] * pooled.shape[3])
-        moments.append(torch.stack((mean.double(), deviations), -1))
-    return torch.stack(moments, 2)
+    out = _run(_MOMENTS, "pool_moments", spec, x)
+    # On GPUs nothing waits for a result: there squares overflow, as in PyTorch's own norm.
+    again = spec.backend == "cpu" and _overflowed(out, x)
+    return _run(_MOMENTS, "pool_moments", spec, x.double()) if again else out
 
 
 def _overflowed(moments: Tensor, x: Tensor) -> bool:
@@ -117,17 +150,7 @@ def pool_products(grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec) -
     Returns:
         (N, C, K, 2) in float64.
     """
-    if spec.backend in _PRODUCTS:
-        out: Tensor = _PRODUCTS[spec.backend](grad_out, x, shifts, *arguments_of(spec))
-        return out
-    one, specs = one_by_one(x, spec)
-    wide, wide_grads, products = x.to(one.dtype), grad_out.to(one.dtype), []
-    totals = wide_grads.sum((2, 3), dtype=torch.float64)
-    for k, single in enumerate(specs):
-        deviations = meta_pool_fwd(wide, one, None, single) - shifts[:, k, None, None]
-        products.append((deviations * wide_grads).sum((2, 3), dtype=torch.float64))
-    return torch.stack((totals[..., None].expand(*totals.shape, len(specs)),
-                        torch.stack(products, -1)), -1)  # fmt: skip
+    return _run(_PRODUCTS, "pool_products", spec, grad_out, x, shifts)
 
 
 def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) -> Tensor:
@@ -142,11 +165,7 @@ def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) ->
     Returns:
         (N, C, H_out, W_out) in the dtype of ``x``.
     """
-    if spec.backend in _AFFINE_FWD:
-        out: Tensor = _AFFINE_FWD[spec.backend](x, weights, constants, *arguments_of(spec))
-        return out
-    mixed = meta_pool_fwd(x.to(weights.dtype), weights, None, spec)
-    return in_layout((mixed + constants[..., None]).to(x.dtype), spec.channels_last)
+    return _run(_AFFINE_FWD, "affine_fwd", spec, x, weights, constants)
 
 
 def affine_bwd(
@@ -172,10 +191,8 @@ def affine_bwd(
         (N, C, H, W) in the dtype of ``x``.
     """
     if spec.backend in _AFFINE_BWD:
-        out: Tensor = _AFFINE_BWD[spec.backend](
-            grad_out, x, weights, offsets, slopes, shifts, *arguments_of(spec)
-        )
-        return out
+        terms = (weights, offsets, slopes, shifts)
+        return _run(_AFFINE_BWD, "affine_bwd", spec, grad_out, x, *terms)
     one, specs = one_by_one(x, spec)
     wide, wide_grads = x.to(one.dtype), grad_out.to(one.dtype)
     total: Tensor | None = None

@@ -127,12 +127,12 @@ TRACED_OPS = {backend: _define(prefix, "_traced") for backend, prefix in PREFIXE
 
 
 @cache
-def _triton_kernels() -> ModuleType:
+def triton_kernels() -> ModuleType:
     """The kernels in Triton, which is not imported before the first call that it runs."""
     return importlib.import_module("metapool_kernels._triton")
 
 
-def _check_memory(
+def check_memory(
     x: Tensor,
     weights: Tensor | None,
     values: Tensor | None,
@@ -140,13 +140,14 @@ def _check_memory(
     spec: PoolSpec,
 ) -> None:
     """What Triton's kernels would otherwise read beyond; the compiled ones check it themselves."""
-    if weights is None:
+    if weights is None and grad_out is not None:
         raise RuntimeError("meta_pool: the kernels in Triton need weights")
     if x.dim() != 4:
         raise RuntimeError("meta_pool: x should be 4-D")
     n, c, h, w = x.shape
     count = len(spec.candidates)
-    if weights.shape not in ((count,), (c, count), (n, 1, count), (n, c, count)):
+    shapes = ((count,), (c, count), (n, 1, count), (n, c, count))
+    if weights is not None and weights.shape not in shapes:
         raise RuntimeError(
             "meta_pool: weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K)"
         )
@@ -162,8 +163,8 @@ def _triton_fwd(
     x: Tensor, weights: Tensor | None, values: Tensor | None, *arguments: Any
 ) -> Tensor:
     spec = make_spec("triton", *arguments)
-    _check_memory(x, weights, values, None, spec)
-    out: Tensor = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
+    check_memory(x, weights, values, None, spec)
+    out: Tensor = triton_kernels().meta_pool_fwd(x, weights, values, spec)
     return out
 
 
@@ -172,8 +173,8 @@ def _triton_bwd(
 ) -> tuple[Tensor, Tensor]:
     *arguments, mask = rest
     spec = make_spec("triton", *arguments)
-    _check_memory(x, weights, values, grad_out, spec)
-    grads: tuple[Tensor, Tensor] = _triton_kernels().meta_pool_bwd(
+    check_memory(x, weights, values, grad_out, spec)
+    grads: tuple[Tensor, Tensor] = triton_kernels().meta_pool_bwd(
         grad_out, x, weights, values, spec, tuple(mask)
     )
     return grads
@@ -184,7 +185,7 @@ for _device in ("CUDA", "CPU"):  # tensors on the CPU are for Triton's interpret
     LIBRARY.impl("triton_meta_pool_bwd", _triton_bwd, _device)
 
 
-def _launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
+def launches(spec: PoolSpec, *tensors: Tensor | None) -> bool:
     """Whether a call needs no dispatcher, which takes a Python kernel longer than its launch."""
     return (
         spec.backend == "triton"
@@ -215,15 +216,6 @@ def one_by_one(x: Tensor, spec: PoolSpec) -> tuple[Tensor, list[PoolSpec]]:
     return one, [spec._replace(candidates=(code,)) for code in spec.candidates]
 
 
-def _side_by_side(maps: Sequence[Tensor], channels_last: bool) -> Tensor:
-    """``torch.cat(maps, 1)`` in the layout that is asked for, whatever axes have one element."""
-    if channels_last:
-        return torch.cat([map.permute(0, 2, 3, 1) for map in maps], 3).permute(0, 3, 1, 2)
-    n, c, h, w = maps[0].shape
-    flat = torch.cat([map.reshape(n, c * h * w) for map in maps], 1)
-    return flat.reshape(n, len(maps) * c, h, w)
-
-
 def meta_pool_fwd(
     x: Tensor, weights: Tensor | None, values: Tensor | None, spec: PoolSpec
 ) -> Tensor:
@@ -240,12 +232,8 @@ def meta_pool_fwd(
         (N, C, H_out, W_out), or (N, K * C, H_out, W_out) without weights, in the dtype of ``x``.
     """
     out: Tensor
-    if weights is None and spec.backend == "triton":  # a launch for each pooling
-        one, specs = one_by_one(x, spec)
-        pooled = [meta_pool_fwd(x, one, values, single) for single in specs]
-        out = _side_by_side(pooled, spec.channels_last)
-    elif _launches(spec, x, weights, values):
-        out = _triton_kernels().meta_pool_fwd(x, weights, values, spec)
+    if launches(spec, x, weights, values):
+        out = triton_kernels().meta_pool_fwd(x, weights, values, spec)
     else:
         out = _OPS[spec.backend][0](x, weights, values, *arguments_of(spec))
     return out
@@ -283,8 +271,8 @@ def meta_pool_bwd(
                 )
                 total = part if total is None else total + part
         grads = x.new_empty(0) if total is None else total.to(x.dtype), x.new_empty(0)
-    elif _launches(spec, grad_out, x, weights, values):
-        grads = _triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
+    elif launches(spec, grad_out, x, weights, values):
+        grads = triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:
         op = _OPS[spec.backend][1]
         grads = op(grad_out, x, weights, values, *arguments_of(spec), output_mask)

@@ -128,7 +128,7 @@ def test_recording_starts_nothing_and_ends() -> None:
 
     with pytest.raises(KeyError):
         record()
-    assert [start.kernel for start in starts] == list(ahead.KERNELS)
+    assert [start.kernel for start in starts] == list(ahead.KERNELS[:2])
     assert kernels == [getattr(launch, name) for name in ahead.KERNELS]
     out = fused_meta_pool(x, torch.zeros(2), names, backend="triton")
     expected = fused_meta_pool(x, torch.zeros(2), names, backend="reference")

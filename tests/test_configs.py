@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metapool_kernels import pool_candidates
+from metapool_kernels import fused_multi_pool, pool_candidates
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last
 from metapool_kernels.ops import PoolSpec
@@ -44,10 +44,10 @@ MAPS = {
 }
 
 
-def _regime(case: Case, backward: bool) -> plan.Regime:
+def _regime(case: Case, backward: bool, form: str = "mix") -> plan.Regime:
     x, _, grad_out = case.tensors()
     maps = (plan.layout_of(x), plan.layout_of(grad_out))
-    return plan.regime_of(maps, _spec(case, x), backward=backward, has_values=False)
+    return plan.regime_of(maps, _spec(case, x), backward=backward, has_values=False, form=form)
 
 
 def _spec(case: Case, x: Tensor) -> PoolSpec:
@@ -76,6 +76,32 @@ def test_configuration(case: Case, backward: bool, config: plan.Config) -> None:
     judge.verdict(got, case, x.cpu(), weights.cpu(), grad_out.cpu())
 
 
+TERMS = [
+    pytest.param(case, config, id=f"triton-{name}-{i}")
+    for name, case in MAPS.items()
+    for i, config in enumerate(plan.configs(_regime(case, False, "moments")))
+]
+
+
+@pytest.mark.parametrize("case, config", TERMS)
+def test_configuration_of_sums(case: Case, config: plan.Config) -> None:
+    """Moments, and products with another map; the same sums of poolings in float64."""
+    x, _, grad_out = (t.to(DEVICE) for t in case.tensors())
+    spec, count = _spec(case, x), len(case.candidates)
+    pooled = fused_multi_pool(x.double(), case.candidates, backend="reference")
+    pooled = pooled.unflatten(1, (count, -1)).transpose(1, 2)
+    variance, mean = torch.var_mean(pooled, (3, 4), correction=0)
+    right = torch.stack((mean, variance * x[0, 0].numel()), -1)
+    torch.testing.assert_close(launch.pool_moments(x, spec, config), right, rtol=1e-5, atol=1e-5)
+    shifts = mean[0].float()
+    grads = grad_out.double()[:, :, None]
+    products = (grads * (pooled - shifts.double()[..., None, None])).sum((3, 4))
+    right = torch.stack((grads.sum((3, 4)).expand_as(products), products), -1)
+    torch.testing.assert_close(
+        launch.pool_products(grad_out, x, shifts, spec, config), right, rtol=1e-5, atol=1e-4
+    )
+
+
 def test_every_configuration_of_triton_is_tried() -> None:
     forward = (plan._LOW_FORWARD, plan._FORWARD)
     backward = (plan._LOW_BACKWARD, plan._BACKWARD, plan._LOW_BACKWARD_AVG, plan._BACKWARD_AVG)
@@ -84,6 +110,8 @@ def test_every_configuration_of_triton_is_tried() -> None:
     known |= {(True, configs) for table in backward for configs in table.values()}
     tried = {(b, plan.configs(_regime(case, b))) for case in MAPS.values() for b in (False, True)}
     assert tried == known
+    tried = {plan.configs(_regime(case, False, "moments")) for case in MAPS.values()}
+    assert tried == {plan._LOW_TERMS, plan._TERMS, plan._HEAVY_EACH}
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])

@@ -50,6 +50,7 @@ def _call(
     stride: tuple[int, int] = (1, 1),
     weights: tuple[int, ...] = (),
     mask: tuple[bool, bool] = (True, True),
+    form: str = "mix",
 ) -> Callable[[], object]:
     """A call of a kernel on tensors without memory, ``offset`` columns off an aligned address."""
     n, c, h, w = size
@@ -67,7 +68,19 @@ def _call(
     grad_out = x[..., :: stride[0], :: stride[1]]
     if backward:
         return lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, mask)
-    return lambda: launch.meta_pool_fwd(x, alpha, values, spec)
+    shifts = torch.empty((c, len(codes)), dtype=accumulate, device="meta")
+    terms = torch.empty((2, 1 + 3 * len(codes), n * c * w), dtype=accumulate, device="meta")
+    sums = torch.empty((n, c, len(codes), 2), dtype=torch.float64, device="meta")
+    forms: dict[str, Callable[[], object]] = {
+        "mix": lambda: launch.meta_pool_fwd(x, alpha, values, spec),
+        "stack": lambda: launch.meta_pool_fwd(x, None, values, spec),
+        "constants": lambda: launch.affine_fwd(x, shifts, shifts[:, :1], spec),
+        "moments": lambda: launch._forward("moments", x, spec),
+        "products": lambda: launch._forward("products", x, spec, weights=shifts, grad_out=grad_out),
+        "sums of moments": lambda: launch.put_together("moments", terms, sums, h * w, spec),
+        "sums of products": lambda: launch.put_together("products", terms, sums, h * w, spec),
+    }
+    return forms[form]
 
 
 BIG, LOW14, LOW7 = (32, 96, 56, 56), (32, 384, 14, 14), (32, 960, 7, 7)
@@ -96,6 +109,11 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
             "dtype": torch.float64,
             "weights": (32, 384),
         },
+        "forward, side by side": {"size": BIG, "form": "stack"},
+        "forward, constants, 14²": {"size": LOW14, "form": "constants"},
+        "forward, moments": {"size": BIG, "form": "moments"},
+        "forward, moments, channels_last": {"size": BIG, "form": "moments", "channels_last": True},
+        "forward, products, 7²": {"size": LOW7, "form": "products"},
         "backward, 56²": {"size": BIG, "backward": True},
         "backward, tiles": {"size": (32, 32, 112, 112), "backward": True},
         "backward, 28², bfloat16": {"size": (32, 144, 28, 28), "dtype": BF16, "backward": True},
@@ -127,6 +145,11 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
 ONLY_SM90 = {
     "forward of values",
     "forward, float64, weights by plane",
+    "forward, side by side",
+    "forward, constants, 14²",
+    "forward, moments",
+    "forward, moments, channels_last",
+    "forward, products, 7²",
     "backward of values",
     "backward, stride 2",
     "backward, channels_last",
@@ -152,6 +175,17 @@ KERNELS = [
     for capability in (80, 90, 100)
     if capability == 90 or not (name in ONLY_SM90 or "alone" in name)
 ]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("form", ["moments", "products"])
+def test_sums(form: str, channels_last: bool) -> None:
+    """What puts terms of lanes together."""
+    call = _call(size=LOW14, form=f"sums of {form}", channels_last=channels_last)
+    kernel = compile_call(call, backward=False, capability=90, kernel="meta_pool_sums_kernel")
+    assert kernel.count("ATOM", "ATOMG", "ATOMS", "RED", "REDG") == 0
+    assert kernel.stack == 0 and kernel.registers <= 64
+    assert kernel.count("DADD", "DFMA") > 0, "sums are taken in float64"
 
 
 @cache
@@ -220,3 +254,12 @@ def test_types_are_right(names: tuple[str, ...], backward: bool, has_values: boo
             mask=mask,
         )  # fmt: skip
         assert "tt.store" in lower_call(call, backward=backward)
+
+
+@pytest.mark.parametrize("form", ["stack", "constants", "moments", "products"])
+@pytest.mark.parametrize("names", cases.CANDIDATES.values(), ids=" ".join)
+def test_types_of_forms_are_right(names: tuple[str, ...], form: str) -> None:
+    for size, stride in (((2, 3, 20, 9), (1, 1)), ((2, 3, 7, 7), (2, 3))):
+        for dtype in (torch.float64, BF16):
+            call = _call(size=size, candidates=names, stride=stride, dtype=dtype, form=form)
+            assert "tt.store" in lower_call(call, backward=False)

@@ -17,14 +17,10 @@ from metapool_kernels import (
     fused_meta_pool,
     fused_normalized_meta_pool,
 )
-from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.convertible import to_plain
-from metapool_kernels.layout import is_channels_last
-from metapool_kernels.moments import pool_moments, pool_products
-from metapool_kernels.ops import PoolSpec
 from metapool_kernels.plain import Form, WeightedSum
-from tests import cases, judge
-from tests.backends import COMPILED, DEVICE, require
+from tests import cases
+from tests.backends import DEVICE
 
 NAMES = ("none", "max_pool_3x3", "skip_connect", "avg_pool_3x3", "max_pool_5x5")
 
@@ -245,70 +241,6 @@ def test_a_large_mean_cancels(backend: str, layout: str, dtype: torch.dtype) -> 
     assert error < (5e-4 if dtype is torch.float32 else 2 * torch.finfo(dtype).eps)
 
 
-POOLED = {
-    "squares": ("max_pool_3x3", "avg_pool_5x5", "skip_connect", "max_pool_7x7", "avg_pool_7x7"),
-    "maxima": ("max_pool_5x5", "max_pool_3x3"),
-    "averages": ("avg_pool_3x3", "avg_pool_7x7"),
-    "any": ("max_pool_3x3", "avg_pool_5x5", "max_pool_1x9", "max_pool_3x3"),
-}
-"""Sets of poolings that go different ways."""
-
-
-@pytest.mark.parametrize("names", POOLED)
-@pytest.mark.parametrize("layout", [*cases.NATIVE_LAYOUTS, "sliced", "permuted"])
-@pytest.mark.parametrize("size", ["primes", "map14", "wide", "tall", "c17", "w16", "no_batch"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", COMPILED)
-def test_moments(name: str, dtype: torch.dtype, size: str, layout: str, names: str) -> None:
-    """Of each plane what float64 has of the pooled maps, also around a large mean."""
-    rng = torch.Generator().manual_seed(0)
-    base = torch.randn(SIZES[size], generator=rng) + 50
-    x = cases.LAYOUTS[layout](base.to(dtype))
-    stride = 1 if "skip_connect" in POOLED[names] else 1 + (size == "c17")
-    pooled = torch.stack([
-        fused_meta_pool(x.double(), x.new_ones(1).double(), (one,), normalize=None, stride=stride,
-                        backend="reference")
-        for one in POOLED[names]
-    ], 2)  # fmt: skip
-    grad_out = torch.randn(pooled[:, :, 0].shape, generator=rng).to(dtype)
-    shifts = 50 + torch.randn(base.shape[1], len(POOLED[names]), generator=rng)
-    shifts = shifts.to(judge.accumulation(dtype))
-    codes = tuple(candidate.code for candidate in parse_candidates(POOLED[names]))
-    spec = PoolSpec(codes, (stride, stride), True, is_channels_last(x), require(name))
-    there, grads = x.to(DEVICE), cases.LAYOUTS[layout](grad_out).to(DEVICE)
-
-    got = pool_moments(there, spec).cpu()
-    assert got.dtype is torch.float64 and got.shape == (*pooled.shape[:3], 2)
-    mean = pooled.mean((3, 4))
-    torch.testing.assert_close(got[..., 0], mean, rtol=3e-7, atol=0)
-    deviations = (pooled - mean[..., None, None]).square().sum((3, 4))
-    torch.testing.assert_close(got[..., 1], deviations, rtol=2e-5, atol=2e-5)
-
-    got = pool_products(grads, there, shifts.to(DEVICE), spec).cpu()
-    wide = cases.LAYOUTS[layout](grad_out).double()[:, :, None]
-    apart = pooled - shifts.double()[..., None, None]
-    largest = max((wide * apart).abs().sum((3, 4)).flatten().tolist(), default=0.0)
-    totals = wide.sum((3, 4)).expand(got.shape[:3])
-    torch.testing.assert_close(got[..., 0], totals, rtol=1e-5, atol=1e-5)
-    products = (wide * apart).sum((3, 4))
-    torch.testing.assert_close(got[..., 1], products, rtol=0, atol=1e-6 * largest)
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_a_first_value_far_away(name: str) -> None:
-    """What all others are far from says nothing of how they vary, nor does what is no number."""
-    for first in (-1e6, -torch.inf):
-        x = torch.randn(1, 2, 40, 24)
-        x[0, :, 0, 0] = first
-        codes = tuple(candidate.code for candidate in parse_candidates(POOLED["maxima"]))
-        spec = PoolSpec(codes, (1, 1), True, False, require(name))
-        got = pool_moments(x.to(DEVICE), spec).cpu()[0, :, 0, 1]
-        pooled = F.max_pool2d(x.double(), 5, 1, 2)
-        torch.testing.assert_close(
-            got, pooled.var((2, 3), correction=0)[0] * 960, rtol=1e-5, atol=0
-        )
-
-
 SIZES = {name: size for name, (size, _) in cases.SHAPES.items()}
 
 
@@ -326,10 +258,10 @@ def test_one_channel_that_is_not_finite(backend: str, at: tuple[int, int], bad: 
     assert out[:, ::2].isfinite().all() and grad[:, ::2].isfinite().all()
 
 
-def test_minus_infinity_that_no_maximum_is_stays_unseen(native: str) -> None:
+def test_minus_infinity_that_no_maximum_is_stays_unseen(backend: str) -> None:
     x = torch.randn(2, 2, 9, 8)
     x[0, 0, 0, 0] = -torch.inf
-    out = _on_backend(native, x, torch.zeros(1), ("max_pool_3x3",), training=True)
+    out = _on_backend(backend, x, torch.zeros(1), ("max_pool_3x3",), training=True)
     right = F.batch_norm(F.max_pool2d(x, 3, 1, 1), None, None, training=True)
     torch.testing.assert_close(out, right)
 

@@ -11,7 +11,7 @@ from torch.func import jvp
 from metapool_kernels import reference
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last, memory_format
-from metapool_kernels.ops import PREFIXES, PoolSpec, arguments_of, meta_pool_bwd, meta_pool_fwd
+from metapool_kernels.ops import PoolSpec, arguments_of, meta_pool_bwd, meta_pool_fwd
 from tests import cases, judge
 from tests.backends import COMPILED, DEVICE, SAMPLED, require
 from tests.cases import Case
@@ -190,10 +190,6 @@ def test_opcheck_forward(
     _need_grad(requires_grad, x, weights, values)
     op, _ = _ops(require(name), suffix)
     arguments = (x, weights, values, *arguments_of(_spec(case, x)))
-    if name == "triton" and not suffix and weights is None:
-        with pytest.raises(RuntimeError, match="need weights"):
-            op(*arguments)
-        return
     torch.library.opcheck(op, arguments, test_utils=STATIC_CHECKS)
     if suffix or not requires_grad:
         torch.library.opcheck(op, arguments, test_utils=TRACED)
@@ -219,25 +215,24 @@ def test_opcheck_backward(name: str, suffix: str, case: Case, requires_grad: boo
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-@pytest.mark.parametrize("name", [name for name in COMPILED if name != "triton"])
+@pytest.mark.parametrize("name", COMPILED)
 def test_opcheck_for_normalising(name: str, dtype: torch.dtype, channels_last: bool) -> None:
     case = Case((2, 5, 6, 7), dtype, "channels_last" if channels_last else "contiguous")
-    x, _, grad_out = case.tensors()
     terms = [torch.randn(5, len(NAMES), dtype=judge.accumulation(dtype)) for _ in range(3)]
+    x, _, grad_out, *terms = map(_on_device, (*case.tensors(), *terms))
     arguments = arguments_of(_spec(case, x))
-    x, grad_out, *terms = map(_on_device, (x, grad_out, *terms))
-    for op_name, tensors in (
-        ("moments", (x,)),
-        ("products", (grad_out, x, terms[0])),
-        ("affine_fwd", (x, terms[0], terms[1][:, :1])),
-        ("affine_bwd", (grad_out, x, *terms, terms[0])),
-    ):
-        if name == "cuda" and op_name == "affine_bwd":
-            continue  # it has none yet
-        op = getattr(torch.ops.metapool_kernels, f"{PREFIXES[require(name)]}meta_pool_{op_name}")
-        torch.library.opcheck(
-            op.default, (*tensors, *arguments), test_utils=(*STATIC_CHECKS, *TRACED)
-        )
+    ops, prefix = torch.ops.metapool_kernels, "" if require(name) == "cpu" else f"{name}_"
+    calls: dict[str, tuple[Tensor, ...]] = {
+        "moments": (x,),
+        "products": (grad_out, x, terms[0]),
+        "affine_fwd": (x, terms[0], terms[1][:, :1]),
+        "affine_bwd": (grad_out, x, *terms, terms[0]),
+    }
+    if name != "cpu":
+        del calls["affine_bwd"]
+    for function, tensors in calls.items():
+        op = getattr(ops, f"{prefix}meta_pool_{function}").default
+        torch.library.opcheck(op, (*tensors, *arguments), test_utils=(*STATIC_CHECKS, *TRACED))
         for k, tensor in enumerate(tensors):  # one too few of something, each in turn
             if tensor is not x:
                 wrong = [*tensors[:k], tensor[1:], *tensors[k + 1 :]]

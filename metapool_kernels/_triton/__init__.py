@@ -1,5 +1,11 @@
 """The kernels in Triton. Imported when a call is first sent here, never by the package itself."""
 
-from metapool_kernels._triton.launch import meta_pool_bwd, meta_pool_fwd
+from metapool_kernels._triton.launch import (
+    affine_fwd,
+    meta_pool_bwd,
+    meta_pool_fwd,
+    pool_moments,
+    pool_products,
+)
 
-__all__ = ["meta_pool_bwd", "meta_pool_fwd"]
+__all__ = ["affine_fwd", "meta_pool_bwd", "meta_pool_fwd", "pool_moments", "pool_products"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metapool_kernels._triton import launch
 
-KERNELS = ("meta_pool_fwd_kernel", "meta_pool_bwd_kernel")
+KERNELS = ("meta_pool_fwd_kernel", "meta_pool_bwd_kernel", "meta_pool_sums_kernel")
 """By their names in :mod:`metapool_kernels._triton.launch`, which starts them."""
 
 

@@ -17,8 +17,13 @@ plane where it is too wide; what goes to columns of other lanes is handed over i
 import triton
 import triton.language as tl
 
-from metapool_kernels._triton.forward import weights_of
-from metapool_kernels._triton.lanes import first_of, inside_row, load_weights, store_row
+from metapool_kernels._triton.lanes import (
+    first_of,
+    inside_row,
+    load_weights,
+    store_row,
+    weights_of,
+)
 from metapool_kernels._triton.rows import moved_on, rows_on_map, take_row
 from metapool_kernels._triton.segments import LANES, gradients_of_row, store_total
 from metapool_kernels._triton.windows import repeated, rings_of

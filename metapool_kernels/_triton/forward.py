@@ -1,20 +1,31 @@
-"""Forward: every candidate pooling of a strip of rows, and their weighted sum, in one pass.
+"""Forward: every candidate pooling of a strip of rows, and what their form asks for, in one pass.
 
 A program streams a block of lanes down a strip of rows. Each input row is combined along the row
 for every width; sums go at once to all outputs whose windows hold the row, maxima wait in rings
-until the last row of their window has come. Nothing but the output is ever written.
+until the last row of their window has come. Nothing but what the form asks for (:mod:`.forms`) is
+ever written.
 """
 
 import triton
 import triton.language as tl
 
+from metapool_kernels._triton.forms import (
+    add_moments,
+    add_products,
+    inside_output,
+    no_terms,
+    order_of,
+    put,
+    store_outputs,
+    store_terms,
+)
 from metapool_kernels._triton.lanes import (
     first_of,
     inside_row,
     load_rows,
     load_weights,
     locate,
-    store_row,
+    weights_of,
     window_size,
 )
 from metapool_kernels._triton.windows import (
@@ -27,18 +38,6 @@ from metapool_kernels._triton.windows import (
     rings_of,
     sum_around,
 )
-
-
-@triton.jit
-def weights_of(weights, POOLS: tl.constexpr, OVER_AREA: tl.constexpr):
-    """The weights of these poolings, divided by their areas if OVER_AREA."""
-    chosen = ()
-    for p in tl.static_range(len(POOLS)):
-        weight = weights[POOLS[p][2]]
-        if OVER_AREA:
-            weight /= (2 * POOLS[p][0] + 1) * (2 * POOLS[p][1] + 1)
-        chosen = chosen + (weight,)
-    return chosen
 
 
 @triton.jit
@@ -155,21 +154,36 @@ def _take_no_row(states, lowest, nothing):
 
 
 @triton.jit
+def _average(
+    total, row, column, h, w,
+    RADIUS_H: tl.constexpr, RADIUS_W: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """A sum over what is on the map of its window, or over the WHOLE of it."""
+    AREA: tl.constexpr = (2 * RADIUS_H + 1) * (2 * RADIUS_W + 1)
+    if not WHOLE:
+        count = window_size(row, h, RADIUS_H) * window_size(column, w, RADIUS_W)
+        total = divided(total, count.to(total.dtype))
+    elif AREA > 1:
+        total = divided(total, tl.full(column.shape, AREA, total.dtype))
+    return total
+
+
+@triton.jit
 def _finish_pixel(
     state, shares_avg, shares_max, zeros, row, column, h, w,
-    AVG: tl.constexpr, MAX: tl.constexpr, RADIUS: tl.constexpr,
-    MERGED: tl.constexpr, HAS_VALUES: tl.constexpr,
+    AVG: tl.constexpr, MAX: tl.constexpr, COUNT: tl.constexpr, RADIUS: tl.constexpr,
+    MERGED: tl.constexpr, WHOLE: tl.constexpr, HAS_VALUES: tl.constexpr, MIXES: tl.constexpr,
 ):  # fmt: skip
-    """The output of a column whose windows are complete, and its state without it."""
+    """The outputs of a column whose windows are complete, and its state without them."""
     pending, tops, picks = state
-    acc = zeros
+    outputs = (zeros,) if MIXES else ()
     if MERGED:
         if len(AVG) > 0:
-            acc += pending[0][0]
+            outputs = (outputs[0] + pending[0][0],)
     else:
         for p in tl.static_range(len(AVG)):
-            count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
-            acc += shares_avg[p] * divided(pending[p][0], count.to(acc.dtype))
+            average = _average(pending[p][0], row, column, h, w, AVG[p][0], AVG[p][1], WHOLE)
+            outputs = put(outputs, average, shares_avg, p, MIXES)
     on_map = ()
     if HAS_VALUES:
         for i in tl.static_range(2 * RADIUS + 1):
@@ -181,11 +195,13 @@ def _finish_pixel(
             pick = picked_around(picks[p], keeps, moves, RADIUS)
         else:
             pick = doubled_largest_around(tops[p], RADIUS, MAX[p][0])
-        acc += shares_max[p] * pick
+        outputs = put(outputs, pick, shares_max, p, MIXES)
+    for _ in tl.static_range(0 if MIXES else COUNT - len(outputs)):  # of the candidate "none"
+        outputs = outputs + (tl.zeros_like(zeros),)
     moved = ()
     for g in tl.static_range(len(pending)):
-        moved = moved + (pushed(pending[g], tl.full(acc.shape, -0.0, acc.dtype)),)
-    return acc, (moved, tops, picks)
+        moved = moved + (pushed(pending[g], tl.full(zeros.shape, -0.0, zeros.dtype)),)
+    return outputs, (moved, tops, picks)
 
 
 @triton.jit(
@@ -197,6 +213,8 @@ def meta_pool_fwd_kernel(
     x,
     values,
     weights,
+    constants,
+    grad_out,
     out,
     channels,
     h,
@@ -211,6 +229,7 @@ def meta_pool_fwd_kernel(
     MAX: tl.constexpr,
     NONE: tl.constexpr,
     COUNT: tl.constexpr,
+    FORM: tl.constexpr,
     RADIUS_H: tl.constexpr,
     RADIUS_W: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -227,12 +246,15 @@ def meta_pool_fwd_kernel(
     HEIGHT: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Computes ``out = sum_k weights_k * P_k(values)``, the maxima picked by ``x``.
+    """Computes all ``P_k(values)``, the maxima picked by ``x``, and writes what FORM asks for.
+
+    A mixture takes ``weights`` and, if not None, ``constants``; products take ``grad_out`` and
+    ``weights``, which are their shifts. ``out`` is a map or, where terms are written, an array.
 
     AVG and MAX hold (radius_h, radius_w, k) for each of the COUNT candidates, the higher first; the
-    average of one pixel is the identity. NONE holds those that are zero. With MERGED all averages
-    are summed up together, which asks that the divisor does not depend on the place. HEIGHT is that
-    of a map so low that one round of the loop does all of it, else 0.
+    average of one pixel is the identity. NONE holds those that are zero. With MERGED the divisor of
+    an average does not depend on the place, so that a mixture sums all of them up together. HEIGHT
+    is that of a map so low that one round of the loop does all of it, else 0.
     """
     tl.static_assert(STRIDE_W == 1 or COLUMNS == 1, "columns of one lane are neighbours")
     pid = tl.program_id(0)  # strips of the same lanes follow each other and share their halos
@@ -244,23 +266,36 @@ def meta_pool_fwd_kernel(
     image, channel, group = locate(lane, groups, channels, CHANNELS_LAST)
     x_plane = first_of(x, image, channel)
     values_plane = first_of(values, image, channel)
-    out_plane = first_of(out, image, channel)
+    if FORM == "mix" or FORM == "stack":
+        out_plane = first_of(out, image, channel)
+    if FORM == "products":
+        grad_out_plane = first_of(grad_out, image, channel)
     group_in = group * STRIDE_W  # one column to a lane where STRIDE_W is not 1
     inside = inside_row(group_in, w, in_lanes, COLUMNS, RADIUS_W)
-    weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
-    shares = weights_of(weight, AVG, MERGED)
-    shares_max = weights_of(weight, MAX, False)
+    MIXES: tl.constexpr = FORM == "mix"
+    TOGETHER: tl.constexpr = MERGED and MIXES
+    ORDER: tl.constexpr = (0,) if MIXES else order_of(AVG, MAX, NONE)
+    weight = ()
+    if weights is not None:
+        weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
+    shares = weights_of(weight, AVG if MIXES else (), MERGED)
+    shares_max = weights_of(weight, MAX if MIXES else (), False)
     nothing = tl.full((BLOCK,), -0.0, ACC)  # adding it changes no number
     lowest = tl.full((BLOCK,), float("-inf"), ACC)
     zeros = nothing
-    for k in tl.static_range(len(NONE)):
-        zeros += weight[NONE[k]] * 0
+    if MIXES:
+        for k in tl.static_range(len(NONE)):
+            zeros += weight[NONE[k]] * 0
+    if constants is not None:
+        zeros += load_weights(constants, image, channel, in_lanes, False, 1)[0]
+    if FORM == "moments" or FORM == "products":
+        terms = no_terms(row_end - row_begin, w_out, group, nothing, ORDER, FORM, COLUMNS)
 
     LENGTH: tl.constexpr = 2 * RADIUS_H + 1
     STEP: tl.constexpr = min(STRIDE_H, LENGTH)  # input rows for each output row
     PENDING: tl.constexpr = (LENGTH - 1) // STRIDE_H + 1
     state = (
-        rings_of(nothing, min(len(AVG), 1) if MERGED else len(AVG), PENDING),
+        rings_of(nothing, min(len(AVG), 1) if TOGETHER else len(AVG), PENDING),
         rings_of(lowest, len(MAX), LENGTH),
         rings_of(nothing, len(MAX) if HAS_VALUES else 0, LENGTH),
     )
@@ -273,7 +308,7 @@ def meta_pool_fwd_kernel(
             states = _take_row(
                 states, x, values, x_plane, values_plane, row_begin * STRIDE_H - RADIUS_H + i,
                 h, group_in, inside, shares,
-                AVG, MAX, RADIUS_W, i - RADIUS_H, STRIDE_H, MERGED, HAS_VALUES,
+                AVG, MAX, RADIUS_W, i - RADIUS_H, STRIDE_H, TOGETHER, HAS_VALUES,
                 VECTOR, ACC,
             )  # fmt: skip
         else:
@@ -287,21 +322,36 @@ def meta_pool_fwd_kernel(
                         states, x, values, x_plane, values_plane,
                         row_out * STRIDE_H + (RADIUS_H - STEP + 1 + i),
                         h, group_in, inside, shares,
-                        AVG, MAX, RADIUS_W, RADIUS_H - STEP + 1 + i, STRIDE_H, MERGED, HAS_VALUES,
+                        AVG, MAX, RADIUS_W, RADIUS_H - STEP + 1 + i, STRIDE_H, TOGETHER, HAS_VALUES,
                         VECTOR, ACC,
                     )  # fmt: skip
                 else:
                     states = _take_no_row(states, lowest, nothing)
-            row = ()
+            pixels = ()
             moved = ()
             for v in tl.static_range(COLUMNS):
                 column = (group * COLUMNS + v) * STRIDE_W
-                acc, state = _finish_pixel(
+                outputs, state = _finish_pixel(
                     states[v], shares, shares_max, zeros, row_out * STRIDE_H, column, h, w,
-                    AVG, MAX, RADIUS_H, MERGED, HAS_VALUES,
+                    AVG, MAX, COUNT, RADIUS_H, TOGETHER, MERGED, HAS_VALUES, MIXES,
                 )  # fmt: skip
-                row = row + (acc,)
+                pixels = pixels + (outputs,)
                 moved = moved + (state,)
             states = moved
             mask = in_lanes & (row_out + tl.zeros_like(group) < row_end)
-            store_row(out, out_plane, row_out, group, row, w_out, mask, VECTOR)
+            if FORM == "mix" or FORM == "stack":
+                store_outputs(
+                    out, out_plane, row_out, group, pixels, w_out, mask, channels, ORDER, VECTOR
+                )
+            else:
+                inside_out = inside_output(group, w_out, mask, COLUMNS, VECTOR)
+                if FORM == "moments":
+                    begins = row_out + tl.zeros_like(group) == row_begin
+                    terms = add_moments(terms, pixels, begins, inside_out)
+                else:
+                    terms = add_products(
+                        terms, pixels, grad_out, grad_out_plane, row_out, group, inside_out, weight,
+                        ORDER, VECTOR, ACC,
+                    )  # fmt: skip
+    if FORM == "moments" or FORM == "products":
+        store_terms(out, terms, pid % strips, lane, lanes, in_lanes, ORDER)

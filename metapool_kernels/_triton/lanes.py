@@ -44,6 +44,18 @@ def load_weights(weights, image, channel, in_lanes, SHARED: tl.constexpr, COUNT:
 
 
 @triton.jit
+def weights_of(weights, POOLS: tl.constexpr, OVER_AREA: tl.constexpr):
+    """The weights of these poolings, divided by their areas if OVER_AREA."""
+    chosen = ()
+    for p in tl.static_range(len(POOLS)):
+        weight = weights[POOLS[p][2]]
+        if OVER_AREA:
+            weight /= (2 * POOLS[p][0] + 1) * (2 * POOLS[p][1] + 1)
+        chosen = chosen + (weight,)
+    return chosen
+
+
+@triton.jit
 def columns_of(block):
     """The columns of a block of shape (lanes, columns), as a tuple."""
     COLUMNS: tl.constexpr = block.shape[1]

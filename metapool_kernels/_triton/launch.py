@@ -1,5 +1,6 @@
 """Calls of the kernels: on the device of their tensors, with the configuration of their regime."""
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -7,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.testing
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from metapool_kernels._triton.plan import (
     pools_of,
     regime_of,
 )
+from metapool_kernels._triton.sums import meta_pool_sums_kernel
 from metapool_kernels.layout import empty_map, output_size
 from metapool_kernels.ops import PoolSpec
 
@@ -65,6 +68,9 @@ def as_weights(weights: Tensor) -> Weights:
     stride_c = strides[-2] if weights.dim() >= 2 and weights.shape[-2] > 1 else 0
     return Weights(weights, stride_n, stride_c, strides[-1])
 
+
+TERMS_AT_ONCE = 256
+"""Lanes of planes whose terms a program adds up beside each other."""
 
 _tuned: dict[tuple[torch.device, torch.dtype, Regime], Config] = {}
 
@@ -132,7 +138,7 @@ def _constants(
 
 def meta_pool_fwd(
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     spec: PoolSpec,
     config: Config | None = None,
@@ -142,40 +148,137 @@ def meta_pool_fwd(
     ``config`` overrides the choice that is made for the call.
     """
     n, c, h, w = x.shape
-    h_out, w_out = output_size((h, w), spec.stride)
-    out = empty_map(x, (n, c, h_out, w_out), spec.channels_last)
+    channels = c if weights is not None else len(spec.candidates) * c
+    out = empty_map(x, (n, channels, *output_size((h, w), spec.stride)), spec.channels_last)
     if n == 0:
         return out
+    form = "mix" if weights is not None else "stack"
+    return _forward(form, x, spec, config, weights=weights, values=values, out=out)
+
+
+def _forward(
+    form: str,
+    x: Tensor,
+    spec: PoolSpec,
+    config: Config | None = None,
+    *,
+    weights: Tensor | None = None,
+    constants: Tensor | None = None,
+    values: Tensor | None = None,
+    grad_out: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Start the kernel of forward in one of its forms, and return what it writes.
+
+    That is ``out``, or the terms of a sum, of shape (strips, terms, lanes), where there is none.
+    """
+    n, c, h, w = x.shape
     has_values = values is not None
-    maps = tuple(layout_of(y) for y in (x, out, values) if y is not None)
+    maps = tuple(layout_of(y) for y in (x, out, values, grad_out) if y is not None)
     if config is None:
-        regime = regime_of(maps, spec, backward=False, has_values=has_values)
-        config = choose_config(x, regime, lambda c: meta_pool_fwd(x, weights, values, spec, c))
+        regime = regime_of(maps, spec, backward=False, has_values=has_values, form=form)
+        config = choose_config(
+            x,
+            regime,
+            lambda c: _forward(
+                form, x, spec, c,
+                weights=weights, constants=constants, values=values, grad_out=grad_out, out=out,
+            ),
+        )  # fmt: skip
     tile = forward_tile(maps, spec, config)
-    constants = _constants(
-        maps[0], spec, tile, has_values=has_values, shares_weights=weights.dim() == 1
+    shares_weights = weights is not None and weights.dim() == 1
+    constexprs = _constants(
+        maps[0], spec, tile, has_values=has_values, shares_weights=shares_weights
     )
+    lanes = n * c * tile.groups
+    if out is None:
+        each = 3 if form == "moments" else 1
+        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        terms = 1 + len(spec.candidates) * each
+        written = x.new_empty((tile.strips.number, terms, lanes), dtype=dtype)
+    h_out, w_out = output_size((h, w), spec.stride)
     source = as_map(x, tile.vector)
     with on_device_of(x):
         meta_pool_fwd_kernel[(tile.programs,)](
             source,
             source if values is None else as_map(values, tile.vector),
-            as_weights(weights),
-            as_map(out, tile.vector),
+            None if weights is None else as_weights(weights),
+            None if constants is None else as_weights(constants),
+            None if grad_out is None else as_map(grad_out, tile.vector),
+            written if out is None else as_map(out, tile.vector),
             c,
             h,
             w,
             h_out,
             w_out,
             tile.groups,
-            n * c * tile.groups,
+            lanes,
             tile.strips.number,
             tile.strips.rows,
-            **constants,
+            **constexprs,
+            FORM=form,
             CHANNELS_LAST=spec.channels_last,
             BLOCK=SEGMENT * config.num_warps,
         )
+    return written if out is None else out
+
+
+def affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, spec: PoolSpec) -> Tensor:
+    """:func:`metapool_kernels.moments.affine_fwd` on the device of ``x``."""
+    n, c, h, w = x.shape
+    out = empty_map(x, (n, c, *output_size((h, w), spec.stride)), spec.channels_last)
+    if n == 0:
+        return out
+    return _forward("mix", x, spec, weights=weights, constants=constants, out=out)
+
+
+def pool_moments(x: Tensor, spec: PoolSpec, config: Config | None = None) -> Tensor:
+    """:func:`metapool_kernels.moments.pool_moments` on the device of ``x``."""
+    return _sums("moments", x, spec, config)
+
+
+def pool_products(
+    grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec, config: Config | None = None
+) -> Tensor:
+    """:func:`metapool_kernels.moments.pool_products` on the device of ``x``."""
+    return _sums("products", x, spec, config, weights=shifts, grad_out=grad_out)
+
+
+def _sums(form: str, x: Tensor, spec: PoolSpec, config: Config | None, **tensors: Tensor) -> Tensor:
+    """What the terms of all lanes amount to, (N, C, K, 2)."""
+    n, c, h, w = x.shape
+    count = len(spec.candidates)
+    out = x.new_empty((n, c, count, 2), dtype=torch.float64)
+    if n > 0:
+        terms = _forward(form, x, spec, config, **tensors)
+        put_together(form, terms, out, math.prod(output_size((h, w), spec.stride)), spec)
     return out
+
+
+def put_together(form: str, terms: Tensor, out: Tensor, size: int, spec: PoolSpec) -> None:
+    """Start the kernel that sums up terms of lanes into ``out``, (N, C, K, 2)."""
+    n, c, count, _ = out.shape
+    strips, _, lanes = terms.shape
+    groups = lanes // (n * c)
+    at_once = min(triton.next_power_of_2(groups), TERMS_AT_ONCE)
+    planes = TERMS_AT_ONCE // at_once
+    with on_device_of(out):
+        meta_pool_sums_kernel[(triton.cdiv(n * c, planes) * count,)](
+            terms,
+            out,
+            n * c,
+            c,
+            groups,
+            strips,
+            size,
+            FORM=form,
+            COUNT=count,
+            CHANNELS_LAST=spec.channels_last,
+            PLANES=planes,
+            GROUPS=at_once,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
 
 
 def meta_pool_bwd(

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metapool_kernels.candidates import Candidate, Kind
+from metapool_kernels.layout import output_size
 from metapool_kernels.ops import PoolSpec
 
 SEGMENT = 32
@@ -88,6 +89,8 @@ class Regime(NamedTuple):
     """Backward, whether a plane is too wide for two columns to a lane of one segment."""
     vector: int
     """Columns that can be read as one vector: 4, 2 or 1; 0 with channels last."""
+    form: str = "mix"
+    """Of forward. In others each pooling is kept by itself, some of them in sums."""
 
 
 _LOW_FORWARD = {
@@ -123,13 +126,18 @@ _BACKWARD_AVG = {
     1: (Config(2, 4, 4), Config(1, 7, 4)),
     0: (Config(2, 4, 4), Config(1, 7, 4)),
 }
+_LOW_TERMS = (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4))
+_TERMS = (Config(2, 2, 4), Config(2, 4, 4), Config(4, 2, 4))
 _HEAVY = (Config(1, 1, 4), Config(1, 2, 4))
+_HEAVY_EACH = (Config(1, 2, 4), Config(1, 1, 4))
 
 
 def configs(regime: Regime) -> tuple[Config, ...]:
     """The configurations of a regime, the default first."""
     if regime.is_heavy:
-        return _HEAVY
+        return _HEAVY if regime.form == "mix" else _HEAVY_EACH
+    if regime.form in ("moments", "products"):
+        return _LOW_TERMS if regime.is_low else _TERMS
     if not regime.backward:
         return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
     if not regime.has_max:
@@ -156,7 +164,12 @@ def layout_of(x: Tensor) -> Layout:
 
 @lru_cache(maxsize=4096)
 def regime_of(
-    maps: tuple[Layout, ...], spec: PoolSpec, *, backward: bool, has_values: bool
+    maps: tuple[Layout, ...],
+    spec: PoolSpec,
+    *,
+    backward: bool,
+    has_values: bool,
+    form: str = "mix",
 ) -> Regime:
     """The regime of a call on these maps, the input first."""
     pools = pools_of(spec.candidates)
@@ -173,6 +186,7 @@ def regime_of(
         maps[0].shape[2] <= lowest and not has_steps,
         backward and maps[0].shape[3] > 2 * SEGMENT,
         0 if spec.channels_last else vector,
+        form,
     )
 
 
@@ -218,8 +232,9 @@ class Tile(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def forward_tile(maps: tuple[Layout, ...], spec: PoolSpec, config: Config) -> Tile:
-    """Programs for an output of the shape of the second of ``maps``."""
-    n, c, rows, w = maps[1].shape
+    """Programs for the outputs of the first of ``maps``."""
+    n, c, *size = maps[0].shape
+    rows, w = output_size((size[0], size[1]), spec.stride)
     groups = _ceil_div(w, config.columns)
     blocks = _ceil_div(n * c * groups, SEGMENT * config.num_warps)
     return _tile(maps, spec, config, groups, rows, blocks)

@@ -65,6 +65,7 @@ SECTIONS = (
             _tests("arrays: the NumPy entry points", "numpy"),
             _tests("poolings side by side, as in SPPF, against PyTorch's", "multi_pool"),
             _tests("poolings normalised before they are mixed, against DARTS' own", "normalized"),
+            _tests("what that takes by itself: moments, products, constants", "moments"),
             _tests("names, modules", "candidates", "modules", "extra_candidates"),
         ),
     ),

@@ -86,6 +86,21 @@ def _cuda(order: str) -> Area:
     return Area(_sample("cuda", *STRIPS, *FORMS), "cuda", {"METAPOOL_HOST_ORDER": order})
 
 
+TRITON_FORMS = (
+    "forward.py::test_output_is_right[triton-unsorted-stack]",
+    "forward.py::test_output_is_right[triton-c17-channels_last-unsorted-stack]",
+    "forward.py::test_output_is_right[triton-unsorted-no_pad_count-stack]",
+    "moments.py::test_moments[triton-torch.float32-tall-contiguous-any]",
+    "moments.py::test_moments[triton-torch.float32-c17-channels_last-any]",
+    "moments.py::test_moments[triton-torch.float32-primes-channels_last-any]",
+    "moments.py::test_constants_of_planes[triton-images-sliced]",
+    "configs.py::test_configuration_of_sums[triton-high, odd-0]",
+    "configs.py::test_configuration_of_sums[triton-high, odd-2]",
+    "configs.py::test_configuration_of_sums[triton-low, channels_last-0]",
+)
+"""What its forward does but mix."""
+
+
 AREAS: dict[str, Area] = {
     "CPU kernels": Area(KERNEL_TESTS, builds="cpu"),
     "CPU dispatch": Area(KERNEL_TESTS, builds="cpu"),
@@ -93,13 +108,17 @@ AREAS: dict[str, Area] = {
     "CUDA kernels": _cuda("forward"),
     "CUDA kernels, threads reversed": _cuda("reversed"),
     "Triton kernels": Area(_sample("triton"), environment={"TRITON_INTERPRET": "1"}),
+    "Triton forms": Area(
+        tuple(f"tests/test_{test}" for test in TRITON_FORMS),
+        environment={"TRITON_INTERPRET": "1"},
+    ),
     "autograd": Area((*_files("double_backward", "func"), *NOT_THE_DEFINITION)),
     "ops": Area(_files("opcheck", "layout")),
     "dispatch": Area((*_files("bad_input", "build"), "-k", "not the_build_is_written_down")),
     "checks": Area((*_files("candidates", "bad_input"), *NOT_THE_DEFINITION)),
     "definition": Area(_files("forward", "layout", "modules")),
     "modules": Area(_files("modules", "extra_candidates")),
-    "normalised": Area((*_files("normalized", "distributed"), *NOT_THE_DEFINITION)),
+    "normalised": Area((*_files("normalized", "moments", "distributed"), *NOT_THE_DEFINITION)),
     "plain": Area(_files("plain")),
     "stopping rule": Area(_files("stopping", "perturbation", folder="tests/search")),
     "bilevel step": Area(

@@ -17,6 +17,10 @@ def _triton(name: str, file: str, right: str, wrong: str) -> Fault:
     return Fault(name, "Triton kernels", f"metapool_kernels/_triton/{file}", right, wrong)
 
 
+def _form(name: str, file: str, right: str, wrong: str) -> Fault:
+    return Fault(name, "Triton forms", f"metapool_kernels/_triton/{file}", right, wrong)
+
+
 def _binding(name: str, right: str, wrong: str) -> Fault:
     return Fault(name, "bindings", "python_bindings/torch_maps.h", right, wrong)
 
@@ -251,6 +255,75 @@ TRITON = (
     ),
 )
 
+TRITON_FORMS = (
+    _form(
+        "poolings are written in the order in which they are computed",
+        "forms.py",
+        "at = plane + ORDER[i] * step if ORDER[i] > 0 else plane",
+        "at = plane + i * step if i > 0 else plane",
+    ),
+    _form(
+        "moments are taken around zero",
+        "forms.py",
+        "shift = tl.where(begins, tl.where(finite, value, 0.0), shift)",
+        "shift = tl.where(begins, 0.0 * value, shift)",
+    ),
+    _form(
+        "moments take what is beyond the map",
+        "forms.py",
+        "apart = tl.where(inside[v], pixels[v][i] - shift, 0.0)",
+        "apart = pixels[v][i] - shift",
+    ),
+    _form(
+        "products take what is beyond the map",
+        "forms.py",
+        "sum += tl.where(inside[v], product, 0.0)",
+        "sum += product",
+    ),
+    _form(
+        "columns beyond the map are counted",
+        "forms.py",
+        "count = rows * tl.minimum(w - group * COLUMNS, COLUMNS)",
+        "count = rows * tl.minimum(w + 0 * group, COLUMNS)",
+    ),
+    _form(
+        "lanes are put together as if they had one first value",
+        "sums.py",
+        "apart = tl.where(mask, mine - base, 0.0)",
+        "apart = tl.where(mask, base - base, 0.0)",
+    ),
+    _form(
+        "the last strip is left out of a sum",
+        "sums.py",
+        "for strip in range(strips):",
+        "for strip in range(tl.maximum(strips - 1, 1)):",
+    ),
+    _form(
+        "sums of another plane with channels last",
+        "sums.py",
+        "lane = plane // channels * channels * groups + plane % channels",
+        "lane = plane",
+    ),
+    _form(
+        "all planes have the first one's constant",
+        "forward.py",
+        "in_lanes, False, 1)[0]",
+        "in_lanes, True, 1)[0]",
+    ),
+    _form(
+        "averages side by side are sums",
+        "forward.py",
+        "elif AREA > 1:",
+        "elif AREA > 10000:",
+    ),
+    _form(
+        "averages side by side count what is beyond the map",
+        "forward.py",
+        "AVG, MAX, COUNT, RADIUS_H, TOGETHER, MERGED, HAS_VALUES, MIXES,",
+        "AVG, MAX, COUNT, RADIUS_H, TOGETHER, True, HAS_VALUES, MIXES,",
+    ),
+)
+
 BINDINGS = (
     _binding(
         "a map may be narrower than x",
@@ -297,4 +370,4 @@ BINDINGS = (
     ),
 )
 
-FAULTS = (*CUDA, *TRITON, *BINDINGS)
+FAULTS = (*CUDA, *TRITON, *TRITON_FORMS, *BINDINGS)
