@@ -75,7 +75,8 @@ def _compile(start: Start) -> dict[str, Any]:
 
 def _name(index: int, start: Start) -> str:
     what = "forward" if "fwd" in start.kernel else "backward"
-    x = start.arguments[0].data
+    first = start.arguments[0]  # a map, or the terms of sums
+    x = getattr(first, "data", first)
     return f"{index}: {what}, {str(x.dtype).removeprefix('torch.')}"
 
 
