@@ -13,6 +13,8 @@ from tests import cases, judge
 from tests.backends import COMPILED, DEVICE, require
 
 SIZES = {name: size for name, (size, _) in cases.SHAPES.items()}
+SIZES["parts"] = (1, 2, 60, 40)
+"""A plane that several blocks of a GPU share."""
 
 POOLED = {
     "squares": ("max_pool_3x3", "avg_pool_5x5", "skip_connect", "max_pool_7x7", "avg_pool_7x7"),
@@ -39,7 +41,9 @@ def _poolings(
 
 @pytest.mark.parametrize("names", POOLED)
 @pytest.mark.parametrize("layout", [*cases.NATIVE_LAYOUTS, "sliced", "permuted"])
-@pytest.mark.parametrize("size", ["primes", "map14", "wide", "tall", "c17", "w16", "no_batch"])
+@pytest.mark.parametrize(
+    "size", ["primes", "map14", "wide", "tall", "c17", "w16", "no_batch", "parts"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", COMPILED)
 def test_moments(name: str, dtype: torch.dtype, size: str, layout: str, names: str) -> None:

@@ -179,6 +179,12 @@ CUDA = (
         "to.second += more.second;",
     ),
     _cuda(
+        "all parts of a plane take the moments of the first",
+        "general.cuh",
+        "first = number % parts * blockDim.x;",
+        "first = 0;",
+    ),
+    _cuda(
         "moments of columns beyond the map",
         "streamed_moments.cuh",
         "const float counted = inside >> (kReach + v) & 1 ? deviation : 0.0f;",
