@@ -76,18 +76,20 @@ class Moments {
     METAPOOL_INLINE void hand_on(int64_t columns) {
       Sums& pool = *pool_;
       const auto values = static_cast<double>(columns);
-      for (int part = 0; part < kVectorLanes<Acc>; part += kVectorLanes<double>) {
-        Vec<double> sum = widened(sum_, part), product = widened(product_, part);
+      const auto add = [&](auto part) METAPOOL_LAMBDA {
+        Vec<double> sum = widened<part>(sum_), product = widened<part>(product_);
         if constexpr (!kHasOther) {
           const Vec<double> apart =
-              widened(center_, part) - widened(load(pool.shifts + slot_), part);
+              widened<part>(center_) - widened<part>(load(pool.shifts + slot_));
           product = (values * apart + 2 * sum) * apart + product;
           sum += values * apart;
         }
-        double* const to = pool.sums + slot_ + part;
+        double* const to = pool.sums + slot_ + part * kVectorLanes<double>;
         store(to, load(to) + sum);
         store(to + kPackedLanes, load(to + kPackedLanes) + product);
-      }
+      };
+      add(Int<0>{});
+      if constexpr (kVectorLanes<Acc> > kVectorLanes<double>) add(Int<1>{});
       if constexpr (!kHasOther) {
         const Vec<Acc> mean = center_ + sum_ * (Acc(1) / static_cast<Acc>(columns));
         center_ = mean - mean == 0 ? mean : center_;

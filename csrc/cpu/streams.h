@@ -246,7 +246,9 @@ struct AverageRow {
 // of all radii are weighted and added up before they are spread along the row, as a wider window
 // covers what a narrower one does.
 template <int kSet, Scales kScales, bool kProducts, typename Epilogue>
-void stream_averages(const AverageRow row, Epilogue epilogue) {
+void stream_averages(const AverageRow& of, const Epilogue& epilogue_of) {
+  const AverageRow row = of;  // whose members no store can change
+  Epilogue epilogue = epilogue_of;
   constexpr int kRadius = largest_radius(kSet);
   const float* const other_row = kProducts ? row.products->other : nullptr;
   for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
@@ -260,10 +262,11 @@ void stream_averages(const AverageRow row, Epilogue epilogue) {
     Floats others[2 * kRadius + 1] = {};  // the other row's pixels there
     Floats parts[kRadius + 1] = {}, x_part{};
     const auto for_each_part = [&](auto body) METAPOOL_LAMBDA {
-      const RowProducts& of = *row.products;
-      if (row.x != nullptr) body(x_part, of.x_parts + slot, of.x_products + slot);
+      const RowProducts& products = *row.products;
+      if (row.x != nullptr) body(x_part, products.x_parts + slot, products.x_products + slot);
       for (int r = 1; r <= kRadius; ++r) {
-        if (contains(kSet, r)) body(parts[r], of.parts[r] + slot, of.products[r] + slot);
+        if (!contains(kSet, r)) continue;
+        body(parts[r], products.parts[r] + slot, products.products[r] + slot);
       }
     };
 
@@ -417,7 +420,9 @@ METAPOOL_INLINE void stream_windows(const MaximumRow& row, int slot, Found found
 
 // Hands out the weighted maxima of radii kSet together.
 template <int kSet, typename Epilogue>
-void stream_maxima(const MaximumRow row, Epilogue epilogue) {
+void stream_maxima(const MaximumRow& of, const Epilogue& epilogue_of) {
+  const MaximumRow row = of;
+  Epilogue epilogue = epilogue_of;
   constexpr int kRadius = largest_radius(kSet);
   for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
     epilogue.begin(slot);
@@ -437,7 +442,8 @@ void stream_maxima(const MaximumRow row, Epilogue epilogue) {
 
 // Hands out the maxima of each radius of kSet, to an epilogue for each.
 template <int kSet, typename Epilogue>
-void stream_each_maximum(const MaximumRow row, const Epilogue* epilogues_of) {
+void stream_each_maximum(const MaximumRow& of, const Epilogue* epilogues_of) {
+  const MaximumRow row = of;
   Epilogue epilogues[kStreamedRadius + 1];
   const auto for_each = [&](auto body) METAPOOL_LAMBDA {
     for_each_up<kStreamedRadius + 1>([&](auto r) METAPOOL_LAMBDA {

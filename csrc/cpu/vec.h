@@ -57,13 +57,19 @@ METAPOOL_INLINE void store(Acc* to, Vec<Acc> vector) {
   __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
-// The lanes from `part` on, as many as a vector of doubles has.
-METAPOOL_INLINE Vec<double> widened(Vec<float> vector, int part) {
-  VectorOf<float, kVectorBytes / 2>::type lanes;
-  __builtin_memcpy(&lanes, reinterpret_cast<const float*>(&vector) + part, sizeof(lanes));
-  return __builtin_convertvector(lanes, Vec<double>);
+// The first or the second half of a vector of floats, or a vector of doubles, which has one part.
+template <int kPart>
+METAPOOL_INLINE Vec<double> widened(Vec<float> vector) {
+  struct {
+    VectorOf<float, kVectorBytes / 2>::type half[2];
+  } parts;
+  __builtin_memcpy(&parts, &vector, sizeof(vector));
+  return __builtin_convertvector(parts.half[kPart], Vec<double>);
 }
-METAPOOL_INLINE Vec<double> widened(Vec<double> vector, int) { return vector; }
+template <int kPart>
+METAPOOL_INLINE Vec<double> widened(Vec<double> vector) {
+  return vector;
+}
 
 template <typename Acc>
 METAPOOL_INLINE bool any(Mask<Acc> mask) {
