@@ -35,7 +35,7 @@ def _cases() -> Iterator[Case]:
         yield Case((2, 40, 13, 17), torch.float16, layout, "nan", CANDIDATES["strips"], stride=2)
         for size in ((1, 16, 75, 40), (9, 65, 3, 5), (1, 1, 130, 97)):
             yield Case(size, layout=layout, data="relu6", candidates=CANDIDATES["pyramid"])
-            yield Case(size, layout=layout, candidates=CANDIDATES["wide"], form="stack")
+            yield Case(size, layout=layout, candidates=CANDIDATES["huge"], form="stack")
             yield Case(size, layout=layout, data="relu6", form="normalized")
             yield Case(size, torch.bfloat16, layout, form="normalized", count_include_pad=False)
         # No square windows: the kernels that can do everything, in strips of one plane and packed.

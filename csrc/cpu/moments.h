@@ -22,6 +22,8 @@ class Moments {
   };
 
   static constexpr int64_t kColumns = 2 * kChain;  // of a chain: a hand-over takes as long as some
+  // Of so few rows the first, around a value that may be far from others, is a large part.
+  static constexpr int64_t kFewRows = 8;
 
  public:
   Moments(const Plan& plan, const ForwardArgs& args, Arena& arena) : plan_(plan), args_(args) {
@@ -29,6 +31,7 @@ class Moments {
   }
 
   void start(const Task& task) {
+    scouts_ = !has_other() && task.row_end - task.row_begin <= kFewRows;
     fill_row(pools_, plan_.num_pools, Sums{});
     for (int k = 0; k < plan_.num_pools; ++k) pools_[k].begun = has_other();
     for (int lane = 0; has_other() && lane < kPackedLanes; ++lane) {
@@ -119,6 +122,41 @@ class Moments {
   // where there is another map, a dense row of that. Of one lane, sixteen outputs are as many
   // lanes, and what is left over is added by itself.
   void add_row(const PoolItem& item, const Acc* pooled, const Acc* other, int64_t step) {
+    if (scouts_ && !pools_[item.index].begun) {
+      add(item, pooled, other, step);
+      forget(item);
+    }
+    add(item, pooled, other, step);
+  }
+
+  // Whether the first row is to be added, forgotten but for its center, and added again.
+  bool scouts() const { return scouts_; }
+  void forget(const PoolItem& item) { fill_row(pools_[item.index].sums, 2 * kPackedLanes, 0.0); }
+
+  // Hands over what the task has found: [lanes][num_pools][2].
+  void finish(const Task& task, double* share) const {
+    const auto count = static_cast<double>((task.row_end - task.row_begin) * plan_.w_out);
+    for (int lane = 0; lane < task.lanes; ++lane) {
+      for (int k = 0; k < plan_.num_pools; ++k) {
+        const Sums& pool = pools_[k];
+        double sum = pool.sums[lane], products = pool.sums[kPackedLanes + lane];
+        for (int slot = 1; kLanes == 1 && slot < kPackedLanes; ++slot) {
+          sum += pool.sums[slot];
+          products += pool.sums[kPackedLanes + slot];
+        }
+        double* const found = share + 2 * (lane * plan_.num_pools + k);
+        found[0] = sum;
+        found[1] = products;
+        if (has_other()) continue;
+        const double deviations = products - sum * sum / count;
+        found[0] = static_cast<double>(pool.shifts[lane]) + sum / count;
+        found[1] = deviations < 0 ? 0 : deviations;
+      }
+    }
+  }
+
+ private:
+  void add(const PoolItem& item, const Acc* pooled, const Acc* other, int64_t step) {
     Sums& pool = pools_[item.index];
     if (kLanes == 1 && !pool.begun) {  // all lanes share one shift
       const Acc first = pooled[0] - pooled[0] == 0 ? pooled[0] : Acc(0);
@@ -146,34 +184,12 @@ class Moments {
     }
   }
 
-  // Hands over what the task has found: [lanes][num_pools][2].
-  void finish(const Task& task, double* share) const {
-    const auto count = static_cast<double>((task.row_end - task.row_begin) * plan_.w_out);
-    for (int lane = 0; lane < task.lanes; ++lane) {
-      for (int k = 0; k < plan_.num_pools; ++k) {
-        const Sums& pool = pools_[k];
-        double sum = pool.sums[lane], products = pool.sums[kPackedLanes + lane];
-        for (int slot = 1; kLanes == 1 && slot < kPackedLanes; ++slot) {
-          sum += pool.sums[slot];
-          products += pool.sums[kPackedLanes + slot];
-        }
-        double* const found = share + 2 * (lane * plan_.num_pools + k);
-        found[0] = sum;
-        found[1] = products;
-        if (has_other()) continue;
-        const double deviations = products - sum * sum / count;
-        found[0] = static_cast<double>(pool.shifts[lane]) + sum / count;
-        found[1] = deviations < 0 ? 0 : deviations;
-      }
-    }
-  }
-
- private:
   bool has_other() const { return args_.other.data != nullptr; }
 
   const Plan& plan_;
   const ForwardArgs& args_;
   Sums* pools_ = nullptr;
+  bool scouts_ = false;
 };
 
 // What the backward of moments sends each pooling: weights * grad_out + offsets + slopes * (pooled

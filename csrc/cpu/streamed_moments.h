@@ -33,10 +33,11 @@ class StreamedMoments {
                      METAPOOL_LAMBDA { nan |= plan_.max.count > 0 && has_nan(elements, size); });
       if (nan) return false;
       if (args_.other.data != nullptr) other_.load_to(i, other, [](const float*, int64_t) {});
-      moments_.with_other([&](auto has_other) {
-        rows_.stream_all(
-            x_, i, [&](const PoolItem& item) { return moments_.row<has_other>(item, other_[i]); });
-      });
+      if (moments_.scouts() && i == task.row_begin) {
+        add_row(i);
+        rows_.for_each([&](const PoolItem& item, const auto&) { moments_.forget(item); });
+      }
+      add_row(i);
       if (!x_.whole()) continue;
       x.prefetch_next<false>(i);
       if (args_.other.data != nullptr) other.prefetch_next<false>(i);
@@ -46,6 +47,13 @@ class StreamedMoments {
   }
 
  private:
+  void add_row(int64_t i) {
+    moments_.with_other([&](auto has_other) {
+      rows_.stream_all(
+          x_, i, [&](const PoolItem& item) { return moments_.row<has_other>(item, other_[i]); });
+    });
+  }
+
   const Plan& plan_;
   const ForwardArgs& args_;
   Moments<float, kPackedLanes> moments_;
