@@ -333,7 +333,7 @@ def _normalized() -> Iterator[Case]:
         case = Case(layout=layout, form="normalized")
         for name, (size, _) in SHAPES.items():
             if name != "one":  # which has no variance
-                if size != case.size:
+                if name in ("w16", "w17", "tall", "planes"):  # streamed, whatever streams them
                     yield replace(case, size=size)
                 yield replace(case, size=size, candidates=CANDIDATES["unsorted"])
                 yield replace(case, size=size, dtype=torch.float64)
