@@ -34,6 +34,9 @@ class PooledRows {
     }
   }
 
+  // Whoever holds it holds the scales that it refers to: together they stay where they are.
+  PooledRows(const PooledRows&) = delete;
+
   // Calls body(item, stream) for each of the poolings; stream(x, center, epilogue) hands it along
   // row `center` of x to an epilogue, see StoredRow.
   template <typename Body>

@@ -52,6 +52,9 @@ class StreamedBackward {
     if (!arena.counts_only()) prepare_row();
   }
 
+  // A row points to what lies beside it.
+  StreamedBackward(const StreamedBackward&) = delete;
+
   // share: [share_rows][num_pools], null where the gradient of the weights is not wanted. False
   // where anything is not finite: then nothing can be said of the results.
   bool run(const Task& task, const Task& next, float* share) {
