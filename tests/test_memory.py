@@ -70,18 +70,22 @@ def test_softmax_saves_x_and_the_weights_alone(dtype: torch.dtype, alpha_shape: 
 
 _PEAK = """
 import resource, sys, torch
-from metapool_kernels import fused_meta_pool
+from metapool_kernels import fused_meta_pool, fused_normalized_meta_pool
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-backward = sys.argv[1] == "backward"
+form, mode = sys.argv[1:]
+backward = mode == "backward"
 x = torch.randn(8, 32, 128, 128, requires_grad=backward)  # 16 MiB
 alpha = torch.randn(31, requires_grad=backward)
 names = ("max_pool_3x3", "avg_pool_3x3") * 15 + ("skip_connect",)
 
 def call(x):
-    out = fused_meta_pool(x, alpha, names, backend="cpu")
+    if form == "normalized":
+        out = fused_normalized_meta_pool(x, alpha, names, training=True, backend="cpu")
+    else:
+        out = fused_meta_pool(x, alpha, names, backend="cpu")
     if backward:
         torch.autograd.grad(out, (x, alpha), torch.ones(()).expand_as(out))
 
@@ -94,13 +98,18 @@ print(peak() - before)
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("mode, maps", [("forward", 1), ("backward", 2)])
-def test_no_pooled_map_is_ever_made(mode: str, maps: int) -> None:
+@pytest.mark.parametrize("form", ["mix", "normalized"])
+def test_no_pooled_map_is_ever_made(form: str, mode: str, maps: int) -> None:
     """The peak grows by the output (and grad x), not by a map for each of the K candidates.
 
     In a process of its own, as the peak of this one was set by other tests.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _PEAK, mode], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _PEAK, form, mode],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert float(done.stdout) < 16 * (maps + 0.75)
 
