@@ -236,37 +236,51 @@ class FieldTerms {
     const Vec<Acc> sloping = slope != 0 ? slope * deviations : Vec<Acc>{};
     return term_at(0, item, at) * grads + term_at(1, item, at) + sloping;
   }
-  // Stores what is sent along a dense packed row whose pixels are handed to it, where all is
-  // finite.
+  // The same for a pooling on packed rows, where all is finite: first for some lanes, then for the
+  // next.
+  class Field {
+   public:
+    Field(const FieldTerms& terms, const PoolItem& item)
+        : terms_(terms.terms_ + item.index * kPackedLanes), size_(terms.size()) {}
+
+    METAPOOL_INLINE void begin(int slot) {
+      for (int t = 0; t < 4; ++t) term_[t] = METAPOOL_ISA::load(terms_ + t * size_ + slot);
+    }
+    METAPOOL_INLINE Vec<Acc> sent(Vec<Acc> grads, Vec<Acc> pooled) const {
+      const auto& [weight, offset, slope, minus_shift] = term_;
+      return weight * grads + offset + slope * (pooled + minus_shift);
+    }
+
+   private:
+    const Acc* terms_;
+    int64_t size_;
+    Vec<Acc> term_[4];
+  };
+  Field field(const PoolItem& item) const { return Field(*this, item); }
+
+  // Stores a field along a dense packed row whose pixels are handed to it, see StoredRow.
   class SentRow {
    public:
-    SentRow() = default;
-    SentRow(const Acc* terms, int64_t size, const Acc* grads, Acc* out)
-        : terms_(terms), size_(size), grads_(grads), out_(out) {}
+    SentRow(Field field, const Acc* grads, Acc* out) : field_(field), grads_(grads), out_(out) {}
 
     METAPOOL_INLINE void begin(int slot) {
       slot_ = slot;
-      for (int t = 0; t < 4; ++t) term_[t] = METAPOOL_ISA::load(terms_ + t * size_ + slot);
+      field_.begin(slot);
     }
     METAPOOL_INLINE void take(int64_t column, Vec<Acc> pooled) {
       const int64_t at = column * kPackedLanes + slot_;
-      const auto& [weight, offset, slope, minus_shift] = term_;
-      const Vec<Acc> field = weight * METAPOOL_ISA::load(grads_ + at) + offset;
-      store(out_ + at, field + slope * (pooled + minus_shift));
+      store(out_ + at, field_.sent(METAPOOL_ISA::load(grads_ + at), pooled));
     }
     METAPOOL_INLINE void end(int64_t) {}
 
    private:
-    const Acc* terms_ = nullptr;  // those of the pooling
-    int64_t size_ = 0;
-    const Acc* grads_ = nullptr;
-    Acc* out_ = nullptr;
-    Vec<Acc> term_[4];
+    Field field_;
+    const Acc* grads_;
+    Acc* out_;
     int slot_ = 0;
   };
-
   SentRow sent_row(const PoolItem& item, const Acc* grads, Acc* out) const {
-    return SentRow(terms_ + item.index * kPackedLanes, size(), grads, out);
+    return SentRow(field(item), grads, out);
   }
   METAPOOL_INLINE Vec<Acc> minus_shift(const PoolItem& item, int64_t at) const {
     return term_at(3, item, at);

@@ -37,26 +37,15 @@ class PooledRows {
   // Whoever holds it holds the scales that it refers to: together they stay where they are.
   PooledRows(const PooledRows&) = delete;
 
-  // Calls body(item, stream) for each of the poolings; stream(x, center, epilogue) hands it along
-  // row `center` of x to an epilogue, see StoredRow.
+  // Calls body(item) for each of the poolings.
   template <typename Body>
-  void for_each(const Body& body) {
-    for_each_average([&](const PoolItem& item) {
-      body(item, [&](const DenseLines& x, int64_t center, const auto& epilogue) {
-        stream_average(item, x, center, epilogue);
-      });
-    });
-    for (const PoolItem& item : plan_.max) {
-      body(item, [&](const DenseLines& x, int64_t center, const auto& epilogue) {
-        with_set_of(item.radius_h, [&](auto set) METAPOOL_LAMBDA {
-          stream_maxima_of<set>(x, center, [&](const PoolItem&) { return epilogue; });
-        });
-      });
-    }
+  void for_each(const Body& body) const {
+    for_each_average(body);
+    for (const PoolItem& item : plan_.max) body(item);
   }
 
-  // Hands all poolings along row `center` of x to the epilogues epilogue_of(item). Maxima have much
-  // of their windows in common.
+  // Hands all poolings along row `center` of x to the epilogues epilogue_of(item), see StoredRow.
+  // Maxima have much of their windows in common.
   template <typename EpilogueOf>
   void stream_all(const DenseLines& x, int64_t center, const EpilogueOf& epilogue_of) {
     for_each_average(
@@ -65,15 +54,7 @@ class PooledRows {
              [&](auto set) METAPOOL_LAMBDA { stream_maxima_of<set>(x, center, epilogue_of); });
   }
 
- private:
-  // Identity and nothing are averages of one pixel.
-  template <typename Body>
-  void for_each_average(const Body& body) const {
-    if (plan_.none.index >= 0) body(plan_.none);
-    if (plan_.skip.index >= 0) body(plan_.skip);
-    for (const PoolItem& item : plan_.avg) body(item);
-  }
-
+  // Hands an average along row `center` of x to an epilogue; the identity is one of one pixel.
   template <typename Epilogue>
   void stream_average(const PoolItem& item, const DenseLines& x, int64_t center,
                       const Epilogue& epilogue) {
@@ -88,6 +69,15 @@ class PooledRows {
       }
       stream_averages<set, Scales::kNone, false>(row, epilogue);
     });
+  }
+
+ private:
+  // Nothing is one of one pixel too.
+  template <typename Body>
+  void for_each_average(const Body& body) const {
+    if (plan_.none.index >= 0) body(plan_.none);
+    if (plan_.skip.index >= 0) body(plan_.skip);
+    for (const PoolItem& item : plan_.avg) body(item);
   }
 
   template <int kSet, typename EpilogueOf>

@@ -57,14 +57,15 @@ class ScatteredMaxima {
   // many columns 32 bits are enough for a place in a ring.
   static constexpr int64_t kMostColumns = 512;
 
-  // The radii that are handled here. Windows of three are cheaper as trees, and so are nested ones
-  // that are mixed, where the gradients of all of them go down one tree.
+  // The radii that are handled here. Windows of three are cheaper as trees, and so are nested ones,
+  // where the gradients of all of them go down one tree along the rows. Trees alone know a window's
+  // maximum when its gradient comes.
   static int radii_of(const Plan& plan) {
     int set = 0, nested = 0;
     for (const PoolItem& item : plan.max) nested += item.radius_w <= kStreamedRadius;
-    const bool shared = plan.w > kMostColumns || (plan.form == Form::kMix && nested > 1);
+    const bool in_trees = plan.w > kMostColumns || plan.form == Form::kMoments || nested > 1;
     for (const PoolItem& item : plan.max) {
-      if (item.radius_w > (shared ? kStreamedRadius : 1)) set |= 1 << item.radius_w;
+      if (item.radius_w > (in_trees ? kStreamedRadius : 1)) set |= 1 << item.radius_w;
     }
     return set;
   }

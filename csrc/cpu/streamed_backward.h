@@ -30,19 +30,19 @@ class StreamedBackward {
         terms_(plan, arena),
         rows_(plan, scales_, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
-        maps_(plan.form == Form::kMix ? 1 : plan.num_pools),
+        own_maps_(own_maps(plan)),
         wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
         x_(plan, chunk_ + 3 * plan.radius_h, arena),
-        grads_(arena.take<DenseLines>(maps_)),
-        shared_grads_(plan, plan.form == Form::kMoments ? chunk_ + 3 * plan.radius_h : 1, arena),
+        grads_(plan, plan.form == Form::kStack ? 1 : chunk_ + 3 * plan.radius_h, arena),
+        own_grads_(arena.take<DenseLines>(own_maps_)),
         trees_(plan, streamed_set(plan.max, kMaxRadius) & ~ScatteredMaxima::radii_of(plan),
                chunk_ + 2 * plan.radius_h, wants_x_, arena),
         scattered_(plan, chunk_ + 2 * plan.radius_h, wants_x_, arena) {
-    for (int k = 0; k < maps_; ++k) {
+    for (int k = 0; k < own_maps_; ++k) {
       const DenseLines grads(plan, chunk_ + 3 * plan.radius_h, arena);
-      if (!arena.counts_only()) new (grads_ + k) DenseLines(grads);
+      if (!arena.counts_only()) new (own_grads_ + k) DenseLines(grads);
     }
     zeros_ = arena.take_row<float>(row_size_, 0);
     unused_ = arena.take_row<float>(row_size_, 0);
@@ -73,8 +73,10 @@ class StreamedBackward {
     const int64_t begin = first_valid(task.row_begin, 2 * radius);
     const int64_t end = last_valid(task.row_end - 1, 2 * radius, plan_.h) + 1;
     x_.start(task, begin);
-    for (int k = 0; k < maps_; ++k) grads_[k].start(task, first_valid(task.row_begin, radius));
-    shared_grads_.start(task, first_valid(task.row_begin, radius));
+    grads_.start(task, first_valid(task.row_begin, radius));
+    for (int k = 0; k < own_maps_; ++k) {
+      own_grads_[k].start(task, first_valid(task.row_begin, radius));
+    }
     const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
     // Rows of x beyond the task's have products with its rows of grad_out.
     int64_t row = first_valid(task.row_begin, radius);
@@ -94,9 +96,16 @@ class StreamedBackward {
       for (const PoolItem& item : plan_.max) {
         const float* const weights = weights_.of(item);
         double* const products = wants_weights_ ? products_ + item.index * kPackedLanes : nullptr;
-        scattered_.handles(item)
-            ? scattered_.route(item, task, chunk, gradients_of(item), weights, products)
-            : trees_.route(item, task, chunk, gradients_of(item), weights, products);
+        const auto in_trees = [&](const auto& field) {
+          trees_.route(item, task, chunk, gradients_of(item), field, products);
+        };
+        if (scattered_.handles(item)) {
+          scattered_.route(item, task, chunk, gradients_of(item), weights, products);
+        } else if (plan_.form == Form::kMoments) {
+          in_trees(terms_.field(item));
+        } else {
+          in_trees(WeightedGradients(weights));
+        }
       }
       const int64_t ready = line_end == end ? last_row : line_end - 2 * radius;
       for (; row < ready && row < last_row; ++row) collect(row, task, x, grad_out, grad_x);
@@ -119,7 +128,7 @@ class StreamedBackward {
   // A chunk ends where sums are handed on, so this must not depend on the instruction set.
   static int64_t lines_at_a_time(const Plan& plan) {
     int64_t lines = kLargestRing;
-    const int64_t maps = plan.form == Form::kMix ? 1 : plan.num_pools;
+    const int64_t maps = (plan.form == Form::kStack ? 0 : 1) + own_maps(plan);
     const int64_t bytes = plan.w * kPackedLanes * sizeof(float) * (1 + maps + plan.max.count);
     const int64_t smallest = plan.radius_h > kStreamedRadius ? 2 * kSmallestRing : kSmallestRing;
     while (lines > smallest && lines * bytes > kChunkBytes) lines /= 2;
@@ -152,33 +161,48 @@ class StreamedBackward {
     row_products_.x_products = products_ + plan_.skip.index * kPackedLanes;
   }
 
+  // Poolings that are sent a map of their own: where gradients come side by side all of them, and
+  // averages where it depends on what they are.
+  static int own_maps(const Plan& plan) {
+    return plan.form == Form::kStack     ? plan.num_pools
+           : plan.form == Form::kMoments ? plan.avg.count
+                                         : 0;
+  }
+
   // The lines of grad_out, or of the map beside others that belongs to a pooling.
   const DenseLines& gradients_of(const PoolItem& item) const {
-    return grads_[plan_.form == Form::kMix ? 0 : item.index];
+    return plan_.form == Form::kStack ? own_grads_[item.index] : grads_;
+  }
+
+  // Those of what an average is sent, by its number.
+  const DenseLines& sent_to(int number) const {
+    return plan_.form == Form::kStack ? own_grads_[plan_.avg.data[number].index]
+                                      : own_grads_[number];
   }
 
   template <typename Check>
   void load_gradients(int64_t last, const Lines& grad_out, const Check& check) {
-    if (plan_.form == Form::kMix) return grads_[0].load_to(last, grad_out, check);
-    if (plan_.form == Form::kMoments) return shared_grads_.load_to(last, grad_out, check);
+    if (plan_.form != Form::kStack) return grads_.load_to(last, grad_out, check);
     for (int k = 0; k < plan_.pools.count; ++k) {
       const int map = plan_.pools.data[k];
       if (map == plan_.none.index) continue;
-      grads_[map].load_to(last, grad_out.beside(k * args_.grad_out_stride_k), check);
+      own_grads_[map].load_to(last, grad_out.beside(k * args_.grad_out_stride_k), check);
     }
   }
 
-  // Makes the lines of what each pooling is sent, up to those that its windows are known for with x
+  // Makes the lines of what each average is sent, up to those that its windows are known for with x
   // up to line `last`.
   void send(int64_t last, bool all, int64_t last_grad) {
-    rows_.for_each([&](const PoolItem& item, const auto& stream) {
-      if (item.index == plan_.none.index) return;
+    for (int a = 0; a < plan_.avg.count; ++a) {
+      const PoolItem& item = plan_.avg.data[a];
       const bool limited = !all && last - item.radius_h < last_grad;
-      const auto fill = [&](int64_t line, float* row) {
-        stream(x_, line, terms_.sent_row(item, shared_grads_[line], row));
-      };
-      grads_[item.index].fill_to(limited ? last - item.radius_h : last_grad, fill);
-    });
+      own_grads_[a].fill_to(limited ? last - item.radius_h : last_grad,
+                            [&](int64_t line, float* row) { send_row(item, line, row); });
+    }
+  }
+
+  void send_row(const PoolItem& item, int64_t line, float* row) {
+    rows_.stream_average(item, x_, line, terms_.sent_row(item, grads_[line], row));
   }
 
   // Adds the products of row i of x with the rows of grad_out that the task owns; for the task's
@@ -192,7 +216,7 @@ class StreamedBackward {
     // Near the edge of a strip, and beyond it, only some of the rows around are the task's.
     const bool alone = plan_.strips == 1 || within(task.row_begin, task.row_end);
     if (!alone && wants_weights_) {
-      AverageRow products = averages_around(grads_[0], i, task.row_begin, task.row_end);
+      AverageRow products = averages_around(grads_, i, task.row_begin, task.row_end);
       if (!owned) products.x = nullptr;
       stream_radii<true>(products, StoredRow(unused_, kPackedLanes, false));
     }
@@ -206,7 +230,7 @@ class StreamedBackward {
     if (scattered) scattered_.store_row(i, out, pitch);
     const bool complete = scattered && averages_ == 0 && plan_.skip.index < 0;
     if (!complete && plan_.form == Form::kMix) {
-      const AverageRow averages = averages_around(grads_[0], i, 0, plan_.h);
+      const AverageRow averages = averages_around(grads_, i, 0, plan_.h);
       const StoredRow to(out, pitch, scattered);
       alone&& wants_weights_ ? stream_radii<true>(averages, to) : stream_radii<false>(averages, to);
     } else if (!complete) {
@@ -228,17 +252,25 @@ class StreamedBackward {
   // out = what identity and averages send back along row i, each from a map of its own; added to
   // what was scattered.
   void add_up_averages(int64_t i, float* out, int64_t pitch) {
-    const DenseLines& skip = grads_[plan_.skip.index >= 0 ? plan_.skip.index : 0];
-    stream_averages<0, Scales::kNone, false>(averages_around(skip, i, 0, plan_.h),
-                                             StoredRow(out, pitch, scattered_.any()));
-    for (const PoolItem& item : plan_.avg) {
-      AverageRow row = averages_around(gradients_of(item), i, 0, plan_.h);
-      row.x = nullptr;
-      with_set_of(item.radius_w, [&](auto set) METAPOOL_LAMBDA {
-        stream_averages_where<set, Scales::kOfSources, false>(scales_sources(), row,
-                                                              StoredRow(out, pitch, true));
-      });
+    bool adds = scattered_.any();
+    const float* x = plan_.skip.index >= 0 ? gradients_of(plan_.skip)[i] : nullptr;
+    if (x != nullptr && plan_.form == Form::kMoments) {
+      send_row(plan_.skip, i, unused_);
+      x = unused_;
     }
+    const auto stream = [&](const DenseLines& grads, auto set) METAPOOL_LAMBDA {
+      AverageRow row = averages_around(grads, i, 0, plan_.h);
+      row.x = x;
+      stream_averages_where<set, Scales::kOfSources, false>(scales_sources(), row,
+                                                            StoredRow(out, pitch, adds));
+      x = nullptr;
+      adds = true;
+    };
+    for (int a = 0; a < plan_.avg.count; ++a) {
+      with_set_of(plan_.avg.data[a].radius_w,
+                  [&](auto set) METAPOOL_LAMBDA { stream(sent_to(a), set); });
+    }
+    if (plan_.avg.count == 0) stream(grads_, Int<0>{});
   }
 
   // Rows of a map of gradients around row i, those of [begin, end), with row i of x.
@@ -291,13 +323,13 @@ class StreamedBackward {
   FieldTerms<float> terms_;
   PooledRows rows_;
   const int averages_;  // their radii
-  const int maps_;      // of gradients: one, or one for each pooling
+  const int own_maps_;  // of gradients, of one pooling each
   const bool wants_x_;
   bool wants_weights_ = false;
   const int64_t row_size_, chunk_;
   DenseLines x_;
-  DenseLines* grads_;
-  DenseLines shared_grads_;  // in Form::kMoments, grad_out itself
+  DenseLines grads_;  // of all poolings
+  DenseLines* own_grads_;
   TreeMaxima trees_;
   ScatteredMaxima scattered_;
   float *zeros_, *unused_, *grad_x_;

@@ -35,7 +35,7 @@ class StreamedMoments {
       if (args_.other.data != nullptr) other_.load_to(i, other, [](const float*, int64_t) {});
       if (moments_.scouts() && i == task.row_begin) {
         add_row(i);
-        rows_.for_each([&](const PoolItem& item, const auto&) { moments_.forget(item); });
+        rows_.for_each([&](const PoolItem& item) { moments_.forget(item); });
       }
       add_row(i);
       if (!x_.whole()) continue;

@@ -9,6 +9,19 @@
 
 namespace metapool::cpu::METAPOOL_ISA {
 
+// What windows are sent in a mixture, and where gradients come side by side.
+class WeightedGradients {
+ public:
+  explicit WeightedGradients(const float* weights) : weights_(weights) {}
+
+  METAPOOL_INLINE void begin(int slot) { weight_ = load(weights_ + slot); }
+  METAPOOL_INLINE Floats sent(Floats gradient, Floats) const { return weight_ * gradient; }
+
+ private:
+  const float* weights_;  // of the lanes
+  Floats weight_;
+};
+
 class TreeMaxima {
   static constexpr int kPadding = kStreamedRadius;  // of rows that streams run over, in pixels
 
@@ -43,12 +56,13 @@ class TreeMaxima {
     });
   }
 
-  // Takes an item's trees over a chunk. Where `products` are wanted, adds those that belong to the
-  // task.
+  // Takes an item's trees over a chunk. A window is sent field.sent(gradient, maximum), see
+  // WeightedGradients. Where `products` are wanted, adds those that belong to the task.
+  template <typename Field>
   void route(const PoolItem& item, const Task& task, const Chunk& chunk, const DenseLines& grads,
-             const float* weights, double* products) {
+             const Field& field, double* products) {
     with_streamed_radius(item.radius_w, [&](auto r) METAPOOL_LAMBDA {
-      route_columns<r>(task, chunk, grads, weights, products);
+      route_columns<r>(task, chunk, grads, field, products);
     });
   }
 
@@ -116,30 +130,33 @@ class TreeMaxima {
     }
   }
 
-  // Takes a tree along steps [begin, end) of its line: nothing comes back before step `pull_begin`,
-  // and nothing is found from `push_end` on.
+  // Takes a tree along steps [begin, end) of its line: windows that are found from step `live` on
+  // are sent something, and none is found from `found` on.
   template <typename Push, typename Pull>
-  static METAPOOL_INLINE void run_tree(int64_t begin, int64_t end, int64_t pull_begin,
-                                       int64_t push_end, Push push, Pull pull) {
-    if (push_end > end) push_end = end;
+  static METAPOOL_INLINE void run_tree(int64_t begin, int64_t end, int64_t live, int64_t found,
+                                       Push push, Pull pull) {
+    if (found > end) found = end;
     int64_t step = begin;
-    for (; step < pull_begin && step < push_end; ++step) push(step);
-    for (; step < push_end; ++step) {
+    for (; step < live && step < found; ++step) push(step);
+    for (; step < found; ++step) {
       push(step);
-      pull(step);
+      pull(step, Int<true>{});
     }
-    for (; step < end; ++step) pull(step);
+    for (; step < end; ++step) pull(step, Int<false>{});
   }
 
-  template <int kRadius>
+  template <int kRadius, typename Field>
   METAPOOL_NOINLINE void route_columns(const Task& task, const Chunk& chunk,
-                                       const DenseLines& lines_of_grads,
-                                       const float* weights_of_item, double* products) {
+                                       const DenseLines& lines_of_grads, Field field,
+                                       double* products) {
     const int64_t line = chunk.line, line_end = chunk.line_end, end = chunk.end;
     const bool first = line == chunk.begin, last = line_end == end;
     const int64_t grad_begin = first_valid(task.row_begin, plan_.radius_h);
     const int64_t grad_end = last_valid(task.row_end - 1, plan_.radius_h, plan_.h) + 1;
     const int64_t steps = line_end - line + (last ? 2 * kRadius : 0);
+    // Rows of the task hold no element of windows beyond these.
+    const int64_t live_begin = grad_begin + kRadius - line, live_end = grad_end + kRadius - line;
+    const int64_t found = live_end < steps ? live_end : steps;
     const float* elements[kMostSteps];
     const float* grads[kMostSteps];    // of the windows that a step finds
     const float* counted[kMostSteps];  // the same where they count for the weights
@@ -147,7 +164,7 @@ class TreeMaxima {
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t element = line + i, center = element - kRadius, done = center - kRadius;
       elements[i] = element < end ? maxima_of(kRadius, element) : lowest_;
-      grads[i] = center >= grad_begin && center < grad_end ? lines_of_grads[center] : zeros_;
+      grads[i] = i >= live_begin && i < live_end ? lines_of_grads[center] : zeros_;
       const bool owned = center >= task.row_begin && center < task.row_end;
       counted[i] = owned && products != nullptr ? grads[i] : zeros_;
       out[i] = done >= chunk.begin ? maxima_of(kRadius, done) : unused_;
@@ -157,11 +174,9 @@ class TreeMaxima {
     if (products == nullptr) products = unwanted;
     // A column's products with rows of grad_out are at most so many in a block of kChain steps.
     const int64_t links = kChain < plan_.h ? kChain : plan_.h;
-    const int64_t push_end = last ? steps - kRadius : steps;
-    const int64_t wanted = wants_x_ ? steps : push_end;
-    const int64_t pull_begin = !wants_x_ ? push_end : first ? kRadius : 0;
+    const int64_t wanted = wants_x_ ? steps : found, live = wants_x_ ? live_begin : found;
     for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
-      const Floats weights = load(weights_of_item + slot);
+      field.begin(slot);
       Floats sum{};
       int64_t chained = 0;
       for (int64_t column = 0; column < plan_.w; ++column, ++state) {
@@ -176,21 +191,23 @@ class TreeMaxima {
           tree = state->tree;
         }
         Choice choice{};
+        Floats maximum{};
         const auto push = [&](int64_t i) METAPOOL_LAMBDA {
           choice = tree.push(load(elements[i] + at), line + i, state->choices,
                              [&](auto r, Floats window) METAPOOL_LAMBDA {
-                               if constexpr (r == kRadius) sum += window * load(counted[i] + at);
+                               if constexpr (r == kRadius) maximum = window;
                              });
+          sum += maximum * load(counted[i] + at);
         };
-        const auto pull = [&](int64_t i) METAPOOL_LAMBDA {
+        const auto pull = [&](int64_t i, auto is_live) METAPOOL_LAMBDA {
           store(out[i] + at,
                 tree.template pull<0>(choice, line + i, state->choices, [&](auto) METAPOOL_LAMBDA {
-                  return weights * load(grads[i] + at);
+                  return is_live ? field.sent(load(grads[i] + at), maximum) : Floats{};
                 }));
         };
         for (int64_t begin = 0; begin < wanted; begin += kChain) {
           const int64_t end = begin + kChain < wanted ? begin + kChain : wanted;
-          run_tree(begin, end, pull_begin, push_end, push, pull);
+          run_tree(begin, end, live, found, push, pull);
           chained += links;
           if (chained + links <= kChain) continue;
           hand_on(sum, products + slot);
@@ -219,7 +236,7 @@ class TreeMaxima {
         const Floats next = load((column < plan_.w ? x + column * kPackedLanes : lowest_) + slot);
         choice = tree.push(next, column, choices, [](auto, Floats) METAPOOL_LAMBDA {});
       };
-      const auto pull = [&](int64_t column) METAPOOL_LAMBDA {
+      const auto pull = [&](int64_t column, auto) METAPOOL_LAMBDA {
         const Floats gradient =
             tree.template pull<kSet>(choice, column, choices, [&](auto r) METAPOOL_LAMBDA {
               return load(arrivals[r] + (column - (2 * kRadius - r)) * kPackedLanes + slot);
