@@ -175,12 +175,6 @@ class DenseLines {
     }
   }
 
-  // The same for lines that come from no map: calls body(line, row) to fill each.
-  template <typename Body>
-  METAPOOL_INLINE void fill_to(int64_t last, Body body) {
-    for (; next_ <= last; ++next_) body(next_, lines_[next_]);
-  }
-
  private:
   static constexpr int64_t kWholePixels = 1024;
 

@@ -240,6 +240,7 @@ class FieldTerms {
   // next.
   class Field {
    public:
+    Field() = default;
     Field(const FieldTerms& terms, const PoolItem& item)
         : terms_(terms.terms_ + item.index * kPackedLanes), size_(terms.size()) {}
 
@@ -252,8 +253,8 @@ class FieldTerms {
     }
 
    private:
-    const Acc* terms_;
-    int64_t size_;
+    const Acc* terms_ = nullptr;
+    int64_t size_ = 0;
     Vec<Acc> term_[4];
   };
   Field field(const PoolItem& item) const { return Field(*this, item); }
@@ -261,6 +262,7 @@ class FieldTerms {
   // Stores a field along a dense packed row whose pixels are handed to it, see StoredRow.
   class SentRow {
    public:
+    SentRow() = default;
     SentRow(Field field, const Acc* grads, Acc* out) : field_(field), grads_(grads), out_(out) {}
 
     METAPOOL_INLINE void begin(int slot) {
@@ -275,8 +277,8 @@ class FieldTerms {
 
    private:
     Field field_;
-    const Acc* grads_;
-    Acc* out_;
+    const Acc* grads_ = nullptr;
+    Acc* out_ = nullptr;
     int slot_ = 0;
   };
   SentRow sent_row(const PoolItem& item, const Acc* grads, Acc* out) const {

@@ -1,17 +1,22 @@
 // Single poolings along a row, streamed: where not their mixture is wanted but each of them.
 #pragma once
 
+#include <utility>
+
 #include "maps.h"
-#include "streams.h"
+#include "streamed_rows.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 
 class PooledRows {
+  template <typename EpilogueOf>
+  using Of = decltype(std::declval<EpilogueOf>()(PoolItem{}));
+
   // Where padding does not count: each pixel is scaled before it is handed on.
   template <typename Epilogue>
   struct Scaled {
     Epilogue epilogue;
-    const float* scales;  // BorderScales of columns
+    const float* scales = nullptr;  // BorderScales of columns
 
     METAPOOL_INLINE void begin(int slot) { epilogue.begin(slot); }
     METAPOOL_INLINE void take(int64_t column, Floats pixel) {
@@ -22,15 +27,16 @@ class PooledRows {
 
  public:
   PooledRows(const Plan& plan, const BorderScales& scales, Arena& arena)
-      : plan_(plan), scales_(scales), maximum_radii_(streamed_set(plan.max, kStreamedRadius)) {
+      : plan_(plan),
+        scales_(scales),
+        average_radii_(streamed_set(plan.avg, kStreamedRadius)),
+        maximum_radii_(streamed_set(plan.max, kStreamedRadius)) {
     if (plan.form != Form::kMoments) return;
     weights_ = arena.take_row<float>((kStreamedRadius + 1) * kPackedLanes, 1);
     zeros_ = arena.take_row<float>(plan.w * kPackedLanes, 0);
-    for (AverageRow& row : averages_) row.columns = plan.w;
-    maxima_.columns = plan.w;
-    averages_[0].x_weights = weights_;
+    averages_.columns = maxima_.columns = plan.w;
     for (const PoolItem& item : plan.avg) {
-      averages_[item.radius_h].weights[item.radius_h] = weights_ + item.radius_h * kPackedLanes;
+      averages_.weights[item.radius_h] = weights_ + item.radius_h * kPackedLanes;
     }
   }
 
@@ -40,72 +46,61 @@ class PooledRows {
   // Calls body(item) for each of the poolings.
   template <typename Body>
   void for_each(const Body& body) const {
-    for_each_average(body);
+    if (plan_.none.index >= 0) body(plan_.none);
+    if (plan_.skip.index >= 0) body(plan_.skip);
+    for (const PoolItem& item : plan_.avg) body(item);
     for (const PoolItem& item : plan_.max) body(item);
   }
 
   // Hands all poolings along row `center` of x to the epilogues epilogue_of(item), see StoredRow.
-  // Maxima have much of their windows in common.
   template <typename EpilogueOf>
   void stream_all(const DenseLines& x, int64_t center, const EpilogueOf& epilogue_of) {
-    for_each_average(
-        [&](const PoolItem& item) { stream_average(item, x, center, epilogue_of(item)); });
-    with_set(maximum_radii_,
-             [&](auto set) METAPOOL_LAMBDA { stream_maxima_of<set>(x, center, epilogue_of); });
-  }
-
-  // Hands an average along row `center` of x to an epilogue; the identity is one of one pixel.
-  template <typename Epilogue>
-  void stream_average(const PoolItem& item, const DenseLines& x, int64_t center,
-                      const Epilogue& epilogue) {
-    const AverageRow& row = averages_around(item, x, center);
-    const float* const scales = scales_.columns(item.radius_h);
-    with_set_of(item.radius_h, [&](auto set) METAPOOL_LAMBDA {
+    if (plan_.none.index >= 0) stream_pixels(zeros_, plan_.w, epilogue_of(plan_.none));
+    if (plan_.skip.index >= 0) stream_pixels(x[center], plan_.w, epilogue_of(plan_.skip));
+    stream_averages(x, center, epilogue_of);
+    with_set(maximum_radii_, [&](auto set) METAPOOL_LAMBDA {
       if constexpr (set != 0) {
-        if (scales != nullptr) {
-          return stream_averages<set, Scales::kNone, false>(row,
-                                                            Scaled<Epilogue>{epilogue, scales});
-        }
+        Of<EpilogueOf> epilogues[kStreamedRadius + 1];
+        for (const PoolItem& item : plan_.max) epilogues[item.radius_h] = epilogue_of(item);
+        stream_each_maximum<set>(maxima_around(x, center), epilogues);
       }
-      stream_averages<set, Scales::kNone, false>(row, epilogue);
     });
   }
 
+  // The same for averages alone.
+  template <typename EpilogueOf>
+  void stream_averages(const DenseLines& x, int64_t center, const EpilogueOf& epilogue_of) {
+    plan_.count_include_pad ? stream_averages_to(x, center, epilogue_of)
+                            : stream_averages_to(x, center, [&](const PoolItem& item) {
+                                return Scaled<decltype(epilogue_of(item))>{
+                                    epilogue_of(item), scales_.columns(item.radius_h)};
+                              });
+  }
+
  private:
-  // Nothing is one of one pixel too.
-  template <typename Body>
-  void for_each_average(const Body& body) const {
-    if (plan_.none.index >= 0) body(plan_.none);
-    if (plan_.skip.index >= 0) body(plan_.skip);
-    for (const PoolItem& item : plan_.avg) body(item);
-  }
-
-  template <int kSet, typename EpilogueOf>
-  void stream_maxima_of(const DenseLines& x, int64_t center, const EpilogueOf& epilogue_of) {
-    if constexpr (kSet != 0) {
-      decltype(epilogue_of(plan_.none)) epilogues[kStreamedRadius + 1];
-      for (const PoolItem& item : plan_.max) {
-        if (contains(kSet, item.radius_h)) epilogues[item.radius_h] = epilogue_of(item);
+  template <typename EpilogueOf>
+  void stream_averages_to(const DenseLines& x, int64_t center, const EpilogueOf& epilogue_of) {
+    with_set(average_radii_, [&](auto set) METAPOOL_LAMBDA {
+      if constexpr (set != 0) {
+        Of<EpilogueOf> epilogues[kStreamedRadius + 1];
+        for (const PoolItem& item : plan_.avg) epilogues[item.radius_h] = epilogue_of(item);
+        stream_each_average<set>(averages_around(x, center), epilogues);
       }
-      stream_each_maximum<kSet>(maxima_around(x, center), epilogues);
-    }
+    });
   }
 
-  const AverageRow& averages_around(const PoolItem& item, const DenseLines& x, int64_t center) {
-    const int radius = item.radius_h;
-    AverageRow& row = averages_[radius];
-    if (radius == 0) {
-      row.x = item.index == plan_.none.index ? zeros_ : x[center];
-      return row;
+  const AverageRow& averages_around(const DenseLines& x, int64_t center) {
+    for (const PoolItem& item : plan_.avg) {
+      const int radius = item.radius_h;
+      float weight = 1.0f / static_cast<float>((2 * radius + 1) * (2 * radius + 1));
+      if (!plan_.count_include_pad) weight *= scales_.rows(radius)[center];
+      fill_row(weights_ + radius * kPackedLanes, kPackedLanes, weight);
     }
-    float weight = 1.0f / static_cast<float>((2 * radius + 1) * (2 * radius + 1));
-    if (!plan_.count_include_pad) weight *= scales_.rows(radius)[center];
-    fill_row(weights_ + radius * kPackedLanes, kPackedLanes, weight);
-    for (int d = -radius; d <= radius; ++d) {
+    for (int d = -plan_.radius_h; d <= plan_.radius_h; ++d) {
       const int64_t line = center + d;
-      row.lines[kStreamedRadius + d] = line == clamp_line(line, plan_.h) ? x[line] : zeros_;
+      averages_.lines[kStreamedRadius + d] = line == clamp_line(line, plan_.h) ? x[line] : zeros_;
     }
-    return row;
+    return averages_;
   }
 
   const MaximumRow& maxima_around(const DenseLines& x, int64_t center) {
@@ -117,9 +112,9 @@ class PooledRows {
 
   const Plan& plan_;
   const BorderScales& scales_;
-  const int maximum_radii_;  // their set
+  const int average_radii_, maximum_radii_;  // sets
   float *weights_ = nullptr, *zeros_ = nullptr;
-  AverageRow averages_[kStreamedRadius + 1] = {};  // of each radius, around the row at hand
+  AverageRow averages_{};  // around the row at hand
   MaximumRow maxima_{};
 };
 

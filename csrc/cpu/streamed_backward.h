@@ -73,10 +73,9 @@ class StreamedBackward {
     const int64_t begin = first_valid(task.row_begin, 2 * radius);
     const int64_t end = last_valid(task.row_end - 1, 2 * radius, plan_.h) + 1;
     x_.start(task, begin);
-    grads_.start(task, first_valid(task.row_begin, radius));
-    for (int k = 0; k < own_maps_; ++k) {
-      own_grads_[k].start(task, first_valid(task.row_begin, radius));
-    }
+    next_sent_ = first_valid(task.row_begin, radius);
+    grads_.start(task, next_sent_);
+    for (int k = 0; k < own_maps_; ++k) own_grads_[k].start(task, next_sent_);
     const int64_t last_grad = last_valid(task.row_end - 1, radius, plan_.h);
     // Rows of x beyond the task's have products with its rows of grad_out.
     int64_t row = first_valid(task.row_begin, radius);
@@ -174,10 +173,9 @@ class StreamedBackward {
     return plan_.form == Form::kStack ? own_grads_[item.index] : grads_;
   }
 
-  // Those of what an average is sent, by its number.
-  const DenseLines& sent_to(int number) const {
-    return plan_.form == Form::kStack ? own_grads_[plan_.avg.data[number].index]
-                                      : own_grads_[number];
+  // Those of what an average is sent.
+  const DenseLines& sent_to(const PoolItem& item) const {
+    return plan_.form == Form::kStack ? own_grads_[item.index] : own_grads_[&item - plan_.avg.data];
   }
 
   template <typename Check>
@@ -190,19 +188,15 @@ class StreamedBackward {
     }
   }
 
-  // Makes the lines of what each average is sent, up to those that its windows are known for with x
-  // up to line `last`.
+  // Makes the lines of what averages are sent, up to line `last` of x, or those of their windows
+  // that are known with it.
   void send(int64_t last, bool all, int64_t last_grad) {
-    for (int a = 0; a < plan_.avg.count; ++a) {
-      const PoolItem& item = plan_.avg.data[a];
-      const bool limited = !all && last - item.radius_h < last_grad;
-      own_grads_[a].fill_to(limited ? last - item.radius_h : last_grad,
-                            [&](int64_t line, float* row) { send_row(item, line, row); });
+    const int64_t known = all ? last_grad : last - plan_.radius_h;
+    for (; next_sent_ <= known && next_sent_ <= last_grad; ++next_sent_) {
+      rows_.stream_averages(x_, next_sent_, [&](const PoolItem& item) {
+        return terms_.sent_row(item, grads_[next_sent_], sent_to(item)[next_sent_]);
+      });
     }
-  }
-
-  void send_row(const PoolItem& item, int64_t line, float* row) {
-    rows_.stream_average(item, x_, line, terms_.sent_row(item, grads_[line], row));
   }
 
   // Adds the products of row i of x with the rows of grad_out that the task owns; for the task's
@@ -234,7 +228,7 @@ class StreamedBackward {
       const StoredRow to(out, pitch, scattered);
       alone&& wants_weights_ ? stream_radii<true>(averages, to) : stream_radii<false>(averages, to);
     } else if (!complete) {
-      add_up_averages(i, out, pitch);
+      add_up_averages(i, StoredRow(out, pitch, scattered));
     }
     if (wants_x_) trees_.route_row(i, x_[i], out, pitch);
 
@@ -251,39 +245,39 @@ class StreamedBackward {
 
   // out = what identity and averages send back along row i, each from a map of its own; added to
   // what was scattered.
-  void add_up_averages(int64_t i, float* out, int64_t pitch) {
-    bool adds = scattered_.any();
-    const float* x = plan_.skip.index >= 0 ? gradients_of(plan_.skip)[i] : nullptr;
-    if (x != nullptr && plan_.form == Form::kMoments) {
-      send_row(plan_.skip, i, unused_);
-      x = unused_;
+  void add_up_averages(int64_t i, const StoredRow& to) {
+    AverageRow row = averages_around(grads_, i, 0, plan_.h);
+    if (plan_.skip.index >= 0) {
+      row.x = gradients_of(plan_.skip)[i];
+      if (plan_.form == Form::kMoments) {
+        stream_pixels(x_[i], plan_.w, terms_.sent_row(plan_.skip, row.x, unused_));
+        row.x = unused_;
+      }
     }
-    const auto stream = [&](const DenseLines& grads, auto set) METAPOOL_LAMBDA {
-      AverageRow row = averages_around(grads, i, 0, plan_.h);
-      row.x = x;
-      stream_averages_where<set, Scales::kOfSources, false>(scales_sources(), row,
-                                                            StoredRow(out, pitch, adds));
-      x = nullptr;
-      adds = true;
-    };
-    for (int a = 0; a < plan_.avg.count; ++a) {
-      with_set_of(plan_.avg.data[a].radius_w,
-                  [&](auto set) METAPOOL_LAMBDA { stream(sent_to(a), set); });
+    for (const PoolItem& item : plan_.avg) {
+      put_around(sent_to(item), i, 0, plan_.h, row.own_lines[item.radius_w]);
     }
-    if (plan_.avg.count == 0) stream(grads_, Int<0>{});
+    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
+      stream_averages_where<set, Scales::kOfSources, false, true>(scales_sources(), row, to);
+    });
   }
 
   // Rows of a map of gradients around row i, those of [begin, end), with row i of x.
   AverageRow averages_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end) {
     AverageRow averages = row_;
-    for (int d = -kStreamedRadius; d <= kStreamedRadius; ++d) {
-      const bool inside = i + d >= begin && i + d < end;
-      averages.lines[kStreamedRadius + d] = inside ? grads[i + d] : zeros_;
-    }
+    put_around(grads, i, begin, end, averages.lines);
     if (plan_.skip.index >= 0) averages.x = grads[i];
     if (scales_sources()) scale_around(i, averages);
     row_products_.other = x_[i];
     return averages;
+  }
+
+  void put_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end,
+                  AverageRow::Lines& lines) const {
+    for (int d = -kStreamedRadius; d <= kStreamedRadius; ++d) {
+      const bool inside = i + d >= begin && i + d < end;
+      lines[kStreamedRadius + d] = inside ? grads[i + d] : zeros_;
+    }
   }
 
   bool scales_sources() const { return !plan_.count_include_pad; }
@@ -336,6 +330,7 @@ class StreamedBackward {
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
   float* parts_;      // the same of averages and identity, not yet handed on
   int64_t pending_rows_ = 0;
+  int64_t next_sent_ = 0;  // of what averages are sent, the next line
   // Of the row of averages at hand.
   AverageRow row_{};
   RowProducts row_products_{};

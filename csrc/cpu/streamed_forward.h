@@ -1,9 +1,10 @@
 // Forward for small square windows at stride 1 on packed rows: row by row with all poolings in
-// registers, see streams.h. Rows lie here without padding. Small planes are converted as a whole.
+// registers, see streamed_rows.h. Rows lie here without padding. Small planes are converted as a
+// whole.
 #pragma once
 
 #include "maps.h"
-#include "streams.h"
+#include "streamed_rows.h"
 
 namespace metapool::cpu::METAPOOL_ISA {
 

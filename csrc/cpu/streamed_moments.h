@@ -1,4 +1,4 @@
-// Moments of square windows at stride 1 on packed rows, and products with them, see streams.h.
+// Moments of square windows at stride 1 on packed rows, and products with them, see pooled_rows.h.
 #pragma once
 
 #include "moments.h"
