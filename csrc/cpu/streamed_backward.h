@@ -87,7 +87,7 @@ class StreamedBackward {
       const int64_t line_end = line + chunk_ < end ? line + chunk_ : end;
       x_.load_to(line_end - 1, x, check);
       load_gradients(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
-      if (plan_.form == Form::kMoments) send(line_end - 1, line_end == end, last_grad);
+      if (plan_.form != Form::kMix) send(line_end - 1, line_end == end, last_grad);
       if (!finite) return false;
       trees_.find_in_rows(line, line_end, x_);
       scattered_.find_in_rows(line, line_end, x_);
@@ -188,14 +188,31 @@ class StreamedBackward {
     }
   }
 
-  // Makes the lines of what averages are sent, up to line `last` of x, or those of their windows
-  // that are known with it.
+  // Where averages are sent maps of their own: makes the lines of these up to line `last` of x, or
+  // those that are known with it, and spreads them along the rows.
   void send(int64_t last, bool all, int64_t last_grad) {
-    const int64_t known = all ? last_grad : last - plan_.radius_h;
-    for (; next_sent_ <= known && next_sent_ <= last_grad; ++next_sent_) {
-      rows_.stream_averages(x_, next_sent_, [&](const PoolItem& item) {
-        return terms_.sent_row(item, grads_[next_sent_], sent_to(item)[next_sent_]);
-      });
+    const bool depends = plan_.form == Form::kMoments;
+    if (depends && !all) last -= plan_.radius_h;
+    for (; next_sent_ <= last && next_sent_ <= last_grad; ++next_sent_) {
+      const int64_t line = next_sent_;
+      if (depends) {
+        rows_.stream_averages(x_, line, [&](const PoolItem& item) {
+          return terms_.sent_row(item, grads_[line], sent_to(item)[line]);
+        });
+      }
+      const float* wider = nullptr;
+      for (int a = plan_.avg.count - 1; a >= 0; --a) {
+        const PoolItem& item = plan_.avg.data[a];
+        float* const row = sent_to(item)[line];
+        const int radius = item.radius_w, side = 2 * radius + 1;
+        const float* const rows = scales_.rows(radius);
+        const float weight =
+            (rows == nullptr ? 1.0f : rows[line]) / static_cast<float>(side * side);
+        with_set_of(radius, [&](auto set) METAPOOL_LAMBDA {
+          spread_row<largest_radius(set)>(row, wider, weight, scales_.columns(radius), plan_.w);
+        });
+        wider = row;
+      }
     }
   }
 
@@ -243,10 +260,11 @@ class StreamedBackward {
     }
   }
 
-  // out = what identity and averages send back along row i, each from a map of its own; added to
-  // what was scattered.
+  // What identity and averages send back along row i, where they are sent maps of their own: of
+  // lines some way off, that of the averages which reach so far.
   void add_up_averages(int64_t i, const StoredRow& to) {
-    AverageRow row = averages_around(grads_, i, 0, plan_.h);
+    AverageRow row{};
+    row.columns = plan_.w;
     if (plan_.skip.index >= 0) {
       row.x = gradients_of(plan_.skip)[i];
       if (plan_.form == Form::kMoments) {
@@ -254,30 +272,32 @@ class StreamedBackward {
         row.x = unused_;
       }
     }
+    int narrower = -1;
     for (const PoolItem& item : plan_.avg) {
-      put_around(sent_to(item), i, 0, plan_.h, row.own_lines[item.radius_w]);
+      for (int distance = narrower + 1; distance <= item.radius_w; ++distance) {
+        for (const int64_t line : {i - distance, i + distance}) {
+          const bool inside = line >= 0 && line < plan_.h;
+          row.lines[kStreamedRadius + line - i] = inside ? sent_to(item)[line] : zeros_;
+        }
+      }
+      narrower = item.radius_w;
     }
-    with_set(averages_, [&](auto set) METAPOOL_LAMBDA {
-      stream_averages_where<set, Scales::kOfSources, false, true>(scales_sources(), row, to);
-    });
+    if (narrower < 0) row.lines[kStreamedRadius] = zeros_;
+    with_set_of(narrower < 0 ? 0 : narrower,
+                [&](auto set) METAPOOL_LAMBDA { sum_rows<largest_radius(set)>(row, to); });
   }
 
   // Rows of a map of gradients around row i, those of [begin, end), with row i of x.
   AverageRow averages_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end) {
     AverageRow averages = row_;
-    put_around(grads, i, begin, end, averages.lines);
+    for (int d = -kStreamedRadius; d <= kStreamedRadius; ++d) {
+      const bool inside = i + d >= begin && i + d < end;
+      averages.lines[kStreamedRadius + d] = inside ? grads[i + d] : zeros_;
+    }
     if (plan_.skip.index >= 0) averages.x = grads[i];
     if (scales_sources()) scale_around(i, averages);
     row_products_.other = x_[i];
     return averages;
-  }
-
-  void put_around(const DenseLines& grads, int64_t i, int64_t begin, int64_t end,
-                  AverageRow::Lines& lines) const {
-    for (int d = -kStreamedRadius; d <= kStreamedRadius; ++d) {
-      const bool inside = i + d >= begin && i + d < end;
-      lines[kStreamedRadius + d] = inside ? grads[i + d] : zeros_;
-    }
   }
 
   bool scales_sources() const { return !plan_.count_include_pad; }
@@ -330,7 +350,7 @@ class StreamedBackward {
   double* products_;  // of pooled rows with grad_out, [num_pools][16]
   float* parts_;      // the same of averages and identity, not yet handed on
   int64_t pending_rows_ = 0;
-  int64_t next_sent_ = 0;  // of what averages are sent, the next line
+  int64_t next_sent_ = 0;  // see send()
   // Of the row of averages at hand.
   AverageRow row_{};
   RowProducts row_products_{};

@@ -46,9 +46,7 @@ struct RowProducts {
 // What a row of averages is made of. Weights are those of the lanes; lines are those at distances
 // -kStreamedRadius and on, from their first column; rows are dense.
 struct AverageRow {
-  using Lines = const float * [2 * kStreamedRadius + 1];
-  Lines lines;                           // zeros beyond the map
-  Lines own_lines[kStreamedRadius + 1];  // by radius, with kOwnLines: each comes from its own map
+  const float* lines[2 * kStreamedRadius + 1];  // zeros beyond the map
   const float* weights[kStreamedRadius + 1];
   const float *x, *x_weights;  // of the identity, null where there is none
   const float* start;          // what is added to, for each lane; null for zeros
@@ -64,7 +62,7 @@ struct AverageRow {
 // Hands out the weighted identity + the weighted averages of radii kSet. Weights are finite: sums
 // of all radii are weighted and added up before they are spread along the row, as a wider window
 // covers what a narrower one does.
-template <int kSet, Scales kScales, bool kProducts, bool kOwnLines = false, typename Epilogue>
+template <int kSet, Scales kScales, bool kProducts, typename Epilogue>
 void stream_averages(const AverageRow& of, const Epilogue& epilogue_of) {
   const AverageRow row = of;  // whose members no store can change
   Epilogue epilogue = epilogue_of;
@@ -93,19 +91,13 @@ void stream_averages(const AverageRow& of, const Epilogue& epilogue_of) {
       for (int i = 0; i < 2 * kRadius; ++i) others[i] = others[i + 1];
       others[2 * kRadius] = column < row.columns ? load_pixel(other_row, column) : Floats{};
     };
-    const auto line = [&](int r, int d, int64_t column) METAPOOL_LAMBDA {
-      const AverageRow::Lines& lines = kOwnLines ? row.own_lines[r] : row.lines;
-      return load_pixel(lines[kStreamedRadius + d], column);
+    const auto line = [&](int d, int64_t column) METAPOOL_LAMBDA {
+      return load_pixel(row.lines[kStreamedRadius + d], column);
     };
     const auto scaled_sum = [&](int r, int64_t column) METAPOOL_LAMBDA {
       Floats sum{};
-      for (int d = -r; d <= r; ++d) sum += line(r, d, column) * row.row_scales[r][d];
+      for (int d = -r; d <= r; ++d) sum += line(d, column) * row.row_scales[r][d];
       return sum * row.column_scales[r][column];
-    };
-    const auto own_sum = [&](int r, int64_t column) METAPOOL_LAMBDA {
-      Floats sum = line(r, 0, column);
-      for (int d = 1; d <= r; ++d) sum += line(r, -d, column) + line(r, d, column);
-      return sum;
     };
     const auto weight = [&](int r) METAPOOL_LAMBDA { return load(row.weights[r] + slot); };
     const auto spread = [&](const Floats* sums) METAPOOL_LAMBDA {
@@ -129,13 +121,13 @@ void stream_averages(const AverageRow& of, const Epilogue& epilogue_of) {
     const auto add = [&](int64_t column, auto at_border) METAPOOL_LAMBDA {
       constexpr bool kScalesSums = at_border && kScales == Scales::kOfSources;
       if constexpr (kProducts) push_other(column + kRadius);
-      Floats sum = kOwnLines ? Floats{} : line(0, 0, column), other = others[kRadius];
+      Floats sum = line(0, column), other = others[kRadius];
       Floats sums[kRadius + 1];
       for (int r = 1; r <= kRadius; ++r) {
-        if constexpr (!kOwnLines) sum += line(r, -r, column) + line(r, r, column);
+        sum += line(-r, column) + line(r, column);
         if constexpr (kProducts) other += others[kRadius - r] + others[kRadius + r];
         if (!contains(kSet, r)) continue;
-        sums[r] = kScalesSums ? scaled_sum(r, column) : kOwnLines ? own_sum(r, column) : sum;
+        sums[r] = kScalesSums ? scaled_sum(r, column) : sum;
         if constexpr (kProducts) parts[r] += other * sums[r];
       }
       if constexpr (kRadius > 0) {
@@ -182,13 +174,51 @@ void stream_averages(const AverageRow& of, const Epilogue& epilogue_of) {
 }
 
 // The same, scaled as kScales says only where that is wanted.
-template <int kSet, Scales kScales, bool kProducts, bool kOwnLines = false, typename Epilogue>
+template <int kSet, Scales kScales, bool kProducts, typename Epilogue>
 METAPOOL_INLINE void stream_averages_where(bool scaled, const AverageRow& row,
                                            const Epilogue& epilogue) {
   if constexpr (kSet != 0) {
-    if (scaled) return stream_averages<kSet, kScales, kProducts, kOwnLines>(row, epilogue);
+    if (scaled) return stream_averages<kSet, kScales, kProducts>(row, epilogue);
   }
-  stream_averages<kSet, Scales::kNone, kProducts, kOwnLines>(row, epilogue);
+  stream_averages<kSet, Scales::kNone, kProducts>(row, epilogue);
+}
+
+// Along a row of what averages are sent: what they send back to its columns, where they are scaled
+// by `scales` unless that is null. Added to that of `wider` ones, likewise, and put in its place.
+template <int kRadius>
+void spread_row(float* row, const float* wider, float weight, const float* scales,
+                int64_t columns) {
+  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+    SumStream<kRadius> sums;
+    sums.reset();
+    for (int64_t column = 0; column < columns + kRadius; ++column) {
+      Floats sent{};
+      if (column < columns) {
+        sent = load(row + column * kPackedLanes + slot);
+        if (scales != nullptr) sent *= scales[column];
+      }
+      const Floats sum = sums.push(sent) * weight;
+      const int64_t at = (column - kRadius) * kPackedLanes + slot;
+      if (column >= kRadius) store(row + at, wider == nullptr ? sum : sum + load(wider + at));
+    }
+  }
+}
+
+// Hands out the sum of rows: of one and, unless there is none, that of x.
+template <int kRadius>
+void sum_rows(const AverageRow& of, StoredRow to) {
+  const AverageRow row = of;
+  for (int slot = 0; slot < kPackedLanes; slot += kVectorLanes<float>) {
+    to.begin(slot);
+    for (int64_t column = 0; column < row.columns; ++column) {
+      const auto line = [&](int d) METAPOOL_LAMBDA {
+        return load(row.lines[kStreamedRadius + d] + column * kPackedLanes + slot);
+      };
+      Floats sum = line(0);
+      for (int d = 1; d <= kRadius; ++d) sum += line(-d) + line(d);
+      to.take(column, row.x == nullptr ? sum : sum + load(row.x + column * kPackedLanes + slot));
+    }
+  }
 }
 
 // What a row of maxima is made of.
