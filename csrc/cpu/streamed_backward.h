@@ -30,7 +30,7 @@ class StreamedBackward {
         terms_(plan, arena),
         rows_(plan, scales_, arena),
         averages_(streamed_set(plan.avg, kStreamedRadius)),
-        own_maps_(own_maps(plan)),
+        own_maps_(plan.form == Form::kStack ? plan.num_pools : 0),
         wants_x_(args.grad_x.data != nullptr),
         row_size_(plan.w * kPackedLanes),
         chunk_(lines_at_a_time(plan) - 3 * plan.radius_h),
@@ -43,6 +43,10 @@ class StreamedBackward {
     for (int k = 0; k < own_maps_; ++k) {
       const DenseLines grads(plan, chunk_ + 3 * plan.radius_h, arena);
       if (!arena.counts_only()) new (own_grads_ + k) DenseLines(grads);
+    }
+    for (const PoolItem& item : plan.avg) {
+      if (plan.form != Form::kMoments) continue;
+      fields_[item.radius_w].allocate(arena, 2 * plan.radius_h + 1, row_size_, 0.0f);
     }
     zeros_ = arena.take_row<float>(row_size_, 0);
     unused_ = arena.take_row<float>(row_size_, 0);
@@ -87,7 +91,6 @@ class StreamedBackward {
       const int64_t line_end = line + chunk_ < end ? line + chunk_ : end;
       x_.load_to(line_end - 1, x, check);
       load_gradients(line_end - 1 < last_grad ? line_end - 1 : last_grad, grad_out, check);
-      if (plan_.form != Form::kMix) send(line_end - 1, line_end == end, last_grad);
       if (!finite) return false;
       trees_.find_in_rows(line, line_end, x_);
       scattered_.find_in_rows(line, line_end, x_);
@@ -107,7 +110,10 @@ class StreamedBackward {
         }
       }
       const int64_t ready = line_end == end ? last_row : line_end - 2 * radius;
-      for (; row < ready && row < last_row; ++row) collect(row, task, x, grad_out, grad_x);
+      for (; row < ready && row < last_row; ++row) {
+        if (plan_.form != Form::kMix) send(row + radius < last_grad ? row + radius : last_grad);
+        collect(row, task, x, grad_out, grad_x);
+      }
     }
     if (x_.whole() && wants_x_ && grad_x.as_row(0) == nullptr) {
       grad_x.store_dense(0, plan_.h, grad_x_);
@@ -127,7 +133,7 @@ class StreamedBackward {
   // A chunk ends where sums are handed on, so this must not depend on the instruction set.
   static int64_t lines_at_a_time(const Plan& plan) {
     int64_t lines = kLargestRing;
-    const int64_t maps = (plan.form == Form::kStack ? 0 : 1) + own_maps(plan);
+    const int64_t maps = plan.form == Form::kStack ? plan.num_pools : 1;
     const int64_t bytes = plan.w * kPackedLanes * sizeof(float) * (1 + maps + plan.max.count);
     const int64_t smallest = plan.radius_h > kStreamedRadius ? 2 * kSmallestRing : kSmallestRing;
     while (lines > smallest && lines * bytes > kChunkBytes) lines /= 2;
@@ -160,22 +166,14 @@ class StreamedBackward {
     row_products_.x_products = products_ + plan_.skip.index * kPackedLanes;
   }
 
-  // Poolings that are sent a map of their own: where gradients come side by side all of them, and
-  // averages where it depends on what they are.
-  static int own_maps(const Plan& plan) {
-    return plan.form == Form::kStack     ? plan.num_pools
-           : plan.form == Form::kMoments ? plan.avg.count
-                                         : 0;
-  }
-
   // The lines of grad_out, or of the map beside others that belongs to a pooling.
   const DenseLines& gradients_of(const PoolItem& item) const {
     return plan_.form == Form::kStack ? own_grads_[item.index] : grads_;
   }
 
-  // Those of what an average is sent.
-  const DenseLines& sent_to(const PoolItem& item) const {
-    return plan_.form == Form::kStack ? own_grads_[item.index] : own_grads_[&item - plan_.avg.data];
+  // A line of what an average is sent that is a map of its own, and then of what it sends back.
+  float* own_line(const PoolItem& item, int64_t line) const {
+    return plan_.form == Form::kStack ? own_grads_[item.index][line] : fields_[item.radius_w][line];
   }
 
   template <typename Check>
@@ -188,22 +186,20 @@ class StreamedBackward {
     }
   }
 
-  // Where averages are sent maps of their own: makes the lines of these up to line `last` of x, or
-  // those that are known with it, and spreads them along the rows.
-  void send(int64_t last, bool all, int64_t last_grad) {
-    const bool depends = plan_.form == Form::kMoments;
-    if (depends && !all) last -= plan_.radius_h;
-    for (; next_sent_ <= last && next_sent_ <= last_grad; ++next_sent_) {
+  // Spreads what averages are sent along the rows, up to line `last`, where these are maps of their
+  // own. Fields come about here.
+  void send(int64_t last) {
+    for (; next_sent_ <= last; ++next_sent_) {
       const int64_t line = next_sent_;
-      if (depends) {
+      if (plan_.form == Form::kMoments) {
         rows_.stream_averages(x_, line, [&](const PoolItem& item) {
-          return terms_.sent_row(item, grads_[line], sent_to(item)[line]);
+          return terms_.sent_row(item, grads_[line], own_line(item, line));
         });
       }
       const float* wider = nullptr;
       for (int a = plan_.avg.count - 1; a >= 0; --a) {
         const PoolItem& item = plan_.avg.data[a];
-        float* const row = sent_to(item)[line];
+        float* const row = own_line(item, line);
         const int radius = item.radius_w, side = 2 * radius + 1;
         const float* const rows = scales_.rows(radius);
         const float weight =
@@ -277,7 +273,7 @@ class StreamedBackward {
       for (int distance = narrower + 1; distance <= item.radius_w; ++distance) {
         for (const int64_t line : {i - distance, i + distance}) {
           const bool inside = line >= 0 && line < plan_.h;
-          row.lines[kStreamedRadius + line - i] = inside ? sent_to(item)[line] : zeros_;
+          row.lines[kStreamedRadius + line - i] = inside ? own_line(item, line) : zeros_;
         }
       }
       narrower = item.radius_w;
@@ -337,13 +333,14 @@ class StreamedBackward {
   FieldTerms<float> terms_;
   PooledRows rows_;
   const int averages_;  // their radii
-  const int own_maps_;  // of gradients, of one pooling each
+  const int own_maps_;  // of gradients, where each pooling has one
   const bool wants_x_;
   bool wants_weights_ = false;
   const int64_t row_size_, chunk_;
   DenseLines x_;
   DenseLines grads_;  // of all poolings
   DenseLines* own_grads_;
+  RowRing<float> fields_[kStreamedRadius + 1];  // in Form::kMoments, of averages by radius
   TreeMaxima trees_;
   ScatteredMaxima scattered_;
   float *zeros_, *unused_, *grad_x_;
