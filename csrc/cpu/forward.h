@@ -71,6 +71,7 @@ class Forward {
       }
       for (int r = 0; args_.other.data != nullptr && r < rows; ++r) {
         other.load(i + r, other_row(r));
+        moments_.add_other(other_row(r));
       }
       rows == 2 ? compute<2>(i) : compute<1>(i);
       i += rows;

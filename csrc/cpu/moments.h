@@ -16,7 +16,7 @@ class Moments {
   // What is known of a pooling, in each of sixteen lanes.
   struct Sums {
     Acc shifts[kPackedLanes];       // what deviations are from
-    double sums[2 * kPackedLanes];  // of deviations, and of their squares or products
+    double sums[2 * kPackedLanes];  // of deviations, unless products are taken, and of squares
     Acc centers[kPackedLanes];      // what those of the next chain are from
     bool begun;                     // whether shifts and centers are there
   };
@@ -27,13 +27,15 @@ class Moments {
 
  public:
   Moments(const Plan& plan, const ForwardArgs& args, Arena& arena) : plan_(plan), args_(args) {
-    if (plan.form == Form::kMoments) pools_ = arena.take<Sums>(plan.num_pools);
+    if (plan.form != Form::kMoments) return;
+    pools_ = arena.take<Sums>(plan.num_pools + 1);
+    if (has_other()) ones_ = arena.take_row<Acc>(plan.w_out * kLanes, 1);
   }
 
   void start(const Task& task) {
     scouts_ = !has_other() && task.row_end - task.row_begin <= kFewRows;
-    fill_row(pools_, plan_.num_pools, Sums{});
-    for (int k = 0; k < plan_.num_pools; ++k) pools_[k].begun = has_other();
+    fill_row(pools_, plan_.num_pools + 1, Sums{});
+    for (int k = 0; k <= plan_.num_pools; ++k) pools_[k].begun = has_other();
     for (int lane = 0; has_other() && lane < kPackedLanes; ++lane) {
       const int64_t plane = task.plane + (lane < task.lanes ? lane : 0);
       const Acc* const from = weights_of_plane<Acc>(args_.shifts, plan_, plane);
@@ -63,9 +65,12 @@ class Moments {
         store(pool_->shifts + slot_, center_);
       }
       const Vec<Acc> deviation = pooled - center_;
-      const Vec<Acc> factor = kHasOther ? load(other_ + column * kPackedLanes + slot_) : deviation;
-      sum_ += factor;
-      product_ += deviation * factor;
+      if constexpr (kHasOther) {
+        product_ += deviation * load(other_ + column * kPackedLanes + slot_);
+      } else {
+        sum_ += deviation;
+        product_ += deviation * deviation;
+      }
       if ((column + 1) % kColumns == 0) hand_on(kColumns);
     }
     METAPOOL_INLINE void end(int64_t columns) {
@@ -80,15 +85,15 @@ class Moments {
       Sums& pool = *pool_;
       const auto values = static_cast<double>(columns);
       const auto add = [&](auto part) METAPOOL_LAMBDA {
-        Vec<double> sum = widened<part>(sum_), product = widened<part>(product_);
+        double* const to = pool.sums + slot_ + part * kVectorLanes<double>;
+        Vec<double> product = widened<part>(product_);
         if constexpr (!kHasOther) {
+          const Vec<double> sum = widened<part>(sum_);
           const Vec<double> apart =
               widened<part>(center_) - widened<part>(load(pool.shifts + slot_));
           product = (values * apart + 2 * sum) * apart + product;
-          sum += values * apart;
+          store(to, load(to) + (sum + values * apart));
         }
-        double* const to = pool.sums + slot_ + part * kVectorLanes<double>;
-        store(to, load(to) + sum);
         store(to + kPackedLanes, load(to + kPackedLanes) + product);
       };
       add(Int<0>{});
@@ -123,11 +128,14 @@ class Moments {
   // lanes, and what is left over is added by itself.
   void add_row(const PoolItem& item, const Acc* pooled, const Acc* other, int64_t step) {
     if (scouts_ && !pools_[item.index].begun) {
-      add(item, pooled, other, step);
+      add(pools_[item.index], pooled, other, step);
       forget(item);
     }
-    add(item, pooled, other, step);
+    add(pools_[item.index], pooled, other, step);
   }
+
+  // Adds a dense row of the other map to the sum of that: to its products with ones.
+  void add_other(const Acc* other) { add(pools_[plan_.num_pools], ones_, other, 1); }
 
   // Whether the first row is to be added, forgotten but for its center, and added again.
   bool scouts() const { return scouts_; }
@@ -138,26 +146,23 @@ class Moments {
     const auto count = static_cast<double>((task.row_end - task.row_begin) * plan_.w_out);
     for (int lane = 0; lane < task.lanes; ++lane) {
       for (int k = 0; k < plan_.num_pools; ++k) {
-        const Sums& pool = pools_[k];
-        double sum = pool.sums[lane], products = pool.sums[kPackedLanes + lane];
-        for (int slot = 1; kLanes == 1 && slot < kPackedLanes; ++slot) {
-          sum += pool.sums[slot];
-          products += pool.sums[kPackedLanes + slot];
-        }
+        const double products = sum_of(pools_[k].sums + kPackedLanes, lane);
         double* const found = share + 2 * (lane * plan_.num_pools + k);
-        found[0] = sum;
-        found[1] = products;
-        if (has_other()) continue;
+        if (has_other()) {
+          found[0] = sum_of(pools_[plan_.num_pools].sums + kPackedLanes, lane);
+          found[1] = products;
+          continue;
+        }
+        const double sum = sum_of(pools_[k].sums, lane);
         const double deviations = products - sum * sum / count;
-        found[0] = static_cast<double>(pool.shifts[lane]) + sum / count;
+        found[0] = static_cast<double>(pools_[k].shifts[lane]) + sum / count;
         found[1] = deviations < 0 ? 0 : deviations;
       }
     }
   }
 
  private:
-  void add(const PoolItem& item, const Acc* pooled, const Acc* other, int64_t step) {
-    Sums& pool = pools_[item.index];
+  void add(Sums& pool, const Acc* pooled, const Acc* other, int64_t step) {
     if (kLanes == 1 && !pool.begun) {  // all lanes share one shift
       const Acc first = pooled[0] - pooled[0] == 0 ? pooled[0] : Acc(0);
       for (int lane = 0; lane < kPackedLanes; ++lane)
@@ -179,16 +184,24 @@ class Moments {
       const double deviation =
           static_cast<double>(pooled[output * step]) - static_cast<double>(pool.shifts[0]);
       const double factor = has_other() ? static_cast<double>(other[output]) : deviation;
-      pool.sums[0] += factor;
+      pool.sums[0] += deviation;
       pool.sums[kPackedLanes] += deviation * factor;
     }
+  }
+
+  // Of a plane; where there is one, its outputs are in all of them.
+  static double sum_of(const double* lanes, int lane) {
+    double sum = lanes[lane];
+    for (int slot = 1; kLanes == 1 && slot < kPackedLanes; ++slot) sum += lanes[slot];
+    return sum;
   }
 
   bool has_other() const { return args_.other.data != nullptr; }
 
   const Plan& plan_;
   const ForwardArgs& args_;
-  Sums* pools_ = nullptr;
+  Sums* pools_ = nullptr;  // and behind them that of the other map
+  Acc* ones_ = nullptr;
   bool scouts_ = false;
 };
 

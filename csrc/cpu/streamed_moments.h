@@ -32,7 +32,10 @@ class StreamedMoments {
                  [&](const float* elements, int64_t size)
                      METAPOOL_LAMBDA { nan |= plan_.max.count > 0 && has_nan(elements, size); });
       if (nan) return false;
-      if (args_.other.data != nullptr) other_.load_to(i, other, [](const float*, int64_t) {});
+      if (args_.other.data != nullptr) {
+        other_.load_to(i, other, [](const float*, int64_t) {});
+        moments_.add_other(other_[i]);
+      }
       if (moments_.scouts() && i == task.row_begin) {
         add_row(i);
         rows_.for_each([&](const PoolItem& item) { moments_.forget(item); });
