@@ -27,6 +27,8 @@ class _Settings(NamedTuple):
     stride: tuple[int, int]
     specs: dict[str, tuple[PoolSpec, PoolSpec]]
     """For each backend that has ops, with contiguous maps and with channels last."""
+    normalized: list[int]
+    """Positions of the candidates that :func:`fused_normalized_meta_pool` normalises."""
 
 
 def _settings(
@@ -42,7 +44,7 @@ def _settings(
         )
         for backend in ("cpu", "triton", "cuda")
     }
-    return _Settings(candidates, stride, specs)
+    return _Settings(candidates, stride, specs, normalized.normalized_positions(candidates))
 
 
 # Calls repeat their settings, so the answer is kept. torch.compile looks through such a cache with
@@ -298,7 +300,7 @@ def fused_normalized_meta_pool(
     chosen = choose_backend(backend, x)
 
     batch = x if x.dim() == 4 else x.unsqueeze(0)
-    pools = normalized.normalized_positions(settings.candidates)
+    pools = settings.normalized
     channels_last = is_channels_last(batch)
     kernels = "cpu" if chosen == "reference" else chosen
     spec = settings.specs[kernels][int(channels_last)]
@@ -310,7 +312,7 @@ def fused_normalized_meta_pool(
             )
         return autograd.pool(x, None, None, spec)
 
-    call = normalized.Call(spec, side_by_side, eps, process_group)
+    call = normalized.Call(spec, pools, side_by_side, eps, process_group)
     given = None
     if not training:
         assert running_mean is not None and running_var is not None

@@ -135,7 +135,7 @@ def _overflowed(moments: Tensor, x: Tensor) -> bool:
     """Whether squares of deviations were more than float32 holds."""
     if x.dtype is torch.float64 or x.device.type == "meta" or is_fake(x):
         return False
-    return bool(moments[..., 1].isinf().any())
+    return bool((moments[..., 1] == torch.inf).any())
 
 
 def pool_products(grad_out: Tensor, x: Tensor, shifts: Tensor, spec: PoolSpec) -> Tensor:

@@ -13,7 +13,7 @@ moments are given). No pooled map is kept. What differentiates backward once mor
 over the call, gets the same from poolings side by side (:func:`_composed`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,19 +46,16 @@ class Call(NamedTuple):
 
     spec: PoolSpec
     """Of the backend whose kernels run; not used by "reference"."""
+    pools: list[int]
+    """Positions of the candidates that are normalised: the poolings."""
     side_by_side: Callable[[Tensor], Tensor]
     """All poolings of a map in the accumulation dtype, differentiable to every order."""
     eps: float
     group: Any
     """Processes that share a batch, or None."""
 
-    @property
-    def pools(self) -> list[int]:
-        """Positions of the candidates that are normalised: the poolings."""
-        return normalized_positions([Candidate.from_code(code) for code in self.spec.candidates])
 
-
-def normalized_positions(candidates: list[Candidate] | tuple[Candidate, ...]) -> list[int]:
+def normalized_positions(candidates: Sequence[Candidate]) -> list[int]:
     """Positions of the candidates that are normalised: all but ``skip_connect`` and ``none``."""
     return [k for k, one in enumerate(candidates) if one.kind not in (Kind.SKIP, Kind.NONE)]
 
@@ -102,9 +99,12 @@ def _moments(x: Tensor, call: Call) -> Moments:
     spec = call.spec._replace(candidates=tuple(call.spec.candidates[k] for k in pools))
     planes = pool_moments(x, spec).permute(3, 0, 2, 1)  # (2, N, P, C)
     rows, columns = output_size((x.shape[2], x.shape[3]), call.spec.stride)
-    counts = planes.new_full((x.shape[0], 1, 1), rows * columns)
-    mean, deviations = _together(counts, planes[0], planes[1])
     count = x.shape[0] * rows * columns
+    if count > 0:
+        apart, mean = torch.var_mean(planes[0], 0, correction=0)
+        deviations = planes[1].sum(0) + count * apart
+    else:
+        mean = deviations = planes.new_zeros(planes.shape[2:])
     if call.group is not None:
         own = torch.stack((torch.full_like(mean, count), mean, deviations))
         every = [torch.empty_like(own) for _ in range(dist.get_world_size(call.group))]
@@ -178,8 +178,7 @@ class _NormalizedPool(Function):
             if call.group is not None:
                 dist.all_reduce(sums, group=call.group)
             sums /= max(ctx.size, 1)
-            fixed = [k for k in range(mean.shape[1]) if k not in call.pools]
-            sums[..., fixed] = 0
+            sums[..., [k for k in range(mean.shape[1]) if k not in call.pools]] = 0
             slopes = -scale.square() * sums[1]
             offsets = -scale * sums[0] - slopes * (mean - shifts.double())
             if wants_x:
