@@ -121,9 +121,21 @@ KERNELS = (
     ),
     _kernel(
         "gradients of averages side by side replace each other",
-        "cpu/streamed_backward.h",
-        "StoredRow(out, pitch, true));",
-        "StoredRow(out, pitch, false));",
+        "cpu/streamed_rows.h",
+        "wider == nullptr ? sum : sum + load(wider + at)",
+        "sum",
+    ),
+    _kernel(
+        "averages side by side send back as if padding counted",
+        "cpu/streamed_rows.h",
+        "if (scales != nullptr) sent *= scales[column];",
+        "",
+    ),
+    _kernel(
+        "sums of seven are made of neighbouring pairs",
+        "cpu/streams.h",
+        "fours[0] = pair + pairs[1];",
+        "fours[0] = pair + pairs[0];",
     ),
     # Poolings that are normalised.
     _kernel(
@@ -147,8 +159,26 @@ KERNELS = (
     _kernel(
         "a pooling is sent what its windows are not known for",
         "cpu/streamed_backward.h",
-        "const bool limited = !all && last - item.radius_h < last_grad;",
-        "const bool limited = false;",
+        "send(row + radius < last_grad ? row + radius : last_grad);",
+        "send(last_grad);",
+    ),
+    _kernel(
+        "windows that are not there are sent something too",
+        "cpu/tree_maxima.h",
+        "is_live ? field.sent(load(grads[i] + at), maximum) : Floats{};",
+        "field.sent(load(grads[i] + at), maximum);",
+    ),
+    _kernel(
+        "a strip's first windows are those of its own rows",
+        "cpu/tree_maxima.h",
+        "const int64_t live_begin = grad_begin + kRadius - line,",
+        "const int64_t live_begin = task.row_begin + kRadius - line,",
+    ),
+    _kernel(
+        "the sum of the other map is that of a pooling's deviations",
+        "cpu/moments.h",
+        "sum_of(pools_[plan_.num_pools].sums + kPackedLanes, lane)",
+        "sum_of(pools_[k].sums, lane)",
     ),
     _kernel(
         "columns between outputs are sent something too",
@@ -158,7 +188,7 @@ KERNELS = (
     ),
     _kernel(
         "the constant of a channel is left out of a row but for its beginning",
-        "cpu/streams.h",
+        "cpu/streamed_rows.h",
         "      acc[2 * kRadius] = start;",
         "      acc[2 * kRadius] = Floats{};",
     ),
@@ -233,13 +263,13 @@ KERNELS = (
     ),
     _kernel(
         "averages at the border are divided by the size of a neighbour's window",
-        "cpu/streams.h",
+        "cpu/streamed_rows.h",
         "row.column_scales[r][column + d]",
         "row.column_scales[r][column]",
     ),
     _kernel(
         "lines count as much as the one in their middle",
-        "cpu/streams.h",
+        "cpu/streamed_rows.h",
         "row.row_scales[r][d]",
         "row.row_scales[r][0]",
     ),
