@@ -42,7 +42,8 @@ std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x
 }
 
 Tensor meta_pool_moments(const Tensor& x, std::vector<int64_t> candidates,
-                         std::vector<int64_t> stride, bool count_include_pad, bool channels_last) {
+                         std::vector<int64_t> stride, bool count_include_pad,
+                         bool /*channels_last*/) {
   const auto call = metapool::binding::prepare_moments(DeviceType::CPU, x, std::move(candidates),
                                                        stride, count_include_pad);
   metapool::meta_pool_fwd(call.problem, call.args, parallel_for);
@@ -51,7 +52,7 @@ Tensor meta_pool_moments(const Tensor& x, std::vector<int64_t> candidates,
 
 Tensor meta_pool_products(const Tensor& grad_out, const Tensor& x, const Tensor& shifts,
                           std::vector<int64_t> candidates, std::vector<int64_t> stride,
-                          bool count_include_pad, bool channels_last) {
+                          bool count_include_pad, bool /*channels_last*/) {
   const auto call = metapool::binding::prepare_products(
       DeviceType::CPU, grad_out, x, shifts, std::move(candidates), stride, count_include_pad);
   metapool::meta_pool_fwd(call.problem, call.args, parallel_for);

@@ -25,6 +25,16 @@ class PooledRows {
     METAPOOL_INLINE void end(int64_t columns) { epilogue.end(columns); }
   };
 
+  template <typename EpilogueOf>
+  struct ScaledFrom {
+    const EpilogueOf& epilogue_of;
+    const BorderScales& scales;
+
+    Scaled<Of<EpilogueOf>> operator()(const PoolItem& item) const {
+      return {epilogue_of(item), scales.columns(item.radius_w)};
+    }
+  };
+
  public:
   PooledRows(const Plan& plan, const BorderScales& scales, Arena& arena)
       : plan_(plan),
@@ -70,11 +80,9 @@ class PooledRows {
   // The same for averages alone.
   template <typename EpilogueOf>
   void stream_averages(const DenseLines& x, int64_t center, const EpilogueOf& epilogue_of) {
-    plan_.count_include_pad ? stream_averages_to(x, center, epilogue_of)
-                            : stream_averages_to(x, center, [&](const PoolItem& item) {
-                                return Scaled<decltype(epilogue_of(item))>{
-                                    epilogue_of(item), scales_.columns(item.radius_h)};
-                              });
+    plan_.count_include_pad
+        ? stream_averages_to(x, center, epilogue_of)
+        : stream_averages_to(x, center, ScaledFrom<EpilogueOf>{epilogue_of, scales_});
   }
 
  private:
