@@ -107,6 +107,11 @@ def parse_candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
     return tuple(parse_candidate(name) for name in names)
 
 
+def normalized_positions(candidates: Sequence[Candidate]) -> list[int]:
+    """Positions of the candidates that are normalised: all but ``skip_connect`` and ``none``."""
+    return [k for k, one in enumerate(candidates) if one.kind not in (Kind.SKIP, Kind.NONE)]
+
+
 def pool_candidates(
     sizes: Iterable[int] = (3, 5, 7),
     kinds: Iterable[str] = ("max", "avg"),

@@ -13,6 +13,7 @@ from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
     Candidate,
     candidate_names,
+    normalized_positions,
     parse_candidates,
 )
 from metapool_kernels.dispatch import choose_backend
@@ -44,7 +45,7 @@ def _settings(
         )
         for backend in ("cpu", "triton", "cuda")
     }
-    return _Settings(candidates, stride, specs, normalized.normalized_positions(candidates))
+    return _Settings(candidates, stride, specs, normalized_positions(candidates))
 
 
 # Calls repeat their settings, so the answer is kept. torch.compile looks through such a cache with

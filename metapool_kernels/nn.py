@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from metapool_kernels.candidates import (
     DEFAULT_CANDIDATES,
     candidate_names,
+    normalized_positions,
     parse_candidates,
 )
 from metapool_kernels.checks import (
@@ -32,7 +33,6 @@ from metapool_kernels.functional import (
     fused_normalized_meta_pool,
     mixture_weights,
 )
-from metapool_kernels.normalized import normalized_positions
 from metapool_kernels.plain import FORM, Form, SideBySide, WeightedSum
 
 INITIAL_ALPHA_STD = 1e-3

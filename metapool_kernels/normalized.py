@@ -13,7 +13,7 @@ moments are given). No pooled map is kept. What differentiates backward once mor
 over the call, gets the same from poolings side by side (:func:`_composed`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from metapool_kernels.candidates import Candidate, Kind
 from metapool_kernels.layout import in_layout, output_size
 from metapool_kernels.moments import affine_bwd, affine_fwd, pool_moments, pool_products
 from metapool_kernels.ops import PoolSpec, meta_pool_bwd
@@ -53,11 +52,6 @@ class Call(NamedTuple):
     eps: float
     group: Any
     """Processes that share a batch, or None."""
-
-
-def normalized_positions(candidates: Sequence[Candidate]) -> list[int]:
-    """Positions of the candidates that are normalised: all but ``skip_connect`` and ``none``."""
-    return [k for k, one in enumerate(candidates) if one.kind not in (Kind.SKIP, Kind.NONE)]
 
 
 def normalized_pool(

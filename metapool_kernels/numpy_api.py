@@ -1,15 +1,19 @@
-"""The op and poolings side by side on NumPy arrays: the same C++ kernels, without torch tensors, on
-the calling thread.
+"""The op in all its forms on NumPy arrays: the same C++ kernels, without torch tensors, on the
+calling thread.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metapool_kernels.candidates import DEFAULT_CANDIDATES, parse_candidates
-from metapool_kernels.checks import check_flag, check_skip_connect, check_stride
+from metapool_kernels.candidates import (
+    DEFAULT_CANDIDATES,
+    normalized_positions,
+    parse_candidates,
+)
+from metapool_kernels.checks import check_flag, check_norm, check_skip_connect, check_stride
 from metapool_kernels.layout import output_size
 from metapool_kernels.native import numpy_ops
 
@@ -57,7 +61,7 @@ def meta_pool(
     """
     spec = _spec(candidates, stride, count_include_pad)
     arrays = _prepare(x, weights, values, len(spec[0]))
-    out: Array = numpy_ops().meta_pool_fwd(*arrays, *spec)
+    out: Array = numpy_ops().meta_pool_fwd(*arrays, None, *spec)
     return out
 
 
@@ -115,7 +119,7 @@ def multi_pool(
     """
     spec = _spec(candidates, stride, count_include_pad)
     x, values = _prepare_maps(x, values)
-    out: Array = numpy_ops().meta_pool_fwd(x, None, values, *spec)
+    out: Array = numpy_ops().meta_pool_fwd(x, None, values, None, *spec)
     return out
 
 
@@ -144,6 +148,173 @@ def multi_pool_grad(
     _check_like("grad_out", grad_out, size, x)
     grad_x: Array = numpy_ops().meta_pool_bwd(grad_out, x, None, values, *spec)[0]
     return grad_x
+
+
+class NormalizedPool(NamedTuple):
+    """What :func:`normalized_meta_pool` returns."""
+
+    out: Array
+    """(N, C, H_out, W_out) in the dtype of ``x``, C-contiguous."""
+    mean: Array
+    """(K, C), float64: that each pooling was normalised by; 0 for ``skip_connect`` and ``none``."""
+    variance: Array
+    """(K, C), float64: the biased variance, likewise; 1 for these."""
+
+
+def normalized_meta_pool(
+    x: Array,
+    weights: Array,
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
+    *,
+    statistics: tuple[Array, Array] | None = None,
+    eps: float = 1e-5,
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+) -> NormalizedPool:
+    """``sum_k weights_k * (P_k(x) - mean_k) / sqrt(variance_k + eps)``.
+
+    ``skip_connect`` and ``none`` are not normalised, see
+    :func:`metapool_kernels.fused_normalized_meta_pool`.
+
+    Args:
+        x, weights, candidates, stride, count_include_pad: as for :func:`meta_pool`.
+        statistics: mean and variance of each candidate and channel, (K, C) each. Default: those of
+            the poolings of ``x``.
+        eps: added to variances, above 0.
+
+    Returns:
+        The mixture, and the statistics that it was normalised by.
+
+    Raises:
+        The same as :func:`meta_pool`; also a ValueError for one value per channel without
+        ``statistics``.
+    """
+    spec = _spec(candidates, stride, count_include_pad)
+    x, weights, _ = _prepare(x, weights, None, len(spec[0]))
+    norm = _norm(x, candidates, statistics, eps, spec)
+    scaled, constants = norm.mixture(weights)
+    out: Array = numpy_ops().meta_pool_fwd(x, scaled, x, constants, *spec)
+    return NormalizedPool(out, norm.mean.T, norm.variance.T)
+
+
+def normalized_meta_pool_grad(
+    grad_out: Array,
+    x: Array,
+    weights: Array,
+    candidates: Sequence[str] = DEFAULT_CANDIDATES,
+    *,
+    statistics: tuple[Array, Array] | None = None,
+    eps: float = 1e-5,
+    stride: int | tuple[int, int] = 1,
+    count_include_pad: bool = True,
+) -> tuple[Array, Array]:
+    """Gradients of ``sum(grad_out * normalized_meta_pool(x, weights, ...).out)``.
+
+    Args:
+        grad_out: (N, C, H_out, W_out) in the dtype of ``x``.
+        x, weights, candidates, statistics, eps, stride, count_include_pad: as for
+            :func:`normalized_meta_pool`. Without ``statistics`` the gradient of ``x`` takes in that
+            they follow it.
+
+    Returns:
+        The gradient of ``x`` and that of ``weights``, as :func:`meta_pool_grad`.
+
+    Raises:
+        The same as :func:`normalized_meta_pool`.
+    """
+    spec = _spec(candidates, stride, count_include_pad)
+    shape = weights.shape if _is_plain(weights) else ()
+    x, weights, _ = _prepare(x, weights, None, len(spec[0]))
+    grad_out = _as_map("grad_out", grad_out)
+    n, c, h, w = x.shape
+    rows, columns = output_size((h, w), spec[1:3])
+    _check_like("grad_out", grad_out, (n, c, rows, columns), x)
+    norm = _norm(x, candidates, statistics, eps, spec)
+    ops, (scaled, _) = numpy_ops(), norm.mixture(weights)
+    shifts = norm.mean.astype(weights.dtype)[None]
+    totals, products = np.moveaxis(ops.meta_pool_moments(x, grad_out, shifts, *spec), -1, 0)
+    products = norm.scale * (products - (norm.mean - shifts) * totals)  # <g, n_k>
+    summed = tuple(axis for axis in (0, 1) if weights.shape[axis] == 1)
+    grad_weights = products.sum(summed).astype(weights.dtype).reshape(shape)
+    if statistics is not None:
+        return ops.meta_pool_bwd(grad_out, x, scaled, x, *spec)[0], grad_weights
+    # Means, over N, H and W, of what each candidate is sent and of its products with n_k.
+    share = norm.is_normalized / max(n * rows * columns, 1)
+    sent, along = share * (weights * totals).sum(0), share * (weights * products).sum(0)
+    slopes = -np.square(norm.scale) * along
+    offsets = -norm.scale * sent - slopes * (norm.mean - shifts[0])
+    terms = [scaled, *(term.astype(weights.dtype)[None] for term in (offsets, slopes)), shifts]
+    return ops.meta_pool_affine_bwd(grad_out, x, terms, *spec), grad_weights
+
+
+class _Norm(NamedTuple):
+    """What poolings are normalised by, (C, K) each."""
+
+    mean: Array
+    variance: Array
+    scale: Array
+    is_normalized: Array
+    """(K,), ones and zeros."""
+
+    def mixture(self, weights: Array) -> tuple[Array, Array]:
+        """The weights and the constants of the mixture that this is."""
+        scaled = (weights * self.scale).astype(weights.dtype)
+        # Taken from the weights as they are rounded, so that a large mean cancels.
+        constants = -(scaled * self.mean).sum(-1, keepdims=True)
+        return scaled, constants.astype(weights.dtype)
+
+
+def _norm(
+    x: Array,
+    candidates: Sequence[str],
+    statistics: tuple[Array, Array] | None,
+    eps: float,
+    spec: tuple[list[int], int, int, bool],
+) -> _Norm:
+    check_norm(0.0, eps)
+    count, positions = len(spec[0]), normalized_positions(parse_candidates(candidates))
+    is_normalized = np.zeros(count)
+    is_normalized[positions] = 1
+    mean = np.zeros((x.shape[1], count))
+    variance, scale = np.ones_like(mean), np.ones_like(mean)
+    if statistics is not None:
+        given = [_as_statistics(array, x, count) for array in statistics]
+        mean[:, positions], variance[:, positions] = (array[:, positions] for array in given)
+    elif positions:
+        codes = [spec[0][k] for k in positions]
+        mean[:, positions], variance[:, positions] = _statistics(x, (codes, *spec[1:]))
+    scale[:, positions] = 1 / np.sqrt(variance[:, positions] + eps)
+    return _Norm(mean, variance, scale, is_normalized)
+
+
+def _statistics(x: Array, spec: tuple[list[int], int, int, bool]) -> tuple[Array, Array]:
+    """Mean and biased variance of each pooling of ``x``, (C, K)."""
+    rows, columns = output_size((x.shape[2], x.shape[3]), spec[1:3])
+    size = x.shape[0] * rows * columns
+    if size == 1:
+        raise ValueError(
+            f"normalising takes more than one value per channel, got x of shape {x.shape}"
+        )
+    if size == 0:
+        nothing = np.zeros((x.shape[1], len(spec[0])))
+        return nothing, nothing
+    planes = numpy_ops().meta_pool_moments(x, None, None, *spec)
+    if x.dtype != np.float64 and np.isinf(planes[..., 1]).any():  # squares that float32 cannot hold
+        planes = numpy_ops().meta_pool_moments(x.astype(np.float64), None, None, *spec)
+    means, deviations = planes[..., 0], planes[..., 1]
+    return means.mean(0), deviations.sum(0) / size + means.var(0)
+
+
+def _as_statistics(array: Array, x: Array, count: int) -> Array:
+    """Such statistics of one kind, (C, K)."""
+    if not _is_plain(array) or array.dtype.kind != "f":
+        raise TypeError(f"statistics should be NumPy arrays of floats, got {_type_of(array)}")
+    if array.shape != (count, x.shape[1]):
+        raise ValueError(
+            f"statistics should have shape {(count, x.shape[1])}, (K, C), for x of shape "
+            f"{x.shape}, got {array.shape}"
+        )
+    return array.astype(np.float64).T
 
 
 def _prepare_maps(x: Array, values: Array | None) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -103,8 +104,9 @@ void on_this_thread(int64_t count, int64_t, const metapool::RangeBody& body) {
 }
 
 py::array meta_pool_fwd(const py::array& x, const std::optional<py::array>& weights,
-                        const py::array& values, std::vector<int64_t> candidates, int64_t stride_h,
-                        int64_t stride_w, bool count_include_pad) {
+                        const py::array& values, const std::optional<py::array>& constants,
+                        std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
+                        bool count_include_pad) {
   const metapool::Problem problem =
       make_problem(x, weights, std::move(candidates), stride_h, stride_w, count_include_pad);
   check_map(values, x, problem.c, problem.h, problem.w);
@@ -116,6 +118,10 @@ py::array meta_pool_fwd(const py::array& x, const std::optional<py::array>& weig
   args.x = view(x);
   args.values = view(values);
   if (weights) args.weights = weight_view(*weights);
+  if (constants) {
+    check_weights(*constants, x, 1);
+    args.constants = weight_view(*constants);
+  }
   args.out = mutable_view(out);
   args.out_stride_k = problem.c * channel_stride(out);
   {
@@ -123,6 +129,31 @@ py::array meta_pool_fwd(const py::array& x, const std::optional<py::array>& weig
     metapool::meta_pool_fwd(problem, args, on_this_thread);
   }
   return out;
+}
+
+// Moments; of products where there is another map.
+py::array meta_pool_moments(const py::array& x, const std::optional<py::array>& other,
+                            const std::optional<py::array>& shifts, std::vector<int64_t> candidates,
+                            int64_t stride_h, int64_t stride_w, bool count_include_pad) {
+  metapool::Problem problem =
+      make_problem(x, shifts, std::move(candidates), stride_h, stride_w, count_include_pad);
+  problem.form = metapool::Form::kMoments;
+  const auto count = static_cast<int64_t>(problem.candidates.size());
+  py::array_t<double> out({problem.n, problem.c, count, int64_t{2}});
+  metapool::ForwardArgs args;
+  args.x = args.values = view(x);
+  if (other && shifts) {
+    check_map(*other, x, problem.c, metapool::output_size(problem.h, stride_h),
+              metapool::output_size(problem.w, stride_w));
+    args.other = view(*other);
+    args.shifts = weight_view(*shifts);
+  }
+  args.moments = out.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    metapool::meta_pool_fwd(problem, args, on_this_thread);
+  }
+  return std::move(out);
 }
 
 std::tuple<py::array, std::optional<py::array>> meta_pool_bwd(
@@ -157,12 +188,43 @@ std::tuple<py::array, std::optional<py::array>> meta_pool_bwd(
   return {grad_x, grad_weights};
 }
 
+// terms: weights, offsets, slopes and shifts.
+py::array meta_pool_affine_bwd(const py::array& grad_out, const py::array& x,
+                               const std::array<py::array, 4>& terms,
+                               std::vector<int64_t> candidates, int64_t stride_h, int64_t stride_w,
+                               bool count_include_pad) {
+  metapool::Problem problem =
+      make_problem(x, terms[0], std::move(candidates), stride_h, stride_w, count_include_pad);
+  problem.form = metapool::Form::kMoments;
+  check_map(grad_out, x, problem.c, metapool::output_size(problem.h, stride_h),
+            metapool::output_size(problem.w, stride_w));
+  for (const py::array& term : terms) {
+    check_weights(term, x, static_cast<int64_t>(problem.candidates.size()));
+  }
+  py::array grad_x(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + 4));
+  metapool::BackwardArgs args;
+  args.grad_out = view(grad_out);
+  args.x = args.values = view(x);
+  args.weights = weight_view(terms[0]);
+  args.offsets = weight_view(terms[1]);
+  args.slopes = weight_view(terms[2]);
+  args.shifts = weight_view(terms[3]);
+  args.grad_x = mutable_view(grad_x);
+  {
+    const py::gil_scoped_release release;
+    metapool::meta_pool_bwd(problem, args, on_this_thread);
+  }
+  return grad_x;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_numpy_ops, module) {
   module.doc() = "The CPU kernels on NumPy arrays; see metapool_kernels.numpy_api.";
   module.def("meta_pool_fwd", &meta_pool_fwd);
   module.def("meta_pool_bwd", &meta_pool_bwd);
+  module.def("meta_pool_moments", &meta_pool_moments);
+  module.def("meta_pool_affine_bwd", &meta_pool_affine_bwd);
   module.def("isa_names", &metapool::isa_names);
   module.def("active_isa", &metapool::active_isa);
 }

@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from metapool_kernels import numpy_api
+from metapool_kernels import fused_normalized_meta_pool, numpy_api
 from tests import cases, judge
 from tests.cases import CANDIDATES, Case
 
 pytestmark = pytest.mark.usefixtures("numpy_module")
 
 DTYPES = (torch.float32, torch.float64, torch.float16)
-RAW = [
-    case
-    for case in cases.GRID
-    if case.dtype in DTYPES and case.alpha_dtype is None and case.form != "normalized"
-]
+RAW = [case for case in cases.GRID if case.dtype in DTYPES and case.alpha_dtype is None]
 
 
 def _options(case: Case) -> dict[str, Any]:
@@ -45,6 +41,12 @@ def test_output_and_gradients_are_right(case: Case) -> None:
     if case.form == "stack":
         out = numpy_api.multi_pool(arrays[0], names, **options)
         grads = [numpy_api.multi_pool_grad(grad_out.numpy(), arrays[0], names, **options)]
+    elif case.form == "normalized":
+        out = numpy_api.normalized_meta_pool(*arrays, names, **options).out
+        grads = list(
+            numpy_api.normalized_meta_pool_grad(grad_out.numpy(), *arrays, names, **options)
+        )
+        assert grads[1].shape == weights.shape and grads[1].dtype == weights.numpy().dtype
     else:
         out = numpy_api.meta_pool(*arrays, names, **options)
         grads = list(numpy_api.meta_pool_grad(grad_out.numpy(), *arrays, names, **options))
@@ -73,6 +75,43 @@ def test_torch_and_numpy_agree_to_the_bit(native: str, names: str, data: str) ->
     ours = {"out": out, "grad_x": grad_x, "grad_alpha": grad_weights}
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name].numpy(), strict=True)
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["of the batch", "given"])
+def test_normalised_as_by_torch(native: str, follows: bool) -> None:
+    """Statistics, too, and the gradients where these do not follow x."""
+    names = ("skip_connect", "max_pool_3x3", "avg_pool_5x5", "none")
+    case = Case((3, 4, 9, 19), dtype=torch.float64, candidates=names, normalize=None)
+    x, alpha, grad_out = case.tensors()
+    mean, variance = torch.rand(4, 4, dtype=torch.float64), torch.rand(4, 4, dtype=torch.float64)
+    statistics = None if follows else (mean.numpy().copy(), variance.numpy().copy())
+    leaves = x.clone().requires_grad_(), alpha.clone().requires_grad_()
+    out = fused_normalized_meta_pool(
+        *leaves, names, mean, variance, training=follows, momentum=1.0, normalize=None,
+        backend=native,
+    )  # fmt: skip
+    theirs = torch.autograd.grad(out, leaves, grad_out)
+    arrays = x.numpy(), alpha.numpy()
+    ours = numpy_api.normalized_meta_pool(*arrays, names, statistics=statistics)
+    grads = numpy_api.normalized_meta_pool_grad(
+        grad_out.numpy(), *arrays, names, statistics=statistics
+    )
+    wide = torch.float64
+    for got, right in ((ours.out, out.detach()), *zip(grads, theirs, strict=True)):
+        torch.testing.assert_close(torch.from_numpy(got), right, rtol=1e-12, atol=1e-12)
+    for got, running in ((ours.mean, mean), (ours.variance, variance)):
+        unbiased = 3 * 9 * 19 / (3 * 9 * 19 - 1) if follows and got is ours.variance else 1
+        right = running[1:3].to(wide)
+        torch.testing.assert_close(torch.from_numpy(got[1:3] * unbiased), right, rtol=1e-12, atol=0)
+    np.testing.assert_array_equal(ours.mean[[0, 3]], 0)
+    np.testing.assert_array_equal(ours.variance[[0, 3]], 1)
+
+
+def test_squares_that_float32_cannot_hold_are_normalised() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 6, 7)).astype(np.float32) * np.float32(1e30)
+    weights = np.ones(1, np.float32)
+    out = numpy_api.normalized_meta_pool(x, weights, ("avg_pool_3x3",)).out
+    np.testing.assert_allclose(out.var((0, 2, 3)), 1, rtol=1e-4)
 
 
 VIEWS: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {

@@ -1,5 +1,6 @@
 """The NumPy entry points: what they refuse, in which words, and that nothing is changed."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -146,3 +147,29 @@ def test_no_image_gives_no_output_and_zero_gradients() -> None:
     grad_x, grad_weights = numpy_api.meta_pool_grad(empty, empty, _ones(7))
     assert grad_x.shape == (0, 5, 4, 6)
     np.testing.assert_array_equal(grad_weights, np.zeros(7, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"statistics": (np.ones((7, 4)), np.ones((7, 5)))}, ValueError, "(7, 5), (K, C)"),
+        ({"statistics": (np.ones((5, 7)), np.ones((5, 7)))}, ValueError, "got (5, 7)"),
+        ({"statistics": ([[0.0]], np.ones((7, 5)))}, TypeError, "floats, got list"),
+        ({"eps": 0.0}, ValueError, "eps should be above 0"),
+        ({"eps": "small"}, TypeError, "eps should be a number"),
+        ({"x": _ones(1, 5, 1, 1)}, ValueError, "more than one value per channel"),
+        ({"x": _ones(5, 4, 6)}, ValueError, "x should be 4-D"),
+        ({"weights": _ones(6)}, ValueError, "7 elements not 6"),
+    ],
+    ids=["channels", "turned", "list", "no eps", "eps a word", "one value", "3-D", "weights"],
+)
+def test_bad_normalised_calls(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    call = {"x": _ones(), "weights": _ones(7)} | change
+    grad_out = np.ones_like(call["x"])
+    calls: list[Callable[..., object]] = [
+        numpy_api.normalized_meta_pool,
+        lambda **kwargs: numpy_api.normalized_meta_pool_grad(grad_out, **kwargs),
+    ]
+    for function in calls:
+        with pytest.raises(error, match=re.escape(words)):
+            function(**call)
