@@ -258,8 +258,9 @@ def meta_pool_bwd_kernel(
     grad_values_plane = first_of(grad_values, image, channel)
     inside = inside_row(group, w, in_lanes, COLUMNS, RADIUS_W)
     of_candidates = load_terms(
-        weights, offsets, slopes, shifts, image, channel, in_lanes, SHARED_WEIGHTS, COUNT, FORM
-    )
+        weights, offsets, slopes, shifts, image, channel, in_lanes,
+        SHARED_WEIGHTS, COUNT, FORM, ACC,
+    )  # fmt: skip
     shares_avg = shares_of(of_candidates, AVG, MERGED)
     shares_max = shares_of(of_candidates, MAX, False)
     step = tl.cast(channels, tl.int64) * grad_out.stride_c

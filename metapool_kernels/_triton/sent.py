@@ -21,11 +21,11 @@ from metapool_kernels._triton.windows import divided, repeated, sum_around
 @triton.jit
 def load_terms(
     weights, offsets, slopes, shifts, image, channel, in_lanes,
-    SHARED: tl.constexpr, COUNT: tl.constexpr, FORM: tl.constexpr,
+    SHARED: tl.constexpr, COUNT: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """For each term of the form, from the weight on, a tuple of those of all candidates."""
     if FORM == "stack":
-        terms = (repeated(1.0, COUNT),)
+        terms = (repeated(tl.full(image.shape, 1.0, ACC), COUNT),)
     else:
         terms = (load_weights(weights, image, channel, in_lanes, SHARED, COUNT),)
     if FORM == "fields":
