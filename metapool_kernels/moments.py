@@ -1,8 +1,8 @@
 """What normalising takes beside the two ops: moments of poolings, and mixtures with constants.
 
 None of these is differentiable: :mod:`metapool_kernels.normalized` puts derivatives together from
-them. Each is one pass of the kernels, but for the last on GPUs: there the two others run, once for
-each pooling.
+them. Each is one pass of the kernels, but for the last with those in CUDA: there the two others
+run, once for each pooling.
 """
 
 from collections.abc import Sequence
@@ -73,18 +73,29 @@ def _triton_affine_fwd(x: Tensor, weights: Tensor, constants: Tensor, *arguments
     return out
 
 
-def _define(name: str, tensors: str, fake: Any, on_triton: Any = None) -> dict[str, Any]:
-    """Define the op of each backend, or of CPUs alone, and return them by backend."""
+def _triton_affine_bwd(grad_out: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    *terms, spec = *rest[:4], make_spec("triton", *rest[4:])
+    check_memory(x, terms[0], None, grad_out, spec)
+    n, c, count = *x.shape[:2], len(spec.candidates)
+    if any(term.shape not in ((c, count), (n, c, count)) for term in terms):
+        raise RuntimeError("meta_pool: terms of fields should have shape (C, K) or (N, C, K)")
+    out: Tensor = triton_kernels().affine_bwd(grad_out, x, *terms, spec)
+    return out
+
+
+def _define(
+    name: str, tensors: str, fake: Any, on_triton: Any, backends: Sequence[str] = tuple(PREFIXES)
+) -> dict[str, Any]:
+    """Define the op of each of these backends, and return them by backend."""
     ops = {}
-    for backend in ("cpu",) if on_triton is None else PREFIXES:
+    for backend in backends:
         own = f"{PREFIXES[backend]}meta_pool_{name}"
         tags = (torch.Tag.pt2_compliant_tag,)
         LIBRARY.define(f"{own}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
         torch.library.register_fake(f"metapool_kernels::{own}", fake, lib=LIBRARY)
         ops[backend] = getattr(torch.ops.metapool_kernels, own).default
-    if on_triton is not None:
-        for device in ("CUDA", "CPU"):  # as in ops.py
-            LIBRARY.impl(f"{PREFIXES['triton']}meta_pool_{name}", on_triton, device)
+    for device in ("CUDA", "CPU"):  # as in ops.py
+        LIBRARY.impl(f"{PREFIXES['triton']}meta_pool_{name}", on_triton, device)
     return ops
 
 
@@ -102,6 +113,8 @@ _AFFINE_BWD = _define(
     "affine_bwd",
     "Tensor grad_out, Tensor x, Tensor weights, Tensor offsets, Tensor slopes, Tensor shifts",
     _affine_bwd_fake,
+    _triton_affine_bwd,
+    ("cpu", "triton"),
 )
 
 

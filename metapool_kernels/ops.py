@@ -140,8 +140,6 @@ def check_memory(
     spec: PoolSpec,
 ) -> None:
     """What Triton's kernels would otherwise read beyond; the compiled ones check it themselves."""
-    if weights is None and grad_out is not None:
-        raise RuntimeError("meta_pool: the kernels in Triton need weights")
     if x.dim() != 4:
         raise RuntimeError("meta_pool: x should be 4-D")
     n, c, h, w = x.shape
@@ -151,9 +149,9 @@ def check_memory(
         raise RuntimeError(
             "meta_pool: weights should have shape (K,), (C, K), (N, 1, K) or (N, C, K)"
         )
-    sizes = ((values, (h, w)), (grad_out, output_size((h, w), spec.stride)))
+    sizes = ((values, (n, c, h, w)), (grad_out, _out_size(x, weights, count, spec.stride)))
     for tensor, size in sizes:
-        if tensor is not None and tensor.shape != (n, c, *size):
+        if tensor is not None and tensor.shape != size:
             raise RuntimeError("meta_pool: a map has the wrong shape")
         if tensor is not None and tensor.dtype is not x.dtype:
             raise RuntimeError("meta_pool: maps should share one dtype")
@@ -259,7 +257,7 @@ def meta_pool_bwd(
         shape and dtype; an empty tensor of one dimension stands for one that is not wanted.
     """
     grads: tuple[Tensor, Tensor]
-    if weights is None and spec.backend != "cpu":
+    if weights is None and spec.backend == "cuda":
         one, specs = one_by_one(x, spec)
         # Wide all the way, so that their sum is rounded once.
         wide, wide_values = x.to(one.dtype), None if values is None else values.to(one.dtype)

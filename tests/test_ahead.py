@@ -9,7 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from metapool_kernels import fused_meta_pool
+from metapool_kernels import DEFAULT_CANDIDATES, fused_meta_pool
+from metapool_kernels.candidates import parse_candidates
+from metapool_kernels.moments import affine_bwd
+from metapool_kernels.ops import PoolSpec, meta_pool_bwd
 from metapool_kernels.search.kernels import compile_ahead
 from tests.backends import BACKENDS
 
@@ -151,3 +154,20 @@ def test_different_kernels_have_different_keys() -> None:
         assert ahead.Start(ahead.KERNELS[0], 4, arguments, {"COUNT": 2}).key != start.key
     assert ahead.Start(ahead.KERNELS[1], 4, start.arguments, {"COUNT": 2}).key != start.key
     assert ahead.Start(ahead.KERNELS[0], 4, start.arguments, {"COUNT": 3}).key != start.key
+
+
+@pytest.mark.parametrize("form", ["mix", "stack", "fields"])
+def test_a_gradient_is_one_launch(form: str) -> None:
+    """However many poolings there are."""
+    spec = PoolSpec(
+        tuple(c.code for c in parse_candidates(DEFAULT_CANDIDATES)), (1, 1), True, False
+    )
+    spec, count = spec._replace(backend="triton"), len(DEFAULT_CANDIDATES)
+    x, grads, terms = torch.ones(2, 3, 9, 8), torch.ones(2, 3 * count, 9, 8), torch.ones(3, count)
+    with ahead.recorded() as starts:
+        if form == "fields":
+            affine_bwd(x, x, terms, terms, terms, terms, spec)
+        else:
+            grad_out, weights = (x, terms) if form == "mix" else (grads, None)
+            meta_pool_bwd(grad_out, x, weights, None, spec, (True, False))
+    assert [start.kernel for start in starts] == ["meta_pool_bwd_kernel"]

@@ -66,9 +66,14 @@ def _call(
     alpha = torch.empty((*weights, len(codes)), dtype=accumulate, device="meta")
     values = x if has_values else None
     grad_out = x[..., :: stride[0], :: stride[1]]
-    if backward:
-        return lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, mask)
     shifts = torch.empty((c, len(codes)), dtype=accumulate, device="meta")
+    if backward:
+        grads = torch.cat([grad_out] * len(codes), 1)
+        return {
+            "mix": lambda: launch.meta_pool_bwd(grad_out, x, alpha, values, spec, mask),
+            "stack": lambda: launch.meta_pool_bwd(grads, x, None, values, spec, mask),
+            "fields": lambda: launch.affine_bwd(grad_out, x, *[shifts] * 4, spec),
+        }[form]
     terms = torch.empty((2, 1 + 3 * len(codes), n * c * w), dtype=accumulate, device="meta")
     sums = torch.empty((n, c, len(codes), 2), dtype=torch.float64, device="meta")
     forms: dict[str, Callable[[], object]] = {
@@ -137,6 +142,15 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
             for names, candidates in ALONE.items()
             for wanted, mask in {"x": (True, False), "weights": (False, True)}.items()
         },
+        "backward, side by side": {"size": BIG, "form": "stack", "backward": True},
+        "backward of fields": {"size": BIG, "form": "fields", "backward": True},
+        "backward of fields, 14²": {"size": LOW14, "form": "fields", "backward": True},
+        "backward of fields, channels_last": {
+            "size": BIG,
+            "form": "fields",
+            "channels_last": True,
+            "backward": True,
+        },
         "forward, 64-bit lanes": {"size": HUGE},
         "backward, 64-bit planes": {"size": HUGE, "backward": True},
     }.items()
@@ -151,6 +165,10 @@ ONLY_SM90 = {
     "forward, moments, channels_last",
     "forward, products, 7²",
     "backward of values",
+    "backward, side by side",
+    "backward of fields",
+    "backward of fields, 14²",
+    "backward of fields, channels_last",
     "backward, stride 2",
     "backward, channels_last",
     "forward, 64-bit lanes",
@@ -256,10 +274,14 @@ def test_types_are_right(names: tuple[str, ...], backward: bool, has_values: boo
         assert "tt.store" in lower_call(call, backward=backward)
 
 
-@pytest.mark.parametrize("form", ["stack", "constants", "moments", "products"])
+@pytest.mark.parametrize("form", ["stack", "constants", "moments", "products", "fields"])
 @pytest.mark.parametrize("names", cases.CANDIDATES.values(), ids=" ".join)
 def test_types_of_forms_are_right(names: tuple[str, ...], form: str) -> None:
     for size, stride in (((2, 3, 20, 9), (1, 1)), ((2, 3, 7, 7), (2, 3))):
         for dtype in (torch.float64, BF16):
-            call = _call(size=size, candidates=names, stride=stride, dtype=dtype, form=form)
-            assert "tt.store" in lower_call(call, backward=False)
+            for backward in {"stack": (False, True), "fields": (True,)}.get(form, (False,)):
+                call = _call(
+                    size=size, candidates=names, stride=stride, dtype=dtype, form=form,
+                    backward=backward,
+                )  # fmt: skip
+                assert "tt.store" in lower_call(call, backward=backward)

@@ -20,21 +20,21 @@ import triton.language as tl
 from metapool_kernels._triton.lanes import (
     first_of,
     inside_row,
-    load_weights,
     store_row,
-    weights_of,
 )
 from metapool_kernels._triton.rows import moved_on, rows_on_map, take_row
 from metapool_kernels._triton.segments import LANES, gradients_of_row, store_total
+from metapool_kernels._triton.sent import load_terms, shares_of
 from metapool_kernels._triton.windows import repeated, rings_of
 
 
 @triton.jit
 def _stream(
-    grad_out, x, values, grad_values, grad_out_plane, x_plane, values_plane, grad_values_plane,
+    grad_out, x, values, grad_values,
+    grad_out_plane, step, x_plane, values_plane, grad_values_plane,
     row_begin, row_end, h, w, group, in_segment, inside, is_owned, shares_avg, shares_max,
     grad_weights, first, index, per_plane,
-    AVG: tl.constexpr, MAX: tl.constexpr, NONE: tl.constexpr,
+    AVG: tl.constexpr, MAX: tl.constexpr, NONE: tl.constexpr, FORM: tl.constexpr,
     RADIUS_H: tl.constexpr, RADIUS_W: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, MERGED: tl.constexpr,
     HAS_VALUES: tl.constexpr, WANTS_VALUES: tl.constexpr, WANTS_WEIGHTS: tl.constexpr,
@@ -50,15 +50,18 @@ def _stream(
     LENGTH: tl.constexpr = 2 * RADIUS_H + 1
     nothing = tl.full(group.shape, -0.0, ACC)
     minus_infinity = tl.full(group.shape, float("-inf"), ACC)
+    WAITING: tl.constexpr = () if FORM == "mix" else AVG
+    # Of which the averages are taken: of sums along rows, or of pixels.
+    SUMS: tl.constexpr = len(AVG) if FORM == "fields" else min(len(AVG), WANTS_WEIGHTS)
     kept = (
-        repeated(nothing, LENGTH if WANTS_WEIGHTS and len(AVG) > 0 else 0),
+        rings_of(nothing, SUMS, LENGTH),
         rings_of(minus_infinity, len(MAX), LENGTH),
         repeated(tl.zeros(group.shape, tl.int32), LENGTH if WANTS_VALUES and len(MAX) > 0 else 0),
         rings_of(nothing, len(MAX) if HAS_VALUES and WANTS_WEIGHTS else 0, LENGTH),
     )
     due = (
         rings_of(nothing, len(MAX) if WANTS_VALUES else 0, LENGTH),
-        repeated(nothing, LENGTH),
+        rings_of(nothing, 1 if FORM == "mix" else len(AVG), LENGTH),
     )
     kepts = ()
     dues = ()
@@ -78,19 +81,20 @@ def _stream(
     for i in tl.static_range(2 if UNROLL > 0 and HEIGHT == 0 else 0):
         for row in range(row_begin - (2 - i) * ABOVE, row_begin - (1 - i) * ABOVE):
             kepts, dues, totals = take_row(
-                kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
-                row + 2 * RADIUS_H,
+                kepts, dues, totals, grad_out, x, values,
+                grad_out_plane, step, x_plane, values_plane, row + 2 * RADIUS_H,
                 row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
-                AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+                AVG, MAX, NONE, FORM, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
                 HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, i == 1, True, ONE_STRIP, True,
                 CAREFUL, VECTOR, ACC,
             )  # fmt: skip
             dues = moved_on(dues, nothing)
     for i in tl.static_range(2 * ABOVE if HEIGHT > 0 else 0):
         kepts, dues, totals = take_row(
-            kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
-            i, row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
-            AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+            kepts, dues, totals, grad_out, x, values,
+            grad_out_plane, step, x_plane, values_plane, i,
+            row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
+            AVG, MAX, NONE, FORM, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
             HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, i >= ABOVE, True, ONE_STRIP, True,
             CAREFUL, VECTOR, ACC,
         )  # fmt: skip
@@ -103,15 +107,17 @@ def _stream(
         for base in range(row_begin, checked_begin, UNROLL):
             for u in tl.static_range(UNROLL):
                 kepts, dues, totals = take_row(
-                    kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
-                    base + u + 2 * RADIUS_H,
+                    kepts, dues, totals, grad_out, x, values,
+                    grad_out_plane, step, x_plane, values_plane, base + u + 2 * RADIUS_H,
                     row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
-                    AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+                    AVG, MAX, NONE, FORM, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
                     HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, True, False, ONE_STRIP, False,
                     CAREFUL, VECTOR, ACC,
                 )  # fmt: skip
                 if WANTS_VALUES:
-                    columns = gradients_of_row(dues, kepts, in_segment, MAX, TILED)
+                    columns = gradients_of_row(
+                        dues, kepts, in_segment, group, w, nothing, WAITING, MAX, TILED
+                    )
                     store_row(
                         grad_values,
                         grad_values_plane,
@@ -127,15 +133,17 @@ def _stream(
         for u in tl.static_range(HEIGHT if HEIGHT > 0 else 1):
             row = u if HEIGHT > 0 else base
             kepts, dues, totals = take_row(
-                kepts, dues, totals, grad_out, x, values, grad_out_plane, x_plane, values_plane,
-                row + 2 * RADIUS_H,
+                kepts, dues, totals, grad_out, x, values,
+                grad_out_plane, step, x_plane, values_plane, row + 2 * RADIUS_H,
                 row_begin, row_end, h, w, group, inside, shares_avg, shares_max, nothing,
-                AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+                AVG, MAX, NONE, FORM, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
                 HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, True, UNROLL == 0, ONE_STRIP, True,
                 CAREFUL, VECTOR, ACC,
             )  # fmt: skip
             if WANTS_VALUES:
-                columns = gradients_of_row(dues, kepts, in_segment, MAX, TILED)
+                columns = gradients_of_row(
+                    dues, kepts, in_segment, group, w, nothing, WAITING, MAX, TILED
+                )
                 mask = is_owned
                 if UNROLL == 0:
                     mask &= rows_on_map(row - row_begin, row_end, group)
@@ -171,6 +179,9 @@ def meta_pool_bwd_kernel(
     x,
     values,
     weights,
+    offsets,
+    slopes,
+    shifts,
     grad_values,
     grad_weights,
     channels,
@@ -186,6 +197,7 @@ def meta_pool_bwd_kernel(
     MAX: tl.constexpr,
     NONE: tl.constexpr,
     COUNT: tl.constexpr,
+    FORM: tl.constexpr,
     RADIUS_H: tl.constexpr,
     RADIUS_W: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -208,8 +220,9 @@ def meta_pool_bwd_kernel(
 ):
     """Gradients of ``<grad_out, sum_k weights_k * P_k(values)>``, the maxima picked by ``x``.
 
-    ``grad_weights`` (planes, strips * tiles, COUNT) gets its terms of each plane, strip and tile.
-    The other arguments are those of forward.
+    FORM says what takes the place of ``weights_k * grad_out``, see :mod:`.sent`; no other than a
+    mixture has gradients of weights. ``grad_weights`` (planes, strips * tiles, COUNT) gets its
+    terms of each plane, strip and tile. The other arguments are those of forward.
     """
     pid = tl.program_id(0)
     strip = pid % strips
@@ -244,9 +257,13 @@ def meta_pool_bwd_kernel(
     grad_out_plane = first_of(grad_out, image, channel)
     grad_values_plane = first_of(grad_values, image, channel)
     inside = inside_row(group, w, in_lanes, COLUMNS, RADIUS_W)
-    weight = load_weights(weights, image, channel, in_lanes, SHARED_WEIGHTS, COUNT)
-    shares_avg = weights_of(weight, AVG, MERGED)
-    shares_max = weights_of(weight, MAX, False)
+    of_candidates = load_terms(
+        weights, offsets, slopes, shifts, image, channel, in_lanes,
+        SHARED_WEIGHTS, COUNT, FORM, ACC,
+    )  # fmt: skip
+    shares_avg = shares_of(of_candidates, AVG, MERGED)
+    shares_max = shares_of(of_candidates, MAX, False)
+    step = tl.cast(channels, tl.int64) * grad_out.stride_c
 
     # The gradient of the weights is the sum of such terms of all planes, tiles and strips.
     terms = grad_weights
@@ -256,25 +273,25 @@ def meta_pool_bwd_kernel(
     first &= in_lanes
     lowest = _stream(
         grad_out, x, values, grad_values,
-        grad_out_plane, x_plane, values_plane, grad_values_plane,
+        grad_out_plane, step, x_plane, values_plane, grad_values_plane,
         row_begin, row_end, h, w, group, in_segment, inside, is_owned, shares_avg, shares_max,
         terms, first, index, per_plane,
-        AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+        AVG, MAX, NONE, FORM, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
         HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, ACC, COLUMNS, VECTOR, TILED,
         ONE_STRIP, HEIGHT, UNROLL, ROUNDS, HAS_VALUES,
     )  # fmt: skip
     if RERUNS and len(MAX) > 0 and WANTS_VALUES and not HAS_VALUES:
         is_special = in_lanes & ((lowest > float("-inf")) == 0)
-        for p in tl.static_range(len(MAX)):
+        for p in tl.static_range(len(MAX) if FORM == "mix" else 0):
             # Times the zeros beyond the map, such a weight would be NaN.
             is_special |= in_lanes & (shares_max[p] * 0 + tl.zeros_like(lowest) != 0)
         if tl.max(is_special.to(tl.int32), 0) > 0:
             _stream(
                 grad_out, x, values, grad_values,
-                grad_out_plane, x_plane, values_plane, grad_values_plane,
+                grad_out_plane, step, x_plane, values_plane, grad_values_plane,
                 row_begin, row_end, h, w, group, in_segment, inside, is_owned,
                 shares_avg, shares_max, terms, first, index, per_plane,
-                AVG, MAX, NONE, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
+                AVG, MAX, NONE, FORM, RADIUS_H, RADIUS_W, STRIDE_H, STRIDE_W, MERGED,
                 HAS_VALUES, WANTS_VALUES, WANTS_WEIGHTS, ACC, COLUMNS, VECTOR, TILED,
                 ONE_STRIP, 0, 0, ROUNDS, True,
             )  # fmt: skip

@@ -284,7 +284,7 @@ def put_together(form: str, terms: Tensor, out: Tensor, size: int, spec: PoolSpe
 def meta_pool_bwd(
     grad_out: Tensor,
     x: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     values: Tensor | None,
     spec: PoolSpec,
     output_mask: tuple[bool, bool],
@@ -294,37 +294,97 @@ def meta_pool_bwd(
 
     ``config`` overrides the choice that is made for the call.
     """
+    form = "mix" if weights is not None else "stack"
+    wants_values, wants_weights = output_mask[0], output_mask[1] and weights is not None
+    grad_values = empty_map(x, x.shape, spec.channels_last) if wants_values else None
+    parts = None
+    if x.shape[0] > 0 and (wants_values or wants_weights):
+        parts = _backward(
+            form, grad_out, x, spec, config,
+            weights=weights, values=values, grad_values=grad_values, wants_weights=wants_weights,
+        )  # fmt: skip
+    if weights is None or not wants_weights:
+        grad_weights = (x if weights is None else weights).new_empty(0)
+    else:
+        grad_weights = weights.new_zeros(weights.shape) if parts is None else _total(parts, weights)
+    return x.new_empty(0) if grad_values is None else grad_values, grad_weights
+
+
+def affine_bwd(
+    grad_out: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    offsets: Tensor,
+    slopes: Tensor,
+    shifts: Tensor,
+    spec: PoolSpec,
+    config: Config | None = None,
+) -> Tensor:
+    """:func:`metapool_kernels.moments.affine_bwd` on the device of ``x``."""
+    grad_x = empty_map(x, x.shape, spec.channels_last)
+    if x.shape[0] > 0:
+        _backward(
+            "fields", grad_out, x, spec, config,
+            weights=weights, offsets=offsets, slopes=slopes, shifts=shifts, grad_values=grad_x,
+        )  # fmt: skip
+    return grad_x
+
+
+def _backward(
+    form: str,
+    grad_out: Tensor,
+    x: Tensor,
+    spec: PoolSpec,
+    config: Config | None = None,
+    *,
+    weights: Tensor | None = None,
+    offsets: Tensor | None = None,
+    slopes: Tensor | None = None,
+    shifts: Tensor | None = None,
+    values: Tensor | None = None,
+    grad_values: Tensor | None = None,
+    wants_weights: bool = False,
+) -> Tensor | None:
+    """Start the kernel of backward in one of its forms, which writes to ``grad_values``.
+
+    Returns:
+        Terms of the gradient of the weights, (N, C, parts, K), if that is wanted.
+    """
     n, c, h, w = x.shape
-    wants_values, wants_weights = output_mask
-    grad_values = empty_map(x, x.shape, spec.channels_last) if wants_values else x.new_empty(0)
-    if n == 0 or not any(output_mask):
-        return grad_values, weights.new_zeros(weights.shape if wants_weights else 0)
     has_values = values is not None
-    optional = (values, grad_values if wants_values else None)
-    maps = (layout_of(x), layout_of(grad_out), *(layout_of(y) for y in optional if y is not None))
+    maps = tuple(layout_of(y) for y in (x, grad_out, values, grad_values) if y is not None)
     if config is None:
-        regime = regime_of(maps, spec, backward=True, has_values=has_values)
+        regime = regime_of(maps, spec, backward=True, has_values=has_values, form=form)
         config = choose_config(
             x,
             regime,
-            lambda c: meta_pool_bwd(grad_out, x, weights, values, spec, output_mask, c),
-        )
+            lambda c: _backward(
+                form, grad_out, x, spec, c,
+                weights=weights, offsets=offsets, slopes=slopes, shifts=shifts,
+                values=values, grad_values=grad_values, wants_weights=wants_weights,
+            ),
+        )  # fmt: skip
     tile, segments = backward_tile(maps, spec, config)
     constants = _constants(
-        maps[0], spec, tile, has_values=has_values, shares_weights=weights.dim() == 1
+        maps[0],
+        spec,
+        tile,
+        has_values=has_values,
+        shares_weights=weights is not None and weights.dim() == 1,
     )
-    parts = weights
-    if wants_weights:
+    parts = None
+    if wants_weights and weights is not None:
         parts = weights.new_empty((n, c, segments.tiles * tile.strips.number, len(spec.candidates)))
     source = as_map(x, tile.vector)
+    terms = (weights, offsets, slopes, shifts)
     with on_device_of(x):
         meta_pool_bwd_kernel[(tile.programs,)](
             as_map(grad_out, tile.vector),
             source,
             source if values is None else as_map(values, tile.vector),
-            as_weights(weights),
-            as_map(grad_values, tile.vector) if wants_values else source,
-            parts,
+            *(None if term is None else as_weights(term) for term in terms),
+            source if grad_values is None else as_map(grad_values, tile.vector),
+            weights if parts is None else parts,
             c,
             h,
             w,
@@ -335,14 +395,15 @@ def meta_pool_bwd(
             tile.strips.number,
             tile.strips.rows,
             **constants,
-            WANTS_VALUES=wants_values,
+            FORM=form,
+            WANTS_VALUES=grad_values is not None,
             WANTS_WEIGHTS=wants_weights,
             SEGMENTS=config.num_warps,
             TILED=segments.tiles > 1,
             ROUNDS=segments.rounds,
             RERUNS=True,
         )
-        return grad_values, _total(parts, weights) if wants_weights else weights.new_empty(0)
+    return parts
 
 
 def _total(parts: Tensor, weights: Tensor) -> Tensor:

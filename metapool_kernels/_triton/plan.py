@@ -90,7 +90,7 @@ class Regime(NamedTuple):
     vector: int
     """Columns that can be read as one vector: 4, 2 or 1; 0 with channels last."""
     form: str = "mix"
-    """Of forward. In others each pooling is kept by itself, some of them in sums."""
+    """In others each pooling is kept by itself, some of them in sums."""
 
 
 _LOW_FORWARD = {
@@ -128,6 +128,9 @@ _BACKWARD_AVG = {
 }
 _LOW_TERMS = (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4))
 _TERMS = (Config(2, 2, 4), Config(2, 4, 4), Config(4, 2, 4))
+_LOW_BACKWARD_EACH = (Config(1, ALL_ROWS, 4), Config(1, 2, 4))
+_BACKWARD_EACH = (Config(1, 4, 4), Config(1, 2, 4))
+_BACKWARD_STACK = (Config(2, 2, 4), Config(1, 4, 4))
 _HEAVY = (Config(1, 1, 4), Config(1, 2, 4))
 _HEAVY_EACH = (Config(1, 2, 4), Config(1, 1, 4))
 
@@ -140,6 +143,10 @@ def configs(regime: Regime) -> tuple[Config, ...]:
         return _LOW_TERMS if regime.is_low else _TERMS
     if not regime.backward:
         return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
+    if regime.form != "mix":
+        if regime.is_low:
+            return _LOW_BACKWARD_EACH
+        return _BACKWARD_STACK if regime.form == "stack" and regime.vector else _BACKWARD_EACH
     if not regime.has_max:
         return (_LOW_BACKWARD_AVG if regime.is_low else _BACKWARD_AVG)[regime.vector]
     if regime.is_wide:

@@ -62,34 +62,61 @@ def _add_to_columns(
 
 
 @triton.jit
+def _add_along(given, waiting, CENTER: tl.constexpr, RADIUS: tl.constexpr, AVG: tl.constexpr):
+    """Adds what averages of one column's windows have sent to the columns that they hold."""
+    grad = -0.0
+    for d in tl.static_range(RADIUS, 0, -1):
+        for p in tl.static_range(len(AVG)):
+            if AVG[p][1] == d:
+                grad += waiting[p][0]
+        given = _added(given, grad, CENTER - d)
+        given = _added(given, grad, CENTER + d)
+    for p in tl.static_range(len(AVG)):
+        if AVG[p][1] == 0:
+            grad += waiting[p][0]
+    return _added(given, grad, CENTER)
+
+
+@triton.jit
 def gradients_of_row(
-    dues, kepts, in_segment, MAX: tl.constexpr, TILED: tl.constexpr,
+    dues, kepts, in_segment, group, w, nothing,
+    AVG: tl.constexpr, MAX: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the oldest row."""
+    """The gradients of the oldest row.
+
+    AVG holds averages whose gradients wait; those of others are ready where they belong.
+    """
     COLUMNS: tl.constexpr = len(dues)
-    HANDED: tl.constexpr = widest(MAX)
-    nothing = tl.full(in_segment.shape, -0.0, dues[0][1][0].dtype)
-    # What the maxima of this row give to each of the lane's columns and to its neighbours'.
+    HANDED: tl.constexpr = max(widest(MAX), widest(AVG))
+    # What the windows of this row's columns give to each of the lane's columns and its neighbours'.
     given = repeated(nothing, COLUMNS + 2 * HANDED)
     for v in tl.static_range(COLUMNS):
         _, _, codes, _ = kepts[v]
-        pending, _ = dues[v]
+        pending, ready = dues[v]
         if len(MAX) > 0:
-            given = _add_to_columns(given, pending, codes[0], HANDED + v, HANDED, MAX)
+            given = _add_to_columns(given, pending, codes[0], HANDED + v, widest(MAX), MAX)
+        if len(AVG) > 0:
+            given = _add_along(given, ready, HANDED + v, widest(AVG), AVG)
     row = ()
     for v in tl.static_range(COLUMNS):
         _, ready = dues[v]
-        grad = ready[0] + given[v + HANDED]
+        grad = given[v + HANDED]
+        if len(AVG) == 0 and len(ready) > 0:
+            grad += ready[0][0]
         for lanes in tl.static_range(1, (HANDED + COLUMNS - 1) // COLUMNS + 1):
             if v + lanes * COLUMNS < COLUMNS + HANDED:
                 handed = _from_lane(given[v + lanes * COLUMNS + HANDED], -lanes)
                 if TILED:
                     handed = tl.where(in_segment >= lanes, handed, 0.0)
+                if len(AVG) > 0:  # whose windows reach over the end of the map, to other planes
+                    handed = tl.where(group >= lanes, handed, 0.0)
                 grad += handed
             if v - lanes * COLUMNS >= -HANDED:
                 handed = _from_lane(given[v - lanes * COLUMNS + HANDED], lanes)
                 if TILED:
                     handed = tl.where(in_segment < LANES - lanes, handed, 0.0)
+                if len(AVG) > 0:
+                    handed = tl.where((group + lanes) * COLUMNS < w, handed, 0.0)
                 grad += handed
         row = row + (grad,)
     return row

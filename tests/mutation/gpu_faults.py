@@ -328,6 +328,48 @@ TRITON_FORMS = (
         "AVG, MAX, COUNT, RADIUS_H, TOGETHER, MERGED, HAS_VALUES, MIXES,",
         "AVG, MAX, COUNT, RADIUS_H, TOGETHER, True, HAS_VALUES, MIXES,",
     ),
+    _form(
+        "every candidate is sent the first map of gradients",
+        "sent.py",
+        "at = plane + POOLS[p][2] * step if POOLS[p][2] > 0 else plane",
+        "at = plane",
+    ),
+    _form(
+        "what an average sends is not divided where padding does not count",
+        "sent.py",
+        "field = divided(field, count.to(field.dtype))",
+        "field = field + 0 * count.to(field.dtype)",
+    ),
+    _form(
+        "columns without a window send something",
+        "sent.py",
+        "field = tl.where(is_center, field, 0.0)",
+        "field += 0.0",
+    ),
+    _form(
+        "deviations matter without a slope",
+        "sent.py",
+        "tl.where(slope != 0.0, pooled - shift, 0.0)",
+        "pooled - shift",
+    ),
+    _form(
+        "fields have no offset",
+        "sent.py",
+        "weight * grad + offset + slope * deviation",
+        "weight * grad + 0 * offset + slope * deviation",
+    ),
+    _form(
+        "a plane is handed what windows send beyond the end of another",
+        "segments.py",
+        "handed = tl.where(group >= lanes, handed, 0.0)",
+        "handed += 0.0",
+    ),
+    _form(
+        "beyond the end of a row averages hold what maxima do",
+        "rows.py",
+        "zeroed = zeroed + (tl.where(inside[i], pixels[i], 0.0),)",
+        "zeroed = zeroed + (pixels[i],)",
+    ),
 )
 
 BINDINGS = (
