@@ -2,8 +2,8 @@
 
 ``python -m benches.gpu_model`` compiles every regime of the Triton and of the CUDA kernels for
 sm_90, counts what a call runs for each element of the output, and sets it against what a GPU can
-issue and move while the same bytes are copied. It predicts; nothing here has been measured on a
-GPU.
+issue and move while the same bytes are copied. With ``--forms`` it does so for the passes of the
+other forms, in Triton. It predicts; nothing here has been measured on a GPU.
 """
 
 import argparse
@@ -70,6 +70,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     batch: int = 128
+    form: str = "mix"
+    """Of the mixture, or one of FORMS."""
 
     @property
     def elements(self) -> int:
@@ -79,12 +81,33 @@ class Case:
     @property
     def bytes(self) -> int:
         """Moved for each element: x and y forward; x, the gradient of y and that of x backward."""
-        return (3 if self.backward else 2) * self.dtype.itemsize
+        maps = FORMS[self.form].maps if self.form != "mix" else 3 if self.backward else 2
+        return maps * self.dtype.itemsize
 
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over the maps that is not the mixture's."""
+
+    backward: bool
+    maps: int
+    """Read and written, each element once."""
+
+
+_COUNT = len(DEFAULT_CANDIDATES)
+FORMS = {
+    "side by side": Pass(False, 1 + _COUNT),
+    "side by side, backward": Pass(True, 2 + _COUNT),
+    "normalised: moments": Pass(False, 1),
+    "normalised: mixture": Pass(False, 2),
+    "normalised: products": Pass(False, 2),
+    "normalised: fields": Pass(True, 3),
+}
+"""By name. What sums of lanes take is left out: it is as much as the sums, not as the maps."""
 
 MAPS = ((96, 56), (144, 28), (384, 14), (960, 7))
 
@@ -97,6 +120,17 @@ def cases() -> Iterator[Case]:
                 for dtype in (torch.float32, torch.bfloat16):
                     for channels_last in (False, True):
                         yield Case(channels, side, backward, candidates, dtype, channels_last)
+
+
+def form_cases() -> Iterator[Case]:
+    """The rows of the table of other forms."""
+    for form, about in FORMS.items():
+        for channels, side in MAPS[:2]:
+            for dtype in (torch.float32, torch.bfloat16):
+                for channels_last in (False, True):
+                    yield Case(
+                        channels, side, about.backward, "default", dtype, channels_last, form=form
+                    )
 
 
 @dataclass(frozen=True)
@@ -145,8 +179,23 @@ def predict_triton(case: Case) -> Prediction:
         memory_format=memory_format(case.channels_last),
     )
     weights = torch.empty(len(codes), device="meta")
+    terms = torch.empty((case.channels, len(codes)), device="meta")
 
     def call() -> object:
+        match case.form:
+            case "side by side":
+                return launch.meta_pool_fwd(x, None, None, spec)
+            case "side by side, backward":
+                grads = torch.cat([x] * len(codes), 1)
+                return launch.meta_pool_bwd(grads, x, None, None, spec, (True, False))
+            case "normalised: moments":
+                return launch._forward("moments", x, spec)
+            case "normalised: mixture":
+                return launch.affine_fwd(x, terms, terms[:, :1], spec)
+            case "normalised: products":
+                return launch._forward("products", x, spec, weights=terms, grad_out=x)
+            case "normalised: fields":
+                return launch.affine_bwd(x, x, *[terms] * 4, spec)
         if case.backward:
             return launch.meta_pool_bwd(x, x, weights, None, spec, (True, True))
         return launch.meta_pool_fwd(x, weights, None, spec)
@@ -279,6 +328,52 @@ with channels last reads across lanes and will be slower than this.
 """
 
 
+_FORMS_TEXT = """# What the passes of other forms should reach on a GPU: a prediction
+
+As [the mixture's](gpu-model.md), by `python -m benches.gpu_model --forms`: Triton {triton}, sm_90,
+seven default candidates, batches of 128. *Bytes* are those of each element of x that maps take,
+read and written once; what sums of lanes take comes on top. The normalised mixture is moments and
+mixture forward, {forward} bytes in float32, products and fields backward, {backward} bytes.
+
+{table}
+"""
+
+
+def form_table(rows: list[tuple[Case, Prediction]]) -> str:
+    """What is predicted for each pass."""
+    head = ["pass", "map", "dtype", "layout", "bytes", "registers", "instructions"]
+    head += [f"{gpu.name}: budget, share" for gpu in GPUS]
+    cells = []
+    for case, found in rows:
+        layout = "channels_last" if case.channels_last else "NCHW"
+        line = [case.form, f"{case.channels} x {case.side}²", case.dtype_name, layout]
+        line += [str(case.bytes), str(found.registers), f"{found.cycles['issue']:.0f}"]
+        for gpu in GPUS:
+            share, limit = found.share(gpu)
+            line.append(f"{gpu.budget(case.bytes):.0f}, {share:.0%} {limit}")
+        cells.append(line)
+    return _lines(head, cells)
+
+
+def write_forms(path: Path) -> None:
+    """Write the page of other forms."""
+    every = list(form_cases())
+    with ProcessPoolExecutor(2) as pool:
+        rows = list(zip(every, pool.map(predict_triton, every), strict=True))
+
+    def bytes_of(*passes: str) -> int:
+        return 4 * sum(FORMS[f"normalised: {name}"].maps for name in passes)
+
+    page = _FORMS_TEXT.format(
+        triton=triton.__version__,
+        forward=bytes_of("moments", "mixture"),
+        backward=bytes_of("products", "fields"),
+        table=form_table(rows),
+    )
+    path.write_text(page)
+    print(page)
+
+
 def _budgets() -> str:
     head = ["bytes for each element", *(f"{gpu.name}, {gpu.copy / 1e12:.1f} TB/s" for gpu in GPUS)]
     sizes = {8: "forward float32", 4: "forward half", 12: "backward float32", 6: "backward half"}
@@ -293,7 +388,11 @@ def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=PREDICTED.with_suffix(".md"))
-    path = parser.parse_args().out
+    parser.add_argument("--forms", action="store_true", help="of the other forms, in Triton")
+    arguments = parser.parse_args()
+    path = arguments.out
+    if arguments.forms:
+        return write_forms(path.with_name(f"{path.stem}-forms.md"))
     every = list(cases())
     by_backend = {}
     cuda_code.compile_all([CAPABILITY])  # which no two processes should do at once

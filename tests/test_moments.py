@@ -7,8 +7,8 @@ from torch import Tensor
 from metapool_kernels import fused_meta_pool
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last
-from metapool_kernels.moments import affine_fwd, pool_moments, pool_products
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels.moments import affine_bwd, affine_fwd, pool_moments, pool_products
+from metapool_kernels.ops import PoolSpec, meta_pool_bwd
 from tests import cases, judge
 from tests.backends import COMPILED, DEVICE, require
 
@@ -102,3 +102,27 @@ def test_constants_of_planes(name: str, shape: tuple[int, ...], layout: str) -> 
     right = (weights.double()[..., None, None] * pooled).sum(2) + constants.double()[..., None]
     assert got.dtype is torch.bfloat16
     torch.testing.assert_close(got.double(), right, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("names", ["averages", "maxima", "any"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_poolings_do_not_matter_without_a_slope(name: str, names: str, stride: int) -> None:
+    """Nor where they are no numbers: each is sent the same as side by side."""
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(SIZES["primes"], generator=rng)
+    x[:, :, 3, 4] = torch.nan
+    x[:, :, -1, 0] = torch.inf
+    pooled, spec = _poolings(name, x, POOLED[names], stride)
+    n, c, count, *size = pooled.shape
+    grad_out = torch.randn((n, c, *size), generator=rng)
+    weights, offsets, shifts = torch.randn((3, c, count), generator=rng)
+    fields = (weights[..., None, None] * grad_out[:, :, None] + offsets[..., None, None]).float()
+    fields = fields.transpose(1, 2).flatten(1, 2)
+    there = [tensor.to(DEVICE) for tensor in (x, grad_out, fields, weights, offsets, shifts)]
+    x, grad_out, fields, weights, offsets, shifts = there
+    slopes = torch.zeros_like(shifts)
+    got = affine_bwd(grad_out, x, weights, offsets, slopes, shifts, spec)
+    right, _ = meta_pool_bwd(fields, x, None, None, spec, (True, False))
+    assert right.isfinite().all()
+    torch.testing.assert_close(got, right)
