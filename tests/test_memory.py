@@ -234,7 +234,7 @@ def _numpy_calls() -> None:
 def _numpy_refusals() -> None:
     x, weights = np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 1), np.float32)
     with pytest.raises(ValueError, match="weights"):
-        native.numpy_ops().meta_pool_fwd(x, weights, x, [], 1, 1, True)
+        native.numpy_ops().meta_pool_fwd(x, weights, x, None, [], 1, 1, True)
 
 
 def _torch_refusals() -> None:
