@@ -30,7 +30,7 @@ enum class Data { kTies, kNan, kSpecial, kFine };
 
 struct Setup {
   std::string why;
-  int64_t n, c, h, w;
+  int64_t n = 1, c = 1, h = 1, w = 1;
   DType dtype = DType::kFloat32;
   bool channels_last = false;
   Candidates candidates = kSquares;

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "../tests/native_calls.h"
+#include "../../tests/native_calls.h"
 
 int main(int count, char** words) {
   using namespace metapool;
