@@ -5,7 +5,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin
 CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python_bindings/*.h \
 	python_bindings/*.cpp)
-TEST_SOURCES := $(wildcard tests/cuda_host/*.h tests/threads/*.cpp)
+TEST_SOURCES := $(wildcard tests/*.h tests/cuda_host/*.h tests/threads/*.cpp tests/arm/*.cpp benches/*/*.cpp)
 SHARE = 0.03
 SEARCH := --config configs/mnist.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
@@ -39,7 +39,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 
 .PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter \
 	test-cuda-host test-cuda-host-sanitized test-sanitized test-older test-compatibility \
-	test-devices test-threads test-slow test-large \
+	test-devices test-threads test-arm test-slow test-large \
 	fuzz mutate checked search bench bench-import bench-report \
 	bench-search gpu-check gpu-pack gpu-model lint format install clean
 
@@ -103,6 +103,10 @@ test-devices: $(VENV)/.installed  ## exported networks in the real runtimes, eac
 
 test-threads: $(VENV)/.installed  ## the CPU kernels under ThreadSanitizer (GCC)
 	$(RUN)/python -m tests.threads
+
+test-arm: $(VENV)/.installed  ## the CPU kernels for AArch64, emulated, against each instruction set of this machine
+	$(RUN)/python -m tests.arm.build
+	METAPOOL_ARM=$(abspath build/arm) $(RUN)/python -m pytest tests/arm $(call REPORT,$@)
 
 test-slow: $(VENV)/.installed  ## what repeats the tests for other architectures and larger searches
 	$(PYTEST) tests -m slow $(call REPORT,$@)

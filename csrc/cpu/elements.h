@@ -86,13 +86,19 @@ METAPOOL_INLINE RawVector<Acc, Acc> widen_vector(RawVector<T, Acc> raw) {
   if constexpr (sizeof(T) == sizeof(Acc)) {
     return raw;
   } else if constexpr (std::is_same_v<T, BFloat16>) {
+#if defined(__aarch64__)
+    return (Vec<float>)vshll_n_u16((uint16x4_t)raw, 16);
+#else
     using Bits = typename VectorOf<uint32_t, kVectorBytes>::type;
     return (Vec<float>)(__builtin_convertvector(raw, Bits) << 16);
+#endif
   } else {
 #if defined(__AVX512F__)
     return (Vec<float>)_mm512_cvtph_ps((__m256i)raw);
 #elif defined(__AVX2__)
     return (Vec<float>)_mm256_cvtph_ps((__m128i)raw);
+#elif defined(__aarch64__)
+    return (Vec<float>)vcvt_f32_f16((float16x4_t)raw);
 #else
     Vec<float> wide;
     for (int i = 0; i < kAtOnce<Acc>; ++i) wide[i] = widen(Half{raw[i]});
@@ -110,12 +116,19 @@ METAPOOL_INLINE RawVector<T, Acc> narrow_vector(RawVector<Acc, Acc> vector) {
     const Bits bits = (Bits)vector;
     const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
     const Bits nan = bits >> 16 | 0x40u;
-    return __builtin_convertvector(vector != vector ? nan : rounded, RawVector<T, Acc>);
+    const Bits halves = vector != vector ? nan : rounded;
+#if defined(__aarch64__)
+    return (RawVector<T, Acc>)vmovn_u32((uint32x4_t)halves);
+#else
+    return __builtin_convertvector(halves, RawVector<T, Acc>);
+#endif
   } else {
 #if defined(__AVX512F__)
     return (RawVector<T, Acc>)_mm512_cvtps_ph((__m512)vector, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__AVX2__)
     return (RawVector<T, Acc>)_mm256_cvtps_ph((__m256)vector, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    return (RawVector<T, Acc>)vcvt_f16_f32((float32x4_t)vector);
 #else
     RawVector<T, Acc> narrowed;
     for (int i = 0; i < kAtOnce<Acc>; ++i) {

@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "plan.h"
@@ -77,6 +79,8 @@ METAPOOL_INLINE bool any(Mask<Acc> mask) {
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX2__)
   return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
   int64_t found = 0;
   for (int lane = 0; lane < kVectorLanes<Acc>; ++lane) found |= mask[lane];
@@ -123,6 +127,8 @@ METAPOOL_INLINE Choice at_least(Vec<float> left, Vec<float> right) {
 METAPOOL_INLINE Vec<float> add_where(Choice choice, Vec<float> acc, Vec<float> values) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_mask_add_ps((__m512)acc, choice, (__m512)acc, (__m512)values);
+#elif defined(__aarch64__)
+  return (Vec<float>)vbslq_f32((uint32x4_t)choice, (float32x4_t)(acc + values), (float32x4_t)acc);
 #else
   return choice ? acc + values : acc;
 #endif
@@ -144,6 +150,8 @@ using Code = Mask<Acc>;
 METAPOOL_INLINE Code<float> choose(Choice choice, Code<float> first, Code<float> second) {
 #if defined(__AVX512F__)
   return (Code<float>)_mm512_mask_blend_epi32(choice, (__m512i)second, (__m512i)first);
+#elif defined(__aarch64__)
+  return (Code<float>)vbslq_s32((uint32x4_t)choice, (int32x4_t)first, (int32x4_t)second);
 #else
   return choice ? first : second;
 #endif
@@ -168,6 +176,17 @@ METAPOOL_INLINE Code<Acc> load_codes(const int8_t* from) {
   } else {
     return (Code<Acc>)_mm256_cvtepi8_epi64(_mm_loadu_si32(from));
   }
+#elif defined(__aarch64__)
+  if constexpr (sizeof(Acc) == 4) {
+    int32_t four;
+    __builtin_memcpy(&four, from, sizeof(four));
+    return (Code<Acc>)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+  } else {
+    int16_t two;
+    __builtin_memcpy(&two, from, sizeof(two));
+    const int16x8_t halves = vmovl_s8(vreinterpret_s8_s16(vdup_n_s16(two)));
+    return (Code<Acc>)vmovl_s32(vget_low_s32(vmovl_s16(vget_low_s16(halves))));
+  }
 #else
   Code<Acc> codes;
   for (int lane = 0; lane < kVectorLanes<Acc>; ++lane) codes[lane] = from[lane];
@@ -182,6 +201,20 @@ METAPOOL_INLINE void store_codes(int8_t* to, Code<Acc> codes) {
     _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)codes));
   } else {
     _mm_storeu_si64(to, _mm512_cvtepi64_epi8((__m512i)codes));
+  }
+#elif defined(__aarch64__)
+  const auto narrow = [](int32x2_t low, int32x2_t high) METAPOOL_LAMBDA {
+    const int16x4_t halves = vmovn_s32(vcombine_s32(low, high));
+    return vmovn_s16(vcombine_s16(halves, halves));
+  };
+  if constexpr (sizeof(Acc) == 4) {
+    const int32x4_t words = (int32x4_t)codes;
+    const int8x8_t four = narrow(vget_low_s32(words), vget_high_s32(words));
+    __builtin_memcpy(to, &four, 4);
+  } else {
+    const int32x2_t words = vmovn_s64((int64x2_t)codes);
+    const int8x8_t two = narrow(words, words);
+    __builtin_memcpy(to, &two, 2);
   }
 #else
   using Narrow = typename VectorOf<int8_t, kVectorLanes<Acc> >::type;

@@ -130,6 +130,11 @@ SECTIONS = (
                 "test-isas-baseline",
                 "test-isas-avx2",
             ),
+            _target(
+                "6048 calls on an emulated AArch64, to the bit what each instruction set of this "
+                "machine gives",
+                "test-arm",
+            ),
         ),
     ),
     Section(

@@ -2,6 +2,7 @@
 
 For the CPU that is one instruction set of three and no NumPy module, hardly optimised: a quarter of
 the time of a whole build, and every line of the algorithms is in it. For CUDA it is float32 alone.
+What is for AArch64 is compared with what setup.py has built.
 """
 
 import json
@@ -9,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from tests import setup_script
+from tests.arm import build as arm
 from tests.cuda_host import build as cuda_host
 
 FAST = ["-Og", "-g0", "-w"]
@@ -50,6 +52,14 @@ def build_cuda(root: Path) -> Path:
         raise DoesNotBuildError(str(problem)) from None
 
 
+def build_arm(root: Path) -> Path:
+    """The CPU kernels under ``root`` for AArch64, beside those of this machine without a fault."""
+    try:
+        return arm.build(root, root / "build" / "arm", FAST)
+    except RuntimeError as problem:
+        raise DoesNotBuildError(str(problem)) from None
+
+
 def keep_float_alone(root: Path) -> None:
     """Have the CUDA kernels under ``root`` compiled for float32 and no other type."""
     path = root / "csrc/cuda/device.cuh"
@@ -61,5 +71,5 @@ def keep_float_alone(root: Path) -> None:
     path.write_text(text)
 
 
-BUILDS = {"cpu": build_cpu, "cuda": build_cuda}
+BUILDS = {"cpu": build_cpu, "cuda": build_cuda, "arm": build_arm}
 """What an area can ask for; each returns the library's path."""

@@ -11,6 +11,10 @@ def _dispatch(name: str, right: str, wrong: str, file: str = "dispatch.cpp") -> 
     return Fault(name, "CPU dispatch", f"csrc/cpu/{file}", right, wrong)
 
 
+def _arm(name: str, file: str, right: str, wrong: str) -> Fault:
+    return Fault(name, "ARM", f"csrc/cpu/{file}", right, wrong)
+
+
 KERNELS = (
     # What a window is.
     _kernel(
@@ -368,4 +372,43 @@ DISPATCH = (
     ),
 )
 
-FAULTS = (*KERNELS, *DISPATCH)
+ARM = (
+    _arm(
+        "float16 is widened as if it were bfloat16",
+        "elements.h",
+        "return (Vec<float>)vcvt_f32_f16((float16x4_t)raw);",
+        "return (Vec<float>)vshll_n_u16((uint16x4_t)raw, 16);",
+    ),
+    _arm(
+        "the last bit of a narrowed float16 is lost",
+        "elements.h",
+        "return (RawVector<T, Acc>)vcvt_f16_f32((float32x4_t)vector);",
+        "return (RawVector<T, Acc>)vcvt_f16_f32((float32x4_t)vector) & 0xfffe;",
+    ),
+    _arm(
+        "bfloat16 beyond the largest number is held back",
+        "elements.h",
+        "return (RawVector<T, Acc>)vmovn_u32((uint32x4_t)halves);",
+        "return (RawVector<T, Acc>)vmovn_u32(vminq_u32((uint32x4_t)halves, vdupq_n_u32(0xff7f)));",
+    ),
+    _arm(
+        "any sees the first lanes alone",
+        "vec.h",
+        "return vmaxvq_u32((uint32x4_t)mask) != 0;",
+        "return vmaxv_u32(vget_low_u32((uint32x4_t)mask)) != 0;",
+    ),
+    _arm(
+        "codes lose their sign",
+        "vec.h",
+        "vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))))",
+        "vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_s32(vdup_n_s32(four)))))",
+    ),
+    _arm(
+        "what is not chosen has zero added",
+        "vec.h",
+        "vbslq_f32((uint32x4_t)choice, (float32x4_t)(acc + values), (float32x4_t)acc);",
+        "(acc + (Vec<float>)(choice & (Mask<float>)values));",
+    ),
+)
+
+FAULTS = (*KERNELS, *DISPATCH, *ARM)

@@ -14,7 +14,7 @@ class Area:
     tests: tuple[str, ...]
     """Arguments of pytest."""
     builds: str = ""
-    """``cpu`` or ``cuda``, see builds.py; nothing for Python."""
+    """``cpu``, ``cuda`` or ``arm``, see builds.py; nothing for Python."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -118,6 +118,7 @@ TRITON_FORMS = (
 AREAS: dict[str, Area] = {
     "CPU kernels": Area(KERNEL_TESTS, builds="cpu"),
     "CPU dispatch": Area(KERNEL_TESTS, builds="cpu"),
+    "ARM": Area(("tests/arm",), builds="arm"),
     "bindings": Area((*_files("opcheck", "layout", "backward"), *NOT_THE_DEFINITION), builds="cpu"),
     "CUDA kernels": _cuda("forward"),
     "CUDA kernels, threads reversed": _cuda("reversed"),

@@ -100,6 +100,8 @@ class Tree:
         kept |= {"CI": "1", "METAPOOL_REQUIRE_NATIVE": "1", **area.environment}
         if area.builds == "cuda":
             kept["METAPOOL_CUDA_HOST"] = str(self._right["cuda"][0])
+        if area.builds == "arm":
+            kept["METAPOOL_ARM"] = str(self._right["arm"][0].parent)
         return kept
 
 

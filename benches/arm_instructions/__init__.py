@@ -1,0 +1,1 @@
+"""Instructions of the CPU kernels on AArch64, counted in an emulator."""
