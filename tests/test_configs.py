@@ -102,6 +102,34 @@ def test_configuration_of_sums(case: Case, config: plan.Config) -> None:
     )
 
 
+SENT = [
+    pytest.param(case, form, config, id=f"triton-{name}-{form}-{i}")
+    for name, case in MAPS.items()
+    for form in ("stack", "fields")
+    for i, config in enumerate(plan.configs(_regime(case, True, form)))
+]
+
+
+@pytest.mark.parametrize("case, form, config", SENT)
+def test_configuration_of_what_is_sent(case: Case, form: str, config: plan.Config) -> None:
+    """Each pooling sends something of its own; the same in float64."""
+    x, _, grad_out = (t.to(DEVICE) for t in case.tensors())
+    spec, count = _spec(case, x), len(case.candidates)
+    wide = x.double().requires_grad_()
+    pooled = fused_multi_pool(wide, case.candidates, backend="reference")
+    of_each = pooled.detach().unflatten(1, (count, -1))
+    if form == "stack":
+        sent = torch.randn(pooled.shape, device=DEVICE)
+        got, _ = launch.meta_pool_bwd(sent, x, None, None, spec, (True, False), config)
+    else:
+        terms = tuple(torch.randn(x.shape[1], count, device=DEVICE) for _ in range(4))
+        got = launch.affine_bwd(grad_out, x, *terms, spec, config)
+        weight, offset, slope, shift = (term.double().t()[..., None, None] for term in terms)
+        sent = weight * grad_out.double()[:, None] + offset + slope * (of_each - shift)
+    (right,) = torch.autograd.grad(pooled, wide, sent.double().reshape(pooled.shape))
+    torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=2e-5)
+
+
 def test_every_configuration_of_triton_is_tried() -> None:
     forward = (plan._LOW_FORWARD, plan._FORWARD)
     backward = (plan._LOW_BACKWARD, plan._BACKWARD, plan._LOW_BACKWARD_AVG, plan._BACKWARD_AVG)
@@ -112,6 +140,11 @@ def test_every_configuration_of_triton_is_tried() -> None:
     assert tried == known
     tried = {plan.configs(_regime(case, False, "moments")) for case in MAPS.values()}
     assert tried == {plan._LOW_TERMS, plan._TERMS, plan._HEAVY_EACH}
+    forms = ("stack", "fields")
+    tried = {plan.configs(_regime(case, True, form)) for case in MAPS.values() for form in forms}
+    each = {plan._LOW_BACKWARD_EACH, plan._BACKWARD_STACK, plan._BACKWARD_EACH}
+    of_averages = {plan._LOW_BACKWARD_FIELDS_AVG, plan._BACKWARD_FIELDS_AVG, plan._HEAVY_EACH}
+    assert each | of_averages <= tried
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])

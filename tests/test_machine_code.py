@@ -143,6 +143,18 @@ CALLS: dict[str, tuple[bool, Callable[[], object]]] = {
             for wanted, mask in {"x": (True, False), "weights": (False, True)}.items()
         },
         "backward, side by side": {"size": BIG, "form": "stack", "backward": True},
+        "backward, side by side, averages": {
+            "size": BIG,
+            "candidates": AVG,
+            "form": "stack",
+            "backward": True,
+        },
+        "backward of fields, averages": {
+            "size": BIG,
+            "candidates": AVG,
+            "form": "fields",
+            "backward": True,
+        },
         "backward of fields": {"size": BIG, "form": "fields", "backward": True},
         "backward of fields, 14²": {"size": LOW14, "form": "fields", "backward": True},
         "backward of fields, channels_last": {
@@ -166,6 +178,8 @@ ONLY_SM90 = {
     "forward, products, 7²",
     "backward of values",
     "backward, side by side",
+    "backward, side by side, averages",
+    "backward of fields, averages",
     "backward of fields",
     "backward of fields, 14²",
     "backward of fields, channels_last",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metapool_kernels import fused_meta_pool
+from metapool_kernels import fused_meta_pool, fused_multi_pool
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last
 from metapool_kernels.moments import affine_bwd, affine_fwd, pool_moments, pool_products
@@ -126,3 +126,34 @@ def test_poolings_do_not_matter_without_a_slope(name: str, names: str, stride: i
     right, _ = meta_pool_bwd(fields, x, None, None, spec, (True, False))
     assert right.isfinite().all()
     torch.testing.assert_close(got, right)
+
+
+@pytest.mark.parametrize("names", POOLED)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("counts", [True, False], ids=["padding counts", "it does not"])
+@pytest.mark.parametrize("shape", [(5,), (2, 5)], ids=["channels", "images"])
+@pytest.mark.parametrize("size", ["primes", "c17", "w16"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_fields(
+    name: str, size: str, shape: tuple[int, ...], counts: bool, layout: str, names: str
+) -> None:
+    """What candidates send depends on their own values; there is no more of it than on the map."""
+    rng = torch.Generator().manual_seed(2)
+    x = cases.LAYOUTS[layout](torch.randn(2, 5, *SIZES[size][2:], generator=rng))
+    stride = 1 if "skip_connect" in POOLED[names] else 1 + (size == "c17")
+    spec = _poolings(name, x, POOLED[names], stride)[1]._replace(count_include_pad=counts)
+    terms = [torch.randn(*shape, len(POOLED[names]), generator=rng) for _ in range(4)]
+    terms[2][..., 0] = 0
+    wide = x.double().requires_grad_()
+    pooled = fused_multi_pool(
+        wide, POOLED[names], stride=stride, count_include_pad=counts, backend="reference"
+    )
+    of_each = pooled.unflatten(1, (-1, 5)).transpose(1, 2)
+    grad_out = cases.LAYOUTS[layout](torch.randn(of_each[:, :, 0].shape, generator=rng))
+    weights, offsets, slopes, shifts = (term.double()[..., None, None] for term in terms)
+    sent = weights * grad_out.double()[:, :, None] + offsets + slopes * (of_each - shifts)
+    (right,) = torch.autograd.grad(of_each, wide, sent.detach())
+    w, o, s, shift = (term.to(DEVICE) for term in terms)
+    got = affine_bwd(grad_out.to(DEVICE), x.to(DEVICE), w, o, s, shift, spec).cpu()
+    assert is_channels_last(got) == (layout == "channels_last")
+    torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=2e-5)

@@ -154,7 +154,7 @@ def _take_no_row(states, lowest, nothing):
 
 
 @triton.jit
-def average_of(
+def _average(
     total, row, column, h, w,
     RADIUS_H: tl.constexpr, RADIUS_W: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -182,7 +182,7 @@ def _finish_pixel(
             outputs = (outputs[0] + pending[0][0],)
     else:
         for p in tl.static_range(len(AVG)):
-            average = average_of(pending[p][0], row, column, h, w, AVG[p][0], AVG[p][1], WHOLE)
+            average = _average(pending[p][0], row, column, h, w, AVG[p][0], AVG[p][1], WHOLE)
             outputs = put(outputs, average, shares_avg, p, MIXES)
     on_map = ()
     if HAS_VALUES:

@@ -90,7 +90,8 @@ class Regime(NamedTuple):
     vector: int
     """Columns that can be read as one vector: 4, 2 or 1; 0 with channels last."""
     form: str = "mix"
-    """In others each pooling is kept by itself, some of them in sums."""
+    """See :mod:`.forms` and :mod:`.sent`. In others than a mixture each pooling is kept by itself,
+    some of them in sums, and so is what each of them sends back."""
 
 
 _LOW_FORWARD = {
@@ -128,9 +129,11 @@ _BACKWARD_AVG = {
 }
 _LOW_TERMS = (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4))
 _TERMS = (Config(2, 2, 4), Config(2, 4, 4), Config(4, 2, 4))
-_LOW_BACKWARD_EACH = (Config(1, ALL_ROWS, 4), Config(1, 2, 4))
+_LOW_BACKWARD_EACH = (Config(1, ALL_ROWS, 4), Config(2, ALL_ROWS, 4))
+_BACKWARD_STACK = (Config(2, 2, 4), Config(1, 2, 4))
 _BACKWARD_EACH = (Config(1, 4, 4), Config(1, 2, 4))
-_BACKWARD_STACK = (Config(2, 2, 4), Config(1, 4, 4))
+_LOW_BACKWARD_FIELDS_AVG = (Config(2, ALL_ROWS, 4), Config(1, ALL_ROWS, 4))
+_BACKWARD_FIELDS_AVG = (Config(2, 4, 4), Config(2, 2, 4), Config(4, 2, 4))
 _HEAVY = (Config(1, 1, 4), Config(1, 2, 4))
 _HEAVY_EACH = (Config(1, 2, 4), Config(1, 1, 4))
 
@@ -143,10 +146,12 @@ def configs(regime: Regime) -> tuple[Config, ...]:
         return _LOW_TERMS if regime.is_low else _TERMS
     if not regime.backward:
         return (_LOW_FORWARD if regime.is_low else _FORWARD)[regime.vector]
-    if regime.form != "mix":
+    if regime.form != "mix" and regime.has_max:
         if regime.is_low:
             return _LOW_BACKWARD_EACH
         return _BACKWARD_STACK if regime.form == "stack" and regime.vector else _BACKWARD_EACH
+    if regime.form == "fields":
+        return _LOW_BACKWARD_FIELDS_AVG if regime.is_low else _BACKWARD_FIELDS_AVG
     if not regime.has_max:
         return (_LOW_BACKWARD_AVG if regime.is_low else _BACKWARD_AVG)[regime.vector]
     if regime.is_wide:

@@ -13,7 +13,7 @@ So a lane asks for the gradients, and for the poolings, of its own columns alone
 import triton
 import triton.language as tl
 
-from metapool_kernels._triton.forward import add_row, average_of
+from metapool_kernels._triton.forward import add_row
 from metapool_kernels._triton.lanes import load_row, load_weights, weights_of, window_size
 from metapool_kernels._triton.windows import divided, repeated, sum_around
 
@@ -25,7 +25,8 @@ def load_terms(
 ):  # fmt: skip
     """For each term of the form, from the weight on, a tuple of those of all candidates."""
     if FORM == "stack":
-        terms = (repeated(tl.full(image.shape, 1.0, ACC), COUNT),)
+        # Not a number, of which Triton would keep what float32 holds, also over an area.
+        terms = (repeated(tl.full((), 1.0, ACC), COUNT),)
     else:
         terms = (load_weights(weights, image, channel, in_lanes, SHARED, COUNT),)
     if FORM == "fields":
@@ -39,7 +40,10 @@ def load_terms(
 
 @triton.jit
 def shares_of(terms, POOLS: tl.constexpr, OVER_AREA: tl.constexpr):
-    """Of these poolings the weights or, of fields, all four terms; sent ones over the area."""
+    """Of these poolings the weights or, of fields, all four terms.
+
+    With OVER_AREA they are those of sums, which are not divided: what is sent is already.
+    """
     shares = weights_of(terms[0], POOLS, OVER_AREA)
     if len(terms) > 1:
         offsets = weights_of(terms[1], POOLS, OVER_AREA)
@@ -47,7 +51,11 @@ def shares_of(terms, POOLS: tl.constexpr, OVER_AREA: tl.constexpr):
         shifts = weights_of(terms[3], POOLS, False)
         of_each = ()
         for p in tl.static_range(len(POOLS)):
-            of_each = of_each + ((shares[p], offsets[p], slopes[p], shifts[p]),)
+            slope, shift = slopes[p], shifts[p]
+            if OVER_AREA:
+                slope /= (2 * POOLS[p][0] + 1) * (2 * POOLS[p][1] + 1)
+                shift *= (2 * POOLS[p][0] + 1) * (2 * POOLS[p][1] + 1)
+            of_each = of_each + ((shares[p], offsets[p], slope, shift),)
         shares = of_each
     return shares
 
@@ -135,13 +143,16 @@ def send_of_averages(
     new = ()
     for p in tl.static_range(len(AVG)):
         pooled = 0.0
-        if FORM == "fields":
-            total = sum_around(sums[p], RADIUS_H, AVG[p][0])
-            pooled = average_of(total, row, column, h, w, AVG[p][0], AVG[p][1], MERGED)
-        field = sent(grads[p][NUMBER], pooled, shares[p], FORM)
         if not MERGED:
             count = window_size(row, h, AVG[p][0]) * window_size(column, w, AVG[p][1])
-            field = divided(field, count.to(field.dtype))
+            count = count.to(grads[p][NUMBER].dtype)
+        if FORM == "fields":
+            pooled = sum_around(sums[p], RADIUS_H, AVG[p][0])
+            if not MERGED:
+                pooled = divided(pooled, count)
+        field = sent(grads[p][NUMBER], pooled, shares[p], FORM)
+        if not MERGED:
+            field = divided(field, count)
         if MASKED:
             field = tl.where(is_center, field, 0.0)
         new = new + (add_row(waiting[p], (field,), (AVG[p][0],), RADIUS_H, 1),)

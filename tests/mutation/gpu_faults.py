@@ -337,8 +337,26 @@ TRITON_FORMS = (
     _form(
         "what an average sends is not divided where padding does not count",
         "sent.py",
-        "field = divided(field, count.to(field.dtype))",
-        "field = field + 0 * count.to(field.dtype)",
+        "field = divided(field, count)",
+        "field = field + 0 * count",
+    ),
+    _form(
+        "averages that fields depend on are sums",
+        "sent.py",
+        "pooled = divided(pooled, count)",
+        "pooled = pooled + 0 * count",
+    ),
+    _form(
+        "sums of fields are taken from the shift of an average",
+        "sent.py",
+        "shift *= (2 * POOLS[p][0] + 1) * (2 * POOLS[p][1] + 1)",
+        "shift *= 1",
+    ),
+    _form(
+        "one over an area is no more than float32",
+        "sent.py",
+        "terms = (repeated(tl.full((), 1.0, ACC), COUNT),)",
+        "terms = (repeated(1.0, COUNT),)",
     ),
     _form(
         "columns without a window send something",
