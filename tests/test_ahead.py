@@ -13,7 +13,7 @@ from metapool_kernels import DEFAULT_CANDIDATES, fused_meta_pool
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.moments import affine_bwd
 from metapool_kernels.ops import PoolSpec, meta_pool_bwd
-from metapool_kernels.search.kernels import compile_ahead
+from metapool_kernels.search.machine.kernels import compile_ahead
 from tests.backends import BACKENDS
 
 pytest.importorskip("triton")
@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from benches.gpu_check.kernels import pretend
 from metapool_kernels import fused_meta_pool
 from metapool_kernels._triton import ahead, launch
-from metapool_kernels.search import kernels
+from metapool_kernels.search.machine import kernels
 from pathlib import Path
 import os
 pretend()

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import metapool_kernels
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(metapool_kernels.__file__).parent
+SEARCH = PACKAGE / "search"
 
 RANKS = (
     {"candidates", "version"},
@@ -29,59 +31,84 @@ RANKS = (
 )
 """Each module imports modules of earlier rows alone."""
 
+ROOMS = (
+    {"errors"},
+    {"files"},
+    {"settings"},
+    {"machine", "method"},
+    {"networks"},
+    {"data"},
+    {"run"},
+    {"report", "training"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+"""The same for the rooms of the search."""
+
 # The NumPy entry points stand beside the chain: over the compiled core, and below nothing.
 BESIDE = {"numpy_api": {"candidates", "checks", "layout", "native"}}
 
 
-def _parts() -> list[str]:
-    files = [path.stem for path in PACKAGE.glob("*.py")]
-    folders = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+def _parts(folder: Path) -> list[str]:
+    files = [path.stem for path in folder.glob("*.py")]
+    folders = [path.parent.name for path in folder.glob("*/__init__.py")]
     return sorted(files + folders)
 
 
-def _sources(part: str) -> list[Path]:
-    file = PACKAGE / f"{part}.py"
-    return [file] if file.exists() else sorted((PACKAGE / part).rglob("*.py"))
+def _sources(part: str, folder: Path) -> list[Path]:
+    file = folder / f"{part}.py"
+    return [file] if file.exists() else sorted((folder / part).rglob("*.py"))
 
 
-def _imported(part: str) -> set[str]:
-    """Parts of the package that a part imports, anywhere in its code."""
-    found: set[str] = set()
-    for source in _sources(part):
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{source} has a relative import"
-                module = node.module or ""
-                names = [f"{module}.{alias.name}" for alias in node.names]
-            else:
-                continue
-            found |= {_part_of(name) for name in names if name.split(".")[0] == PACKAGE.name}
+def _imported(part: str, folder: Path = PACKAGE) -> set[str]:
+    """Parts of the folder that one of them imports, anywhere in its code."""
+    home = folder.relative_to(PACKAGE.parent).parts
+    found = {
+        _part_of(name.split(".")[len(home) :], folder)
+        for source in _sources(part, folder)
+        for name in _names(source)
+        if tuple(name.split(".")[: len(home)]) == home
+    }
     return found - {part}
 
 
-def _part_of(name: str) -> str:
-    inner = name.split(".")[1:]
-    return inner[0] if inner and inner[0] in _parts() else "__init__"
+def _names(source: Path) -> Iterator[str]:
+    """What a file imports, with the names that it takes out of modules behind them."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _rank(part: str) -> int:
-    ranks = [i for i, parts in enumerate(RANKS) if part in parts]
-    assert ranks, f"{part} has no place in RANKS: put it there"
-    return ranks[0]
+def _part_of(inner: list[str], folder: Path) -> str:
+    return inner[0] if inner and inner[0] in _parts(folder) else "__init__"
 
 
-@pytest.mark.parametrize("part", _parts())
+def _rank(part: str, ranks: Sequence[set[str]]) -> int:
+    found = [i for i, parts in enumerate(ranks) if part in parts]
+    assert found, f"{part} has no place among the parts: give it one"
+    return found[0]
+
+
+@pytest.mark.parametrize("part", _parts(PACKAGE))
 def test_imports_go_one_way(part: str) -> None:
     imported = _imported(part)
     if part in BESIDE:
         assert imported <= BESIDE[part]
         return
     beside = imported & BESIDE.keys()
-    upward = {other for other in imported - beside if _rank(other) >= _rank(part)}
+    upward = {o for o in imported - beside if _rank(o, RANKS) >= _rank(part, RANKS)}
     assert not upward, f"{part} imports {upward}"
     assert not beside or part in RANKS[-1]
+
+
+@pytest.mark.parametrize("room", [part for part in _parts(SEARCH) if part != "__init__"])
+def test_imports_between_rooms_of_the_search_go_one_way(room: str) -> None:
+    upward = {o for o in _imported(room, SEARCH) if _rank(o, ROOMS) >= _rank(room, ROOMS)}
+    assert not upward, f"{room} imports {upward}"
 
 
 def test_candidates_import_nothing_of_the_package() -> None:
@@ -89,7 +116,7 @@ def test_candidates_import_nothing_of_the_package() -> None:
 
 
 def test_the_search_is_imported_by_nobody() -> None:
-    for part in _parts():
+    for part in _parts(PACKAGE):
         assert "search" not in _imported(part)
 
 

@@ -4,12 +4,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from metapool_kernels.search.backbone import make_backbone
-from metapool_kernels.search.bilevel import Hypergradient, hypergradient
-from metapool_kernels.search.config import AlphaConfig, ModelConfig, WeightConfig
-from metapool_kernels.search.optimizers import make_alpha_optimizer, make_weight_optimizer
-from metapool_kernels.search.steps import alpha_step, network_objective, weight_step
-from metapool_kernels.search.supernet import Supernet
+from metapool_kernels.search.method.bilevel import Hypergradient, hypergradient
+from metapool_kernels.search.networks.backbone import make_backbone
+from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.settings.config import AlphaConfig, ModelConfig, WeightConfig
+from metapool_kernels.search.training.optimizers import make_alpha_optimizer, make_weight_optimizer
+from metapool_kernels.search.training.steps import alpha_step, network_objective, weight_step
 
 CLASSES = 1000
 

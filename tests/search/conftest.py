@@ -8,8 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 from matplotlib.figure import Figure
 
-from metapool_kernels.search import plot
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.commands import plot
 from tests.search.runs import options
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.loop import Search
-from metapool_kernels.search.run_folder import RunFolder
-from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.method.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.run.run_folder import RunFolder
+from metapool_kernels.search.training.loop import Search
 
 train = Search.train
 dtypes: set[str] = set()

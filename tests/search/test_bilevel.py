@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metapool_kernels import MetaPool2d
-from metapool_kernels.search import bilevel
-from metapool_kernels.search.bilevel import draw_tasks, hypergradient, tilted
-from metapool_kernels.search.config import Method
-from metapool_kernels.search.steps import network_objective
+from metapool_kernels.search.method import bilevel
+from metapool_kernels.search.method.bilevel import draw_tasks, hypergradient, tilted
+from metapool_kernels.search.settings.config import Method
+from metapool_kernels.search.training.steps import network_objective
 
 METHODS: list[Method] = ["first-order", "fomaml", "second-order", "finite-difference"]
 XI, TILT = 0.3, 1.2

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from metapool_kernels.search.config import AugmentConfig, Config, DataConfig
-from metapool_kernels.search.data import (
+from metapool_kernels.search.data.datasets import load_data
+from metapool_kernels.search.data.splits import (
     Batch,
     CyclingSampler,
     Data,
@@ -27,8 +27,8 @@ from metapool_kernels.search.data import (
     steps_per_epoch,
     training_batches,
 )
-from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.settings.config import AugmentConfig, Config, DataConfig
 from tests.search.folders import make_image_folder
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from metapool_kernels.search import first_step
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.loop import Search
+from metapool_kernels.search.training import first_step
+from metapool_kernels.search.training.loop import Search
 from tests.search.runs import SHALLOW, metrics, options
 
 pytestmark = [
@@ -110,7 +110,7 @@ def test_a_first_step_leaves_no_trace(
         seen.append((trained, before))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metapool_kernels.search.search.check_first_step", noting)
+    monkeypatch.setattr("metapool_kernels.search.commands.search.check_first_step", noting)
     assert search("recomputed", tmp_path / "run", search__alpha__method=method) == 130
     ((trained, before),) = seen
     assert len(losses) == 2

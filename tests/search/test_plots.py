@@ -13,23 +13,23 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from metapool_kernels.search.config import Config
-from metapool_kernels.search.curves import (
-    controls_figure,
-    step_time_figure,
-    training_figure,
-)
+from metapool_kernels.search.commands.plot import draw, run_plot
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.plot import draw, run_plot
-from metapool_kernels.search.plots import (
+from metapool_kernels.search.report.choice_figures import (
     alpha_figure,
     candidate_colors,
     heat_map_figure,
     png,
     receptive_field_figure,
 )
-from metapool_kernels.search.results import Results, load_results
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.report.run_figures import (
+    controls_figure,
+    step_time_figure,
+    training_figure,
+)
+from metapool_kernels.search.run.results import Results, load_results
+from metapool_kernels.search.run.run_folder import RunFolder
+from metapool_kernels.search.settings.config import Config
 from tests.search.run_by_hand import (
     CANDIDATES,
     LAYERS,

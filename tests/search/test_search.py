@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metapool_kernels.search import loop
-from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config_file import load_config
-from metapool_kernels.search.datasets import load_data
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.data.datasets import load_data
+from metapool_kernels.search.networks.architecture import load_architecture
+from metapool_kernels.search.run.run_folder import RunFolder
+from metapool_kernels.search.settings.config_file import load_config
+from metapool_kernels.search.training import loop
 from tests.search.runs import REPOSITORY, metrics, options, start
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.side_by_side import side_by_side
+from metapool_kernels.search.machine.jobs import side_by_side
 
 
 def _write(folder: Path, item: int) -> None:
