@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from metapool_kernels import DEFAULT_CANDIDATES, fused_meta_pool
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.moments import affine_bwd
-from metapool_kernels.ops import PoolSpec, meta_pool_bwd
+from metapool_kernels.ops import meta_pool_bwd
 from metapool_kernels.search.machine.kernels import compile_ahead
+from metapool_kernels.spec import PoolSpec
 from tests.backends import BACKENDS
 
 pytest.importorskip("triton")

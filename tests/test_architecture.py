@@ -4,7 +4,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ PACKAGE = Path(metapool_kernels.__file__).parent
 SEARCH = PACKAGE / "search"
 
 RANKS = (
-    {"candidates", "version"},
+    {"candidates", "spec", "version"},
     {"checks", "extra_candidates", "layout", "plain"},
-    {"convertible", "native", "reference"},
+    {"_triton", "convertible", "native", "reference"},
     {"dispatch"},
     {"ops"},
-    {"_triton", "autograd", "moments"},
+    {"autograd", "moments"},
     {"normalized"},
     {"functional"},
     {"nn"},
@@ -81,6 +82,17 @@ def _names(source: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source} has a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from _named_late(node.args[0])
+
+
+def _named_late(argument: ast.expr) -> Iterator[str]:
+    """The module of ours that a call imports, or the folder where it chooses one."""
+    start = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
+    if isinstance(start, ast.Constant) and isinstance(start.value, str):
+        path = PACKAGE.parent / start.value.rstrip(".").replace(".", "/")
+        if path.is_dir() or path.with_suffix(".py").exists():
+            yield start.value.rstrip(".")
 
 
 def _part_of(inner: list[str], folder: Path) -> str:
@@ -109,6 +121,28 @@ def test_imports_go_one_way(part: str) -> None:
 def test_imports_between_rooms_of_the_search_go_one_way(room: str) -> None:
     upward = {o for o in _imported(room, SEARCH) if _rank(o, ROOMS) >= _rank(room, ROOMS)}
     assert not upward, f"{room} imports {upward}"
+
+
+def test_no_file_imports_itself() -> None:
+    """Not through others either, nor late, inside a function."""
+    names = {_module(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {}
+    for name, path in names.items():
+        imported = {_longest(other, names) for other in _names(path)}
+        graph[name] = imported - {name, None}
+    TopologicalSorter(graph).prepare()  # which names the files of a circle, if there is one
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def _longest(name: str, modules: Container[str]) -> str | None:
+    """The module that a name stands for, or in which it stands."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
 def test_candidates_import_nothing_of_the_package() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from metapool_kernels import fused_multi_pool, pool_candidates
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels.spec import PoolSpec
 from tests import judge
 from tests.backends import BACKENDS, DEVICE
 from tests.cases import Case

@@ -10,7 +10,7 @@ import torch
 from metapool_kernels import DEFAULT_CANDIDATES, pool_candidates
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import memory_format
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels.spec import PoolSpec
 from tests import cases
 from tests.backends import INTERPRETED
 from tests.recorded import Ratchet, assert_no_worse, minor

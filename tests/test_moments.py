@@ -8,7 +8,8 @@ from metapool_kernels import fused_meta_pool, fused_multi_pool
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last
 from metapool_kernels.moments import affine_bwd, affine_fwd, pool_moments, pool_products
-from metapool_kernels.ops import PoolSpec, meta_pool_bwd
+from metapool_kernels.ops import meta_pool_bwd
+from metapool_kernels.spec import PoolSpec
 from tests import cases, judge
 from tests.backends import COMPILED, DEVICE, require
 

@@ -11,7 +11,8 @@ from torch.func import jvp
 from metapool_kernels import reference
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import is_channels_last, memory_format
-from metapool_kernels.ops import PoolSpec, arguments_of, meta_pool_bwd, meta_pool_fwd
+from metapool_kernels.ops import meta_pool_bwd, meta_pool_fwd
+from metapool_kernels.spec import PoolSpec, arguments_of
 from tests import cases, judge
 from tests.backends import COMPILED, DEVICE, SAMPLED, require
 from tests.cases import Case
