@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from metapool_kernels import native
-from tests import elf
 from tests.backends import skip_or_fail
+from tests.packaging import elf
 
 pytestmark = pytest.mark.skipif(
     bool(elf.MISSING), reason=f"binutils are not installed: {', '.join(elf.MISSING)}"

@@ -18,7 +18,7 @@ from metapool_kernels import MetaPool2d, SpatialEnhancer
 from tests import cases, judge
 from tests.backends import needs_compiler
 from tests.cases import CANDIDATES, SHAPES, Case
-from tests.test_func import BATCHED, TRANSFORMS, Op
+from tests.pytorch.test_func import BATCHED, TRANSFORMS, Op
 
 CASES = [
     Case(),

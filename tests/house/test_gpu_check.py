@@ -22,7 +22,7 @@ DEVICE = {"device": "NVIDIA H200"}
 
 
 def _program(*arguments: str, patience: float = 20) -> Program:
-    command = (sys.executable, "-m", "tests.lying", *arguments)
+    command = (sys.executable, "-m", "tests.house.lying", *arguments)
     return Program(arguments[0], command, {"METAPOOL_CUDA_HOST": ""}, patience)
 
 
@@ -278,7 +278,7 @@ def test_a_promise_that_is_not_kept(tmp_path: Path) -> None:
 def test_the_suite_for_a_gpu_calls_the_op_there() -> None:
     """By the judge, which sends tensors to the device; else every backend there refuses them."""
     for path in steps._SUITE:
-        assert "fused_meta_pool(" not in (Path(__file__).parents[1] / path).read_text()
+        assert "fused_meta_pool(" not in (Path(__file__).parents[2] / path).read_text()
 
 
 def test_without_a_gpu_it_says_so(

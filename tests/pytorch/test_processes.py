@@ -22,7 +22,7 @@ from tests import judge
 from tests.backends import BACKENDS
 from tests.cases import CANDIDATES, Case
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIMIT = 300
 """Seconds after which a process that does not end has failed; a tenth of a second is usual."""
 

@@ -27,7 +27,7 @@ from metapool_kernels._triton import launch
 FIGURES = Path(__file__).parent / "machine_code.json"
 """Registers and instructions of each kernel, and the bytes that it spills.
 
-``METAPOOL_WRITE_RATCHET=1 pytest tests/test_machine_code.py`` writes them again.
+``METAPOOL_WRITE_RATCHET=1 pytest tests/triton/test_machine_code.py`` writes them again.
 """
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

@@ -16,7 +16,7 @@ from tests import cases, judge
 from tests.backends import skip_or_fail
 from tests.cases import CANDIDATES, Case
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _cases() -> Iterator[Case]:
@@ -135,7 +135,7 @@ def _digests_under(isa: str | None) -> tuple[str, dict[str, str]]:
     code = (
         "import json, torch; torch.set_num_threads(1)\n"
         "from metapool_kernels.numpy_api import active_isa\n"
-        "from tests.test_determinism import digests\n"
+        "from tests.op.test_determinism import digests\n"
         "print(json.dumps([active_isa(), digests()]))\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "METAPOOL_ISA"}

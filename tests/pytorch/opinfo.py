@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapool_kernels import fused_meta_pool
-from tests import cases, judge, pytorch_internal
+from tests import cases, judge
 from tests.backends import BACKENDS
 from tests.cases import CANDIDATES, Case
+from tests.pytorch import pytorch_internal
 
 core = pytorch_internal.load("opinfo.core")
 dtypes = pytorch_internal.load("common_dtype")
@@ -50,7 +51,7 @@ def _sample(x: Tensor, alpha: Tensor, case: Case, requires_grad: bool) -> Any:
 
 
 def error_inputs(op_info: Any, device: str, **_: Any) -> Iterator[Any]:
-    """One of each class; tests/test_bad_input.py has them all."""
+    """One of each class; tests/refusals/test_bad_input.py has them all."""
     x, alpha = torch.ones(2, 3, 4, 5, device=device), torch.ones(7, device=device)
     for arguments, kwargs, error, message in (
         ((x, alpha[:4]), {}, RuntimeError, "alpha should contain 7 elements not 4"),

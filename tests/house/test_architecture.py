@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 import metapool_kernels
+from tests import rooms
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(metapool_kernels.__file__).parent
 SEARCH = PACKAGE / "search"
+TESTS = ROOT / "tests"
 
 RANKS = (
     {"candidates", "spec", "version"},
@@ -121,6 +123,12 @@ def test_imports_go_one_way(part: str) -> None:
 def test_imports_between_rooms_of_the_search_go_one_way(room: str) -> None:
     upward = {o for o in _imported(room, SEARCH) if _rank(o, ROOMS) >= _rank(room, ROOMS)}
     assert not upward, f"{room} imports {upward}"
+
+
+def test_every_file_of_tests_lies_in_a_room() -> None:
+    """In one of those that are listed, by which it is known what its tests need."""
+    found = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
+    assert found == {*rooms.OF_THE_OP, *rooms.OF_MORE}
 
 
 def test_no_file_imports_itself() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests import cases, selection
 from tests.cases import Case
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(eq=False)
@@ -92,7 +92,7 @@ def test_no_value_of_the_tests_of_this_session_is_missing(request: pytest.Fixtur
 @pytest.mark.costly
 def test_the_parts_are_all_tests_and_none_is_in_both() -> None:
     """As ``--part`` takes them: of a file with parameters, and of this one with a costly test."""
-    files = ["tests/test_sweep.py", "tests/test_selection.py"]
+    files = ["tests/op/test_sweep.py", "tests/house/test_selection.py"]
     quick, rest, everything = (
         _collected(*options, *files) for options in (["--part=quick"], ["--part=rest"], [])
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import pytorch_internal, recorded
+from tests import recorded
+from tests.pytorch import pytorch_internal
 from tests.recorded import Ratchet, assert_no_worse, minor
 
 TABLES = {

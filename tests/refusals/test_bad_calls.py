@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from metapool_kernels import MetaPool2d, SpatialEnhancer, fused_meta_pool
 from metapool_kernels.dispatch import BACKENDS as ALL_BACKENDS
-from tests.test_bad_input import BAD, NAMES
+from tests.refusals.test_bad_input import BAD, NAMES
 
 Call = Callable[..., Tensor]
 

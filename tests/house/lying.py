@@ -1,7 +1,8 @@
 """A machine that lies: programs for benches/gpu_check whose rows hang, crash or say nothing true.
 
-``python -m tests.lying NAME`` is one of them. The lying backend is for the real programs: in their
-place ``python -m tests.lying backend figures`` runs them with kernels that are slightly off.
+``python -m tests.house.lying NAME`` is one of them. The lying backend is for the real programs: in
+their place ``python -m tests.house.lying backend figures`` runs them with kernels that are slightly
+off.
 """
 
 import os

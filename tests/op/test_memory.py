@@ -20,7 +20,7 @@ from tests import cases
 from tests.backends import require
 from tests.cases import Case
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _saved(case: Case, x: Tensor, alpha: Tensor) -> dict[int, int]:

@@ -13,9 +13,9 @@ from metapool_kernels import MetaPool2d, SpatialEnhancer
 from tests import cases
 from tests.backends import needs_compiler
 from tests.cases import Case
-from tests.test_compile import SIZES
+from tests.pytorch.test_compile import SIZES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 LOAD = """
 import sys

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests import cases, opinfo, pytorch_internal
-from tests.opinfo import OP_DB
+from tests import cases
+from tests.pytorch import opinfo, pytorch_internal
+from tests.pytorch.opinfo import OP_DB
 
 common_utils = pytorch_internal.load("common_utils")
 device_type = pytorch_internal.load("common_device_type")

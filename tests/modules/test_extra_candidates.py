@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from metapool_kernels import DEFAULT_CANDIDATES, MetaPool2d, SpatialEnhancer
 from tests.cases import CANDIDATES
-from tests.test_modules import COPIES, X
+from tests.modules.test_modules import COPIES, X
 
 
 class Gate(nn.Module):

@@ -20,7 +20,7 @@ from tests.backends import BACKENDS
 pytest.importorskip("triton")
 from metapool_kernels._triton import ahead, launch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _BEGIN = """
 import torch
 from accelerate import Accelerator

@@ -27,7 +27,7 @@ HALO = 6
 pytestmark = [
     pytest.mark.large,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif("reference" not in BACKENDS, reason="tests/test_on_gpu.py has its own"),
+    pytest.mark.skipif("reference" not in BACKENDS, reason="tests/cuda/test_on_gpu.py has its own"),
 ]
 
 

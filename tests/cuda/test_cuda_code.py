@@ -21,7 +21,7 @@ pytestmark = pytest.mark.costly  # nvcc takes minutes where setup.py has not com
 FIGURES = Path(__file__).parent / "cuda_code.json"
 """What each kernel needs, as it was when it was last improved.
 
-``METAPOOL_WRITE_RATCHET=1 pytest tests/test_cuda_code.py`` writes it again.
+``METAPOOL_WRITE_RATCHET=1 pytest tests/cuda/test_cuda_code.py`` writes it again.
 """
 
 CAPABILITIES = (80, 90, 100)

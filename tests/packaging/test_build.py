@@ -21,7 +21,7 @@ from torch.func import grad, vmap
 from metapool_kernels import MetaPool2d, dispatch, fused_meta_pool, info, native
 from tests import setup_script
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(native.__file__).parent
 LIBRARY = PACKAGE / "_torch_ops_cuda.so"
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason=str(native.CUDA_OPS_PROBLEM))

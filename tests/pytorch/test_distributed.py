@@ -17,7 +17,7 @@ from metapool_kernels import NormalizedMetaPool2d, SpatialEnhancer
 from metapool_kernels.dispatch import BACKENDS as PREDICATES
 from tests.backends import BACKENDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORLD = 2
 LIMIT = 300
 """Seconds that the ranks have together."""
@@ -181,7 +181,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """What each of the processes found; they are started once for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
     usable = [name for name in BACKENDS if PREDICATES[name](torch.empty(1)) is None]
-    code = "from pathlib import Path; from tests.test_distributed import rank_main\n"
+    code = "from pathlib import Path; from tests.pytorch.test_distributed import rank_main\n"
     environment = dict(os.environ)
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # the name of the machine may lead nowhere

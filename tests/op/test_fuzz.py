@@ -14,9 +14,10 @@ from torch import Tensor
 
 from metapool_kernels import numpy_api
 from metapool_kernels.candidates import MAX_WINDOW
-from tests import cases, judge, witness
+from tests import cases, judge
 from tests.backends import BACKENDS, INTERPRETED, require
 from tests.cases import Case, Layout, View
+from tests.op import witness
 
 ODD = st.integers(0, MAX_WINDOW // 2).map(lambda half: 2 * half + 1)
 POOLINGS = st.builds(

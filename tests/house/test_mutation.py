@@ -15,7 +15,7 @@ from tests.mutation.faults import FAULTS
 from tests.mutation.forks import Forks
 from tests.mutation.tree import KILLED, NOT_BUILT, SURVIVED, TIMED_OUT, Result, Tree
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SOURCE = """\
 def add_up(n):

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metapool_kernels import fused_meta_pool
-from tests import cases, pytorch_internal, recorded
+from tests import cases, recorded
 from tests.backends import BACKENDS, require
+from tests.pytorch import pytorch_internal
 
 invocations = pytorch_internal.load("common_methods_invocations")
 
