@@ -77,6 +77,11 @@ int64_t position_bytes(const Problem& problem, const BackwardArgs& args) {
   return aligned(maxima * sizes.n * sizes.c * sizes.h_out * sizes.w_out);
 }
 
+// The other forms have general kernels alone.
+bool is_streamed_mix(const Problem& problem, const BackwardArgs& args, Slots& slots) {
+  return problem.form == Form::kMix && is_streamed(problem, args, slots);
+}
+
 template <typename T, bool kAvg, bool kMax, Access kAccess>
 void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slots& slots,
                      float* scratch, cudaStream_t stream) {
@@ -112,6 +117,22 @@ void launch_kinds(const Problem& problem, const BackwardArgs& args, const Slots&
   }
 }
 
+template <typename T, Form kForm>
+void launch_grad_x(const Problem& problem, const BackwardArgs& args, const uint8_t* positions,
+                   cudaStream_t stream) {
+  const Sizes sizes = sizes_of(problem);
+  const Map<const T> x = map_of<T>(args.x);
+  const Sent<T> sent{map_of<T>(args.grad_out),         x,
+                     args.grad_out_stride_k,           weights_of<Acc<T>>(args.weights),
+                     weights_of<Acc<T>>(args.offsets), weights_of<Acc<T>>(args.slopes),
+                     weights_of<Acc<T>>(args.shifts)};
+  METAPOOL_LAUNCH((&general_grad_x_kernel<T, kForm>),
+                  ceil_div(sizes.n * sizes.c * sizes.h * sizes.w, kGeneralThreads), kGeneralThreads,
+                  0, stream, sizes, sent, map_of<T>(args.grad_x), candidates_of(problem), positions,
+                  is_channels_last(x));
+  check(cudaGetLastError(), "gradient of x");
+}
+
 template <typename T>
 void launch_general(const Problem& problem, const BackwardArgs& args, char* scratch,
                     cudaStream_t stream) {
@@ -128,11 +149,17 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
                       kGeneralThreads, 0, stream, sizes, x, candidates, positions, channels_last);
       check(cudaGetLastError(), "places of maxima");
     }
-    METAPOOL_LAUNCH((&general_grad_x_kernel<T>),
-                    ceil_div(planes * sizes.h * sizes.w, kGeneralThreads), kGeneralThreads, 0,
-                    stream, sizes, grad_out, weights_of<Acc<T>>(args.weights),
-                    map_of<T>(args.grad_x), candidates, positions, channels_last);
-    check(cudaGetLastError(), "gradient of x");
+    switch (problem.form) {
+      case Form::kMix:
+        launch_grad_x<T, Form::kMix>(problem, args, positions, stream);
+        break;
+      case Form::kStack:
+        launch_grad_x<T, Form::kStack>(problem, args, positions, stream);
+        break;
+      case Form::kMoments:
+        launch_grad_x<T, Form::kMoments>(problem, args, positions, stream);
+        break;
+    }
   }
   if (args.grad_weights != nullptr) {
     const Terms terms = general_terms(problem, args);
@@ -151,7 +178,7 @@ template <typename T>
 void launch(const Problem& problem, const BackwardArgs& args, void* scratch, cudaStream_t stream) {
   if constexpr (!std::is_same_v<T, double>) {
     Slots slots;
-    if (is_streamed(problem, args, slots)) {
+    if (is_streamed_mix(problem, args, slots)) {
       const Kinds kinds = kinds_of(slots);
       float* const terms = static_cast<float*>(scratch);
       if (!kinds.has_max) return launch_kinds<T, true, false>(problem, args, slots, terms, stream);
@@ -168,7 +195,7 @@ int64_t bwd_scratch_bytes(const Problem& problem, const BackwardArgs& args) {
   check_problem(problem);
   if (problem.n == 0) return 0;
   Slots slots;
-  if (is_streamed(problem, args, slots)) {
+  if (is_streamed_mix(problem, args, slots)) {
     return term_bytes(problem, args, streamed_terms(problem, args, streamed_cut(problem, args)));
   }
   return position_bytes(problem, args) + term_bytes(problem, args, general_terms(problem, args));

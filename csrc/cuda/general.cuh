@@ -164,30 +164,56 @@ METAPOOL_INLINE int64_t number_of(const Pixel& at, int64_t channels, int64_t h, 
                        : ((at.n * channels + at.c) * h + at.y) * w + at.x;
 }
 
-// What the windows of one pooling give to a pixel, before it is weighted.
+// What windows are sent; BackwardArgs says what each form has of it.
 template <typename T>
-METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Map<const T>& grad_out, Window window,
+struct Sent {
+  Map<const T> grad_out, x;
+  int64_t stride_k;
+  Weights<Acc<T>> weights, offsets, slopes, shifts;
+};
+
+// What the window of candidate k around a pixel is sent, in kMix before it is weighted. `pooled` is
+// called for its value where that matters: where the slope is 0 it may be no number.
+template <Form kForm, typename T, typename Pooled>
+METAPOOL_INLINE Acc<T> sent_to(const Sent<T>& sent, int k, const Pixel& of, const Pooled& pooled) {
+  const Map<const T>& grad_out = sent.grad_out;
+  const int64_t map = kForm == Form::kStack ? k * sent.stride_k : 0;
+  const Acc<T> grad =
+      widen(grad_out.plane(of.n, of.c)[map + of.y * grad_out.stride_h + of.x * grad_out.stride_w]);
+  if constexpr (kForm != Form::kMoments) return grad;
+  const Acc<T> given = sent.weights.at(of.n, of.c, k) * grad + sent.offsets.at(of.n, of.c, k);
+  const Acc<T> slope = sent.slopes.at(of.n, of.c, k);
+  return slope == 0 ? given : given + slope * (pooled() - sent.shifts.at(of.n, of.c, k));
+}
+
+// What the windows of candidate k give to a pixel, in kMix before it is weighted.
+template <Form kForm, typename T>
+METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Sent<T>& sent, int k, Window window,
                                 const uint8_t* positions, const Pixel& at, bool channels_last) {
   const Range rows = holders(at.y, window.radius_h, sizes.stride_h, sizes.h_out);
   const Range columns = holders(at.x, window.radius_w, sizes.stride_w, sizes.w_out);
-  const T* const plane = grad_out.plane(at.n, at.c);
   const int width = 2 * window.radius_w + 1;
+  // A window has its maximum, if any, from this pixel.
+  const auto own = [&] {
+    return Acc<T>(widen(sent.x.plane(at.n, at.c)[at.y * sent.x.stride_h + at.x * sent.x.stride_w]));
+  };
   Acc<T> sum = 0;
   for (int64_t y = rows.begin; y < rows.end; ++y) {
     Acc<T> row = 0;
     for (int64_t x = columns.begin; x < columns.end; ++x) {
       const int64_t center_y = y * sizes.stride_h, center_x = x * sizes.stride_w;
-      const Acc<T> grad = widen(plane[y * grad_out.stride_h + x * grad_out.stride_w]);
+      const Pixel of_window{at.n, at.c, y, x};
       if (window.kind == Kind::kAvg) {
-        row += grad / area_of<Acc<T>>(sizes, window, center_y, center_x);
+        const auto average = [&] { return pooled(sent.x, sent.x, sizes, window, of_window); };
+        row += sent_to<kForm>(sent, k, of_window, average) /
+               area_of<Acc<T>>(sizes, window, center_y, center_x);
         continue;
       }
       const int64_t position =
           (at.y - center_y + window.radius_h) * width + at.x - center_x + window.radius_w;
-      const Pixel of_window{at.n, at.c, y, x};
       if (positions[number_of(of_window, sizes.c, sizes.h_out, sizes.w_out, channels_last)] ==
           position) {
-        row += grad;
+        row += sent_to<kForm>(sent, k, of_window, own);
       }
     }
     sum += row;
@@ -195,11 +221,10 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Map<const T>& grad_out
   return sum;
 }
 
-template <typename T>
+template <typename T, Form kForm>
 __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
-    general_grad_x_kernel(Sizes sizes, Map<const T> grad_out, Weights<Acc<T>> weights,
-                          Map<T> grad_x, Candidates candidates, const uint8_t* positions,
-                          bool channels_last) {
+    general_grad_x_kernel(Sizes sizes, Sent<T> sent, Map<T> grad_x, Candidates candidates,
+                          const uint8_t* positions, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (number >= sizes.n * sizes.c * sizes.h * sizes.w) return;
   const Pixel at = pixel_of(number, sizes.c, sizes.h, sizes.w, channels_last);
@@ -210,12 +235,12 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     Acc<T> given;
     if (window.kind == Kind::kSkip) {
       given =
-          widen(grad_out.plane(at.n, at.c)[at.y * grad_out.stride_h + at.x * grad_out.stride_w]);
+          sent_to<kForm>(sent, k, at, [&] { return pooled(sent.x, sent.x, sizes, window, at); });
     } else {
-      given = gathered(sizes, grad_out, window, positions, at, channels_last);
+      given = gathered<kForm>(sizes, sent, k, window, positions, at, channels_last);
       if (window.kind == Kind::kMax) positions += sizes.n * sizes.c * sizes.h_out * sizes.w_out;
     }
-    sum += weights.at(at.n, at.c, k) * given;
+    sum += kForm == Form::kMix ? sent.weights.at(at.n, at.c, k) * given : given;
   }
   narrow(sum, grad_x.plane(at.n, at.c)[at.y * grad_x.stride_h + at.x * grad_x.stride_w]);
 }
