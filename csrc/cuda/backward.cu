@@ -23,6 +23,8 @@ Access access_of(const Problem& problem, const BackwardArgs& args) {
   if (args.grad_x.data != nullptr) {
     access = common(access, access_of(map_of<T>(args.grad_x), problem.w, kColumns));
   }
+  if (problem.form == Form::kStack && args.grad_out_stride_k % kColumns != 0)
+    access = common(access, Access::kDense);
   return access;
 }
 
@@ -77,22 +79,39 @@ int64_t position_bytes(const Problem& problem, const BackwardArgs& args) {
   return aligned(maxima * sizes.n * sizes.c * sizes.h_out * sizes.w_out);
 }
 
-// The other forms have general kernels alone.
-bool is_streamed_mix(const Problem& problem, const BackwardArgs& args, Slots& slots) {
-  return problem.form == Form::kMix && is_streamed(problem, args, slots);
+// Calls body with the form as a type.
+template <typename Body>
+void with_form(Form form, Body body) {
+  switch (form) {
+    case Form::kMix:
+      return body(std::integral_constant<Form, Form::kMix>());
+    case Form::kStack:
+      return body(std::integral_constant<Form, Form::kStack>());
+    case Form::kMoments:
+      return body(std::integral_constant<Form, Form::kMoments>());
+  }
 }
 
-template <typename T, bool kAvg, bool kMax, Access kAccess>
+template <typename T, Form kForm, bool kAvg, bool kMax, Access kAccess>
 void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slots& slots,
                      float* scratch, cudaStream_t stream) {
   const Cut cut = streamed_cut(problem, args);
   const Terms terms = streamed_terms(problem, args, cut);
   const bool wants_weights = args.grad_weights != nullptr;
-  const Backward<T> call{map_of<T>(args.grad_out),          map_of<T>(args.x),
-                         weights_of<float>(args.weights),   map_of<T>(args.grad_x),
-                         wants_weights ? scratch : nullptr, terms};
-  const auto kernel = &streamed_bwd_kernel<T, kAvg, kMax, kColumns, kAccess>;
-  constexpr int kShared = kBackwardShared<kColumns>;
+  const Map<const T> grad_out = map_of<T>(args.grad_out);
+  Backward<T> call{grad_out,
+                   map_of<T>(args.x),
+                   {},
+                   fields_of<float>(args),
+                   map_of<T>(args.grad_x),
+                   wants_weights ? scratch : nullptr,
+                   terms};
+  for (int slot = 0; slot < kNoneSlot; ++slot) {
+    call.places[slot] = slots.candidate[slot] * args.grad_out_stride_k -
+                        (rows_behind(slot) - 1) * grad_out.stride_h;
+  }
+  const auto kernel = &streamed_bwd_kernel<T, kForm, kAvg, kMax, kColumns, kAccess>;
+  constexpr int kShared = kBackwardShared<kForm, kColumns>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory");
   METAPOOL_LAUNCH(kernel, cut.blocks, kBackwardThreads, kShared, stream, sizes_of(problem), cut,
@@ -103,37 +122,34 @@ void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slo
   }
 }
 
-template <typename T, bool kAvg, bool kMax>
+template <typename T, Form kForm, bool kAvg, bool kMax>
 void launch_kinds(const Problem& problem, const BackwardArgs& args, const Slots& slots,
                   float* scratch, cudaStream_t stream) {
   switch (access_of<T>(problem, args)) {
     case Access::kVector:
-      return launch_streamed<T, kAvg, kMax, Access::kVector>(problem, args, slots, scratch, stream);
+      return launch_streamed<T, kForm, kAvg, kMax, Access::kVector>(problem, args, slots, scratch,
+                                                                    stream);
     case Access::kDense:
-      return launch_streamed<T, kAvg, kMax, Access::kDense>(problem, args, slots, scratch, stream);
+      return launch_streamed<T, kForm, kAvg, kMax, Access::kDense>(problem, args, slots, scratch,
+                                                                   stream);
     case Access::kStrided:
-      return launch_streamed<T, kAvg, kMax, Access::kStrided>(problem, args, slots, scratch,
-                                                              stream);
+      return launch_streamed<T, kForm, kAvg, kMax, Access::kStrided>(problem, args, slots, scratch,
+                                                                     stream);
   }
 }
 
 template <typename T, Form kForm>
-void launch_grad_x(const Problem& problem, const BackwardArgs& args, const uint8_t* positions,
-                   cudaStream_t stream) {
-  const Sizes sizes = sizes_of(problem);
-  const Map<const T> x = map_of<T>(args.x);
-  const Sent<T> sent{map_of<T>(args.grad_out),         x,
-                     args.grad_out_stride_k,           weights_of<Acc<T>>(args.weights),
-                     weights_of<Acc<T>>(args.offsets), weights_of<Acc<T>>(args.slopes),
-                     weights_of<Acc<T>>(args.shifts)};
-  METAPOOL_LAUNCH((&general_grad_x_kernel<T, kForm>),
-                  ceil_div(sizes.n * sizes.c * sizes.h * sizes.w, kGeneralThreads), kGeneralThreads,
-                  0, stream, sizes, sent, map_of<T>(args.grad_x), candidates_of(problem), positions,
-                  is_channels_last(x));
-  check(cudaGetLastError(), "gradient of x");
+void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slots& slots,
+                     float* scratch, cudaStream_t stream) {
+  const Kinds kinds = kinds_of(slots);
+  if (!kinds.has_max)
+    return launch_kinds<T, kForm, true, false>(problem, args, slots, scratch, stream);
+  if (!kinds.has_avg)
+    return launch_kinds<T, kForm, false, true>(problem, args, slots, scratch, stream);
+  launch_kinds<T, kForm, true, true>(problem, args, slots, scratch, stream);
 }
 
-template <typename T>
+template <typename T, Form kForm>
 void launch_general(const Problem& problem, const BackwardArgs& args, char* scratch,
                     cudaStream_t stream) {
   const Sizes sizes = sizes_of(problem);
@@ -149,17 +165,13 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
                       kGeneralThreads, 0, stream, sizes, x, candidates, positions, channels_last);
       check(cudaGetLastError(), "places of maxima");
     }
-    switch (problem.form) {
-      case Form::kMix:
-        launch_grad_x<T, Form::kMix>(problem, args, positions, stream);
-        break;
-      case Form::kStack:
-        launch_grad_x<T, Form::kStack>(problem, args, positions, stream);
-        break;
-      case Form::kMoments:
-        launch_grad_x<T, Form::kMoments>(problem, args, positions, stream);
-        break;
-    }
+    const int64_t stride_k = kForm == Form::kStack ? args.grad_out_stride_k : 0;
+    const Given<T> given{grad_out, x, stride_k, fields_of<Acc<T>>(args)};
+    METAPOOL_LAUNCH((&general_grad_x_kernel<T, kForm>),
+                    ceil_div(planes * sizes.h * sizes.w, kGeneralThreads), kGeneralThreads, 0,
+                    stream, sizes, given, map_of<T>(args.grad_x), candidates, positions,
+                    channels_last);
+    check(cudaGetLastError(), "gradient of x");
   }
   if (args.grad_weights != nullptr) {
     const Terms terms = general_terms(problem, args);
@@ -174,19 +186,16 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
   }
 }
 
-template <typename T>
-void launch(const Problem& problem, const BackwardArgs& args, void* scratch, cudaStream_t stream) {
+template <typename T, Form kForm>
+void launch(const Problem& problem, const BackwardArgs& args, char* scratch, cudaStream_t stream) {
   if constexpr (!std::is_same_v<T, double>) {
     Slots slots;
-    if (is_streamed_mix(problem, args, slots)) {
-      const Kinds kinds = kinds_of(slots);
-      float* const terms = static_cast<float*>(scratch);
-      if (!kinds.has_max) return launch_kinds<T, true, false>(problem, args, slots, terms, stream);
-      if (!kinds.has_avg) return launch_kinds<T, false, true>(problem, args, slots, terms, stream);
-      return launch_kinds<T, true, true>(problem, args, slots, terms, stream);
+    if (is_streamed(problem, args, slots)) {
+      return launch_streamed<T, kForm>(problem, args, slots, reinterpret_cast<float*>(scratch),
+                                       stream);
     }
   }
-  launch_general<T>(problem, args, static_cast<char*>(scratch), stream);
+  launch_general<T, kForm>(problem, args, scratch, stream);
 }
 
 }  // namespace
@@ -195,7 +204,7 @@ int64_t bwd_scratch_bytes(const Problem& problem, const BackwardArgs& args) {
   check_problem(problem);
   if (problem.n == 0) return 0;
   Slots slots;
-  if (is_streamed_mix(problem, args, slots)) {
+  if (is_streamed(problem, args, slots)) {
     return term_bytes(problem, args, streamed_terms(problem, args, streamed_cut(problem, args)));
   }
   return position_bytes(problem, args) + term_bytes(problem, args, general_terms(problem, args));
@@ -216,8 +225,12 @@ void launch_meta_pool_bwd(const Problem& problem, const BackwardArgs& args, void
     }
     return;
   }
-  with_type(problem.dtype,
-            [&](auto element) { launch<decltype(element)>(problem, args, scratch, on); });
+  with_type(problem.dtype, [&](auto element) {
+    with_form(problem.form, [&](auto form) {
+      launch<decltype(element), decltype(form)::value>(problem, args, static_cast<char*>(scratch),
+                                                       on);
+    });
+  });
 }
 
 }  // namespace metapool::cuda

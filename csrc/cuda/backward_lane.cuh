@@ -1,10 +1,11 @@
-// What a lane of backward does: it keeps what it needs of the last rows, hands the gradients of
-// windows on, and gives rows back that are complete.
+// What a lane of backward does: it keeps what it needs of the last rows, hands on what windows
+// send, and gives rows back that are complete.
 #pragma once
 
 #include "averages.cuh"
 #include "backward_shared.cuh"
 #include "maxima.cuh"
+#include "sent.cuh"
 #include "terms.cuh"
 
 namespace metapool::cuda {
@@ -12,40 +13,89 @@ namespace metapool::cuda {
 // Rows that are loaded before they are needed: memory takes longer than a row.
 constexpr int kRowsAhead = 2;
 
-// What a lane keeps of one column: of the last rows the maxima of each width, oldest first, the
-// pixels, and what is due to the rows around the last from averages.
-template <bool kAvg, bool kMax>
+// Rows from the last one up to that of the windows of a slot which are looked at with it: those
+// that it completes, but for the map itself, whose gradients are loaded one row later.
+METAPOOL_INLINE constexpr int rows_behind(int slot) {
+  return delay_of(slot) > 1 ? delay_of(slot) : 1;
+}
+
+// Gradients that a lane keeps of each column: of one map the last rows, oldest first, as many as
+// averages of a mixture look at; side by side of each slot those of the windows that are looked at.
+template <Form kForm, bool kAvg>
+constexpr int kGrads = kForm == Form::kStack         ? kNoneSlot
+                       : kForm == Form::kMix && kAvg ? 2 * kReach + 1
+                                                     : kReach;
+
+// From the last row to the one to which no average sends anything more.
+template <Form kForm>
+constexpr int kSentBehind = kForm == Form::kMix ? kReach + 1 : 2 * kReach;
+
+// What a lane keeps of one column: of the last rows the maxima of each width, oldest first, and the
+// gradients; of averages what those that are not complete hold so far, the last pixel and, unless
+// all are sent the same, what each width is sent by row, oldest first.
+template <Form kForm, bool kAvg, bool kMax>
 struct Column {
   Top rows3[kMax ? 3 : 1], rows5[kMax ? 5 : 1], rows7[kMax ? 7 : 1];
-  float pixels[kAvg ? 7 : 1];
-  float ready[kAvg ? 7 : 1];
-};
+  float grads[kGrads<kForm, kAvg>] = {};
+  SumRings sums;
+  float pixel = 0;
+  float sent[kReach][2 * kReach + 1] = {};
 
-template <int kRadius, bool kAvg, bool kMax>
-METAPOOL_INLINE const auto& rows_of(const Column<kAvg, kMax>& column) {
-  if constexpr (kRadius == 1) {
-    return column.rows3;
-  } else if constexpr (kRadius == 2) {
-    return column.rows5;
-  } else {
-    return column.rows7;
+  METAPOOL_INLINE Column() {
+    for (Top& top : rows3) top = {-kInfinity<float>, 0};
+    for (Top& top : rows5) top = {-kInfinity<float>, 0};
+    for (Top& top : rows7) top = {-kInfinity<float>, 0};
   }
-}
+
+  template <int kRadius>
+  METAPOOL_INLINE const auto& rows() const {
+    if constexpr (kRadius == 1) {
+      return rows3;
+    } else if constexpr (kRadius == 2) {
+      return rows5;
+    } else {
+      return rows7;
+    }
+  }
+
+  // That of the window of a slot which is looked at.
+  METAPOOL_INLINE float grad(int slot) const {
+    return grads[kForm == Form::kStack ? slot : kGrads<kForm, kAvg> - rows_behind(slot)];
+  }
+
+  // What averages of one radius have sent to the row to which no one sends more, before it goes
+  // along the row; `narrower` is that of the radius below.
+  METAPOOL_INLINE float sent_down(int radius, float narrower) const {
+    if constexpr (kForm == Form::kMix) {
+      return narrower + (grads[kReach - radius] + grads[kReach + radius]);
+    } else {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i <= 2 * radius; ++i) sum += sent[radius - 1][i];
+      return sum;
+    }
+  }
+};
 
 // The arguments of a call.
 template <typename T>
 struct Backward {
   Map<const T> grad_out, x;
-  Weights<float> weights;
+  // From the row of gradients that all windows share to that of a slot, side by side.
+  int64_t places[kNoneSlot];
+  Fields<float> fields;
   Map<T> grad_x;  // without data where it is not wanted
   float* terms;   // null where the gradient of the weights is not wanted
   Terms of_terms;
 };
 
-template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess, bool kCareful>
+template <typename T, Form kForm, bool kAvg, bool kMax, int kColumns, Access kAccess, bool kCareful>
 struct LaneStream {
   static constexpr int kWidth = kColumns + 2 * kReach;
+  static constexpr bool kIsMix = kForm == Form::kMix, kIsStack = kForm == Form::kStack;
+  static constexpr bool kReadsInput = kMax || !kIsStack;
   using OwnRow = RawRow<T, kColumns, 0, kAccess>;
+  using Columns = Column<kForm, kAvg, kMax>[kColumns];
 
   const Sizes& sizes;
   const Cut& cut;
@@ -62,7 +112,7 @@ struct LaneStream {
   bool has_place;     // among the lanes that write rows
   int h;
   unsigned inside;
-  float avg_weights[kAvgSlots], max_weights[kMaxSlots];
+  Field<float> fields[kNoneSlot] = {};
   float totals[kSlots] = {};  // of the gradient of the weights, in this round of rows
   float bottom = 0;           // not above any maximum, or NaN if one is
 
@@ -85,6 +135,8 @@ struct LaneStream {
   METAPOOL_DEVICE bool is_on_map(int row) const {
     return static_cast<unsigned>(row) < static_cast<unsigned>(h);
   }
+
+  METAPOOL_DEVICE bool wants_terms() const { return kIsMix && call.terms != nullptr; }
 
   METAPOOL_DEVICE bool is_counted(int row) const {
     return static_cast<unsigned>(row - lane.row_begin) <
@@ -122,70 +174,116 @@ struct LaneStream {
     }
   }
 
-  // The windows of one radius around a row: each hands its gradient to its maximum.
+  // The windows of one radius around a row: what each sends goes to its maximum.
   template <int kRadius>
-  METAPOOL_DEVICE void give_maxima(const Column<kAvg, kMax> (&columns)[kColumns],
-                                   const float (&grads)[kColumns][kReach], int center) {
+  METAPOOL_DEVICE void give_maxima(const Columns& columns, int t) {
+    constexpr int kSlot = kAvgSlots + kRadius - 1;
+    const int center = t - kRadius;
     if (!has_max(slots, kRadius) || !is_on_map(center)) return;
     Top tops[kColumns];
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      tops[v] = top_of<kCareful>(rows_of<kRadius>(columns[v]), center - kRadius);
+      tops[v] = top_of<kCareful>(columns[v].template rows<kRadius>(), center - kRadius);
       if (!kCareful) bottom = lowest(bottom, tops[v].value);
-      const float share = grads[v][kReach - kRadius] * max_weights[kRadius - 1];
+      const float share =
+          sent<kForm>(fields[kSlot], columns[v].grad(kSlot), [&] { return tops[v].value; });
       shared[sums + tops[v].place] += is_inside(v) ? share : 0.0f;
     }
-    if (!is_counted(center)) return;
+    if (!kIsMix || !is_counted(center)) return;
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      const float term = grads[v][kReach - kRadius] * tops[v].value;
-      totals[kAvgSlots + kRadius - 1] += is_inside(v) ? term : 0.0f;
+      totals[kSlot] += is_inside(v) ? columns[v].grad(kSlot) * tops[v].value : 0.0f;
     }
   }
 
-  METAPOOL_DEVICE void give_averages(Column<kAvg, kMax> (&columns)[kColumns], int center,
-                                     int slot) {
-    if (!is_on_map(center)) return;
-    float grads[kWidth], along[kColumns][kAvgSlots];
-    read_row(2 + slot % 2, grads);
+  // The windows of averages that are looked at with row t: their terms or, unless all are sent the
+  // same, what they send to the rows that they hold.
+  METAPOOL_DEVICE void look_at_averages(Columns& columns,
+                                        const float (&averages)[kColumns][kAvgSlots], int t,
+                                        int slot) {
 #pragma unroll
-    for (int v = 0; v < kColumns; ++v) {
-      sums_around(grads, kReach + v, along[v]);
-      add_sums(along[v], avg_weights, slots, columns[v].ready);
-    }
-    if (!is_counted(center)) return;
+    for (int d = 0; d < kAvgSlots; ++d) {
+      const int center = t - rows_behind(d);
+      if (!has_avg(slots, d) || (kIsMix && !is_counted(center))) continue;
 #pragma unroll
-    for (int v = 0; v < kColumns; ++v) {
-      // Of the windows that hold a pixel what they hold of it, which is the same sum.
-      float down[kAvgSlots];
-      sums_around(columns[v].pixels, kReach, down);
-#pragma unroll
-      for (int d = 0; d < kAvgSlots; ++d) {
-        totals[d] += is_inside(v) ? along[v][d] * down[d] : 0.0f;
+      for (int v = 0; v < kColumns; ++v) {
+        const float grad = columns[v].grad(d), average = averages[v][d];
+        if constexpr (kIsMix) {
+          totals[d] += is_inside(v) ? grad * average : 0.0f;
+          continue;
+        }
+        float share = sent<kForm>(fields[d], grad, [&] { return average; });
+        if (!is_on_map(center) || !is_inside(v)) share = 0;
+        if (d == 0) {
+          shared[sums + place_of(slot + kSumRows - 1, kReach + v)] += share;
+        } else {
+          push(columns[v].sent[d - 1], share);
+        }
       }
     }
   }
 
-  // Nothing times a gradient is NaN where that is not finite.
-  METAPOOL_DEVICE void give_nothing(const float (&grads)[kColumns][kReach], int center) {
-    if (slots.candidate[kNoneSlot] < 0 || !is_counted(center)) return;
+  // Averages of the windows that end with row t, and the pixel before that.
+  METAPOOL_DEVICE void take_sums(Columns& columns, const float (&row)[kWidth], int t,
+                                 float (&averages)[kColumns][kAvgSlots]) const {
+    float there[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      there[i] = is_on_map(t) && (!kMax || inside >> i & 1) ? row[i] : 0.0f;
+    }
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      totals[kNoneSlot] += is_inside(v) ? grads[v][kReach - 1] * 0.0f : 0.0f;
+      float along[kAvgSlots];
+      sums_around(there, kReach + v, along);
+      add_apart(columns[v].sums, along, averages[v]);
+      averages[v][0] = columns[v].pixel;
+      columns[v].pixel = along[0];
     }
   }
 
-  // Keeps row t of the input, which lies in shared memory if there are maxima.
-  METAPOOL_DEVICE void keep_row(Column<kAvg, kMax> (&columns)[kColumns],
-                                const float (&own)[kColumns], int t, int slot) {
-    float row[kWidth];
-    if constexpr (kMax) {
-      if (is_on_map(t)) read_row(slot % 2, row);
-    }
+  // What averages send to the row to which they send no more goes along that row.
+  METAPOOL_DEVICE void give_averages(const Columns& columns, int slot) {
+    float given[kWidth] = {};
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      if constexpr (kAvg) push(columns[v].pixels, is_on_map(t) ? own[v] : 0.0f);
-      if constexpr (kMax) {
+      float down[kAvgSlots];
+      down[0] = columns[v].grads[kReach];
+#pragma unroll
+      for (int d = 1; d <= kReach; ++d) down[d] = columns[v].sent_down(d, down[d - 1]);
+      float share = 0;
+#pragma unroll
+      for (int d = kReach; d >= 0; --d) {
+        if (has_avg(slots, d) && (d > 0 || kIsMix)) {
+          share += down[d] * ((kIsMix ? fields[d].weight : 1.0f) * share_of_pixel<float>(d));
+        }
+        given[kReach + v - d] += share;
+        if (d > 0) given[kReach + v + d] += share;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      shared[sums + place_of(slot + kSumRows - kSentBehind<kForm>, i)] += given[i];
+    }
+  }
+
+  // Nothing times a gradient is NaN where that is not finite.
+  METAPOOL_DEVICE void give_nothing(const Columns& columns, int center) {
+    if (!kIsMix || slots.candidate[kNoneSlot] < 0 || !is_counted(center)) return;
+#pragma unroll
+    for (int v = 0; v < kColumns; ++v) {
+      totals[kNoneSlot] += is_inside(v) ? columns[v].grad(kNoneSlot) * 0.0f : 0.0f;
+    }
+  }
+
+  // Keeps row t of the input, which lies in shared memory.
+  METAPOOL_DEVICE void keep_row(Columns& columns, int t, int slot) {
+    float row[kWidth];
+    if constexpr (kReadsInput) {
+      if (is_on_map(t)) read_row(slot % 2, row);
+    }
+    if constexpr (kMax) {
+#pragma unroll
+      for (int v = 0; v < kColumns; ++v) {
         Top along[kMaxSlots];
         if (is_on_map(t)) {
           maxima_along(row, slot, v, along);
@@ -197,21 +295,22 @@ struct LaneStream {
         push(columns[v].rows7, along[2]);
       }
     }
+    if constexpr (kAvg) {
+      if (kIsMix && !wants_terms()) return;
+      float averages[kColumns][kAvgSlots];
+      if constexpr (!kIsStack) take_sums(columns, row, t, averages);
+      look_at_averages(columns, averages, t, slot);
+    }
   }
 
-  METAPOOL_DEVICE void give_rows(Column<kAvg, kMax> (&columns)[kColumns],
-                                 const float (&grads)[kColumns][kReach], int t, int slot) {
+  METAPOOL_DEVICE void give_rows(const Columns& columns, int t, int slot) {
     if constexpr (kMax) {
-      give_maxima<1>(columns, grads, t - 1);
-      give_maxima<2>(columns, grads, t - 2);
-      give_maxima<3>(columns, grads, t - 3);
+      give_maxima<1>(columns, t);
+      give_maxima<2>(columns, t);
+      give_maxima<3>(columns, t);
     }
-    if constexpr (kAvg) {
-#pragma unroll
-      for (int v = 0; v < kColumns; ++v) push(columns[v].ready, 0.0f);
-      give_averages(columns, t - kReach, slot);
-    }
-    give_nothing(grads, t - 1);
+    if constexpr (kAvg) give_averages(columns, slot);
+    give_nothing(columns, t - 1);
   }
 
   // The sums of a row for one column, of this lane and of those beside it.
@@ -224,13 +323,12 @@ struct LaneStream {
     }
   }
 
-  // Nothing more comes to this row; `found` has come from averages.
-  METAPOOL_DEVICE void give_back(float (&found)[kColumns], T* to, int row_of_map, int slot) const {
+  // Nothing more comes to this row.
+  METAPOOL_DEVICE void give_back(T* to, int row_of_map, int slot) const {
     if (!lane.is_owner || !is_counted(row_of_map)) return;
-    if constexpr (kMax) {
+    float found[kColumns] = {};
 #pragma unroll
-      for (int v = 0; v < kColumns; ++v) collect(slot, v, found[v]);
-    }
+    for (int v = 0; v < kColumns; ++v) collect(slot, v, found[v]);
     store_row<kColumns, kReach, kAccess>(to, call.grad_x.stride_w, inside, found);
   }
 
@@ -251,32 +349,57 @@ struct LaneStream {
     cursor.grad_x = forget_origin(cursor.grad_x + call.grad_x.stride_h);
   }
 
-  // The columns of this lane alone, of row t of the input and of the windows around the row before.
+  // The columns of this lane alone, of row t of the input and of the windows around the row before
+  // or, side by side, around those that are looked at with row t.
   struct Rows {
-    OwnRow x, grad;
+    OwnRow x, grads[kIsStack ? kNoneSlot : 1];
   };
 
   METAPOOL_DEVICE void load(const Cursor& cursor, int t, Rows& to) const {
-    load_row(cursor.x, call.x.stride_w, is_on_map(t) ? inside >> kReach : 0, to.x);
-    load_row(cursor.grad_out, call.grad_out.stride_w, is_on_map(t - 1) ? inside >> kReach : 0,
-             to.grad);
+    const unsigned own = inside >> kReach;
+    if constexpr (kReadsInput) {
+      load_row(cursor.x, call.x.stride_w, is_on_map(t) ? own : 0, to.x);
+    }
+    if constexpr (kIsStack) {
+#pragma unroll
+      for (int slot = 0; slot < kNoneSlot; ++slot) {
+        const bool is_there = slots.candidate[slot] >= 0 && is_on_map(t - rows_behind(slot));
+        load_row(cursor.grad_out + call.places[slot], call.grad_out.stride_w, is_there ? own : 0,
+                 to.grads[slot]);
+      }
+    } else {
+      load_row(cursor.grad_out, call.grad_out.stride_w, is_on_map(t - 1) ? own : 0, to.grads[0]);
+    }
   }
 
-  METAPOOL_DEVICE void clear(Column<kAvg, kMax> (&columns)[kColumns]) {
-    for (Column<kAvg, kMax>& column : columns) {
-      for (Top& top : column.rows3) top = {-kInfinity<float>, 0};
-      for (Top& top : column.rows5) top = {-kInfinity<float>, 0};
-      for (Top& top : column.rows7) top = {-kInfinity<float>, 0};
-      for (float& pixel : column.pixels) pixel = 0;
-      for (float& sum : column.ready) sum = 0;
+  // Takes what was loaded; the input goes where the lanes beside this one find it.
+  METAPOOL_DEVICE void take(const Rows& rows, Columns& columns, int slot) {
+    if constexpr (kReadsInput) {
+      float pixels[kColumns];
+      widen_row(rows.x, pixels);
+#pragma unroll
+      for (int v = 0; v < kColumns; ++v) {
+        if (kMax && !OwnRow::is_inside(inside >> kReach, v)) pixels[v] = -kInfinity<float>;
+      }
+      share_row(slot % 2, pixels);
+    }
+#pragma unroll
+    for (int i = 0; i < (kIsStack ? kNoneSlot : 1); ++i) {
+      float grads[kColumns];
+      widen_row(rows.grads[i], grads);
+#pragma unroll
+      for (int v = 0; v < kColumns; ++v) {
+        if constexpr (kIsStack) {
+          columns[v].grads[i] = grads[v];
+        } else {
+          push(columns[v].grads, grads[v]);
+        }
+      }
     }
   }
 
   METAPOOL_DEVICE void run() {
-    Column<kAvg, kMax> columns[kColumns];
-    clear(columns);
-    float grads[kColumns][kReach] = {};  // of the last rows, oldest first
-    float from_averages[kColumns] = {};  // to the row that is given back next
+    Columns columns;
     const int begin = lane.row_begin > 2 * kReach ? lane.row_begin - 2 * kReach : 0;
     Cursor cursor = cursor_at(begin);
     Rows ahead[kRowsAhead];  // on their way
@@ -291,34 +414,21 @@ struct LaneStream {
 #pragma unroll(kCareful ? 1 : kSumRows)
       for (int u = 0; u < kSumRows; ++u) {
         const int t = base + u;
-        float pixels[kColumns], grads_now[kColumns], oldest[kColumns];
-        widen_row(ahead[0].x, pixels);
-        widen_row(ahead[0].grad, grads_now);
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v) {
-          if (kMax && !OwnRow::is_inside(inside >> kReach, v)) pixels[v] = -kInfinity<float>;
-          push(grads[v], grads_now[v]);
-          oldest[v] = grads[v][0];
-        }
-        if constexpr (kMax) share_row(u % 2, pixels);
-        if constexpr (kAvg) share_row(2 + u % 2, oldest);
+        take(ahead[0], columns, u);
         __syncthreads();
 #pragma unroll
         for (int i = 0; i + 1 < kRowsAhead; ++i) ahead[i] = ahead[i + 1];
         load(cursor, t + kRowsAhead, ahead[kRowsAhead - 1]);
         advance(cursor);
         if (call.grad_x.data != nullptr) {
-          give_back(from_averages, cursor.grad_x, t - 1 - 2 * kReach,
-                    u - 1 - 2 * kReach + kSumRows);
+          give_back(cursor.grad_x, t - 1 - 2 * kReach, u - 1 - 2 * kReach + kSumRows);
           // What was read of this row, eight rows ago, was read before the barrier.
-          if constexpr (kMax) clear_row(u);
+          clear_row(u);
         }
-        keep_row(columns, pixels, t, u);
-        give_rows(columns, grads, t, u);
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v) from_averages[v] = kAvg ? columns[v].ready[0] : 0.0f;
+        keep_row(columns, t, u);
+        give_rows(columns, t, u);
       }
-      if (call.terms != nullptr) hand_on_totals();
+      if (wants_terms()) hand_on_totals();
     }
   }
 

@@ -1,5 +1,5 @@
-// The shared memory of a block of backward: the sums that lanes hand to each other, rows of both
-// maps with what is beyond them, and what each thread has found of the gradient of the weights.
+// The shared memory of a block of backward: the sums that lanes hand to each other, rows of the
+// input with what is beyond them, and what each thread has found of the gradient of the weights.
 #pragma once
 
 #include "lanes.cuh"
@@ -29,14 +29,17 @@ constexpr int kSumFloats = kSumRows * (kColumns + 2 * kReach) * kLaneStride;
 template <int kColumns>
 constexpr int kRowFloats = kBackwardThreads * (kColumns + 2 * kGuard);
 
-// The sums, and two rows of either map: one is read while the next is being written.
+// The sums, and two rows: one is read while the next is being written.
 template <int kColumns>
-constexpr int kRunFloats = kSumFloats<kColumns> + 4 * kRowFloats<kColumns>;
+constexpr int kRunFloats = kSumFloats<kColumns> + 2 * kRowFloats<kColumns>;
 
 // Behind them in double what each thread has found of the gradient of the weights.
-template <int kColumns>
+template <Form kForm>
+constexpr int kFoundDoubles = kForm == Form::kMix ? kSlots * kBackwardThreads : 0;
+
+template <Form kForm, int kColumns>
 constexpr int kBackwardShared = kRunFloats<kColumns> * static_cast<int>(sizeof(float)) +
-                                kSlots * kBackwardThreads * static_cast<int>(sizeof(double));
+                                kFoundDoubles<kForm> * static_cast<int>(sizeof(double));
 
 template <int kColumns>
 METAPOOL_DEVICE double* found_in(float* shared) {
@@ -56,14 +59,13 @@ METAPOOL_DEVICE void fill(float* to, float number) {
 }
 
 // Fills sums with zeros and the guards of rows with what is beyond the map.
-template <int kColumns, bool kMax>
+template <Form kForm, int kColumns, bool kMax>
 METAPOOL_DEVICE void prepare_shared(float* shared) {
-  constexpr int kTwoRows = 2 * kRowFloats<kColumns>;
+  constexpr int kRows = 2 * kRowFloats<kColumns>;
   float* const rows = shared + kSumFloats<kColumns>;
   fill<kSumFloats<kColumns>>(shared, 0);
-  fill<kTwoRows>(rows, kMax ? -kInfinity<float> : 0.0f);
-  fill<kTwoRows>(rows + kTwoRows, 0);
-  fill<2 * kSlots * kBackwardThreads>(rows + 2 * kTwoRows, 0);  // doubles
+  fill<kRows>(rows, kMax ? -kInfinity<float> : 0.0f);
+  fill<2 * kFoundDoubles<kForm>>(rows + kRows, 0);
   __syncthreads();
 }
 

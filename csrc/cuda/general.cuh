@@ -6,6 +6,7 @@
 #pragma once
 
 #include "moments.cuh"
+#include "sent.cuh"
 
 namespace metapool::cuda {
 
@@ -164,56 +165,49 @@ METAPOOL_INLINE int64_t number_of(const Pixel& at, int64_t channels, int64_t h, 
                        : ((at.n * channels + at.c) * h + at.y) * w + at.x;
 }
 
-// What windows are sent; BackwardArgs says what each form has of it.
+// What windows have to send.
 template <typename T>
-struct Sent {
+struct Given {
   Map<const T> grad_out, x;
-  int64_t stride_k;
-  Weights<Acc<T>> weights, offsets, slopes, shifts;
+  int64_t stride_k;  // from the map of one candidate to that of the next
+  Fields<Acc<T>> fields;
+
+  METAPOOL_INLINE Acc<T> grad(const Pixel& of, int k) const {
+    return widen(grad_out.plane(
+        of.n, of.c)[k * stride_k + of.y * grad_out.stride_h + of.x * grad_out.stride_w]);
+  }
 };
 
-// What the window of candidate k around a pixel is sent, in kMix before it is weighted. `pooled` is
-// called for its value where that matters: where the slope is 0 it may be no number.
-template <Form kForm, typename T, typename Pooled>
-METAPOOL_INLINE Acc<T> sent_to(const Sent<T>& sent, int k, const Pixel& of, const Pooled& pooled) {
-  const Map<const T>& grad_out = sent.grad_out;
-  const int64_t map = kForm == Form::kStack ? k * sent.stride_k : 0;
-  const Acc<T> grad =
-      widen(grad_out.plane(of.n, of.c)[map + of.y * grad_out.stride_h + of.x * grad_out.stride_w]);
-  if constexpr (kForm != Form::kMoments) return grad;
-  const Acc<T> given = sent.weights.at(of.n, of.c, k) * grad + sent.offsets.at(of.n, of.c, k);
-  const Acc<T> slope = sent.slopes.at(of.n, of.c, k);
-  return slope == 0 ? given : given + slope * (pooled() - sent.shifts.at(of.n, of.c, k));
-}
-
-// What the windows of candidate k give to a pixel, in kMix before it is weighted.
+// What the windows of candidate k send to a pixel.
 template <Form kForm, typename T>
-METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Sent<T>& sent, int k, Window window,
+METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Given<T>& given, int k, Window window,
                                 const uint8_t* positions, const Pixel& at, bool channels_last) {
   const Range rows = holders(at.y, window.radius_h, sizes.stride_h, sizes.h_out);
   const Range columns = holders(at.x, window.radius_w, sizes.stride_w, sizes.w_out);
+  const Field<Acc<T>> field = field_of<kForm>(given.fields, at.n, at.c, k);
   const int width = 2 * window.radius_w + 1;
-  // A window has its maximum, if any, from this pixel.
+  // A window that has its maximum from this pixel, or that is this pixel.
   const auto own = [&] {
-    return Acc<T>(widen(sent.x.plane(at.n, at.c)[at.y * sent.x.stride_h + at.x * sent.x.stride_w]));
+    const Map<const T>& x = given.x;
+    return Acc<T>(widen(x.plane(at.n, at.c)[at.y * x.stride_h + at.x * x.stride_w]));
   };
   Acc<T> sum = 0;
   for (int64_t y = rows.begin; y < rows.end; ++y) {
     Acc<T> row = 0;
     for (int64_t x = columns.begin; x < columns.end; ++x) {
       const int64_t center_y = y * sizes.stride_h, center_x = x * sizes.stride_w;
-      const Pixel of_window{at.n, at.c, y, x};
+      const Pixel of{at.n, at.c, y, x};
       if (window.kind == Kind::kAvg) {
-        const auto average = [&] { return pooled(sent.x, sent.x, sizes, window, of_window); };
-        row += sent_to<kForm>(sent, k, of_window, average) /
+        const auto average = [&] { return pooled(given.x, given.x, sizes, window, of); };
+        row += sent<kForm>(field, given.grad(of, k), average) /
                area_of<Acc<T>>(sizes, window, center_y, center_x);
         continue;
       }
       const int64_t position =
           (at.y - center_y + window.radius_h) * width + at.x - center_x + window.radius_w;
-      if (positions[number_of(of_window, sizes.c, sizes.h_out, sizes.w_out, channels_last)] ==
-          position) {
-        row += sent_to<kForm>(sent, k, of_window, own);
+      if (window.kind == Kind::kSkip ||
+          positions[number_of(of, sizes.c, sizes.h_out, sizes.w_out, channels_last)] == position) {
+        row += sent<kForm>(field, given.grad(of, k), own);
       }
     }
     sum += row;
@@ -223,7 +217,7 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Sent<T>& sent, int k, 
 
 template <typename T, Form kForm>
 __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
-    general_grad_x_kernel(Sizes sizes, Sent<T> sent, Map<T> grad_x, Candidates candidates,
+    general_grad_x_kernel(Sizes sizes, Given<T> given, Map<T> grad_x, Candidates candidates,
                           const uint8_t* positions, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (number >= sizes.n * sizes.c * sizes.h * sizes.w) return;
@@ -232,15 +226,8 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
   for (int k = 0; k < candidates.count; ++k) {
     const Window window = decode_candidate(candidates.codes[k]);
     if (window.kind == Kind::kNone) continue;
-    Acc<T> given;
-    if (window.kind == Kind::kSkip) {
-      given =
-          sent_to<kForm>(sent, k, at, [&] { return pooled(sent.x, sent.x, sizes, window, at); });
-    } else {
-      given = gathered<kForm>(sizes, sent, k, window, positions, at, channels_last);
-      if (window.kind == Kind::kMax) positions += sizes.n * sizes.c * sizes.h_out * sizes.w_out;
-    }
-    sum += kForm == Form::kMix ? sent.weights.at(at.n, at.c, k) * given : given;
+    sum += gathered<kForm>(sizes, given, k, window, positions, at, channels_last);
+    if (window.kind == Kind::kMax) positions += sizes.n * sizes.c * sizes.h_out * sizes.w_out;
   }
   narrow(sum, grad_x.plane(at.n, at.c)[at.y * grad_x.stride_h + at.x * grad_x.stride_w]);
 }

@@ -21,6 +21,11 @@ struct Slots {
   int candidate[kSlots];  // its number, or -1
 };
 
+// How many rows after its own a pooling is complete.
+METAPOOL_INLINE constexpr int delay_of(int slot) {
+  return slot == kNoneSlot ? 0 : slot < kAvgSlots ? slot : slot - kAvgSlots + 1;
+}
+
 METAPOOL_INLINE bool has_avg(const Slots& slots, int radius) {
   return slots.candidate[radius] >= 0;
 }
