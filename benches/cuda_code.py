@@ -39,7 +39,10 @@ _TYPES = {
 }
 _KINDS = {("true", "true"): "avg+max", ("true", "false"): "avg", ("false", "true"): "max"}
 _ACCESS = ("vectors", "dense", "strided")
-_OUTCOMES = ("", " side by side", " of moments", " of products")
+_FORMS = {
+    "Outcome": ("", " side by side", " of moments", " of products"),
+    "Form": ("", " side by side", " of fields"),
+}
 _WORDS = {
     "streamed_fwd": "forward",
     "streamed_bwd": "backward",
@@ -58,17 +61,15 @@ _FACTS = r"""
 #include "streamed_backward.cuh"
 #include "streamed_forward.cuh"
 
+using namespace metapool;
 using namespace metapool::cuda;
-
-template <int kColumns>
-void print_constants() {
-  std::printf("shared%d %d\n", kColumns, kBackwardShared<kColumns>);
-  std::printf("overlap%d %d\n", kColumns, kOverlap<kColumns>);
-}
 
 int main(int count, char** words) {
   if (count == 1) {
-    print_constants<2>();
+    std::printf("backward %d\n", kBackwardShared<Form::kMix, 2>);
+    std::printf("backward_side_by_side %d\n", kBackwardShared<Form::kStack, 2>);
+    std::printf("backward_of_fields %d\n", kBackwardShared<Form::kMoments, 2>);
+    std::printf("overlap %d\n", kOverlap<2>);
     std::printf("forward_of_moments %d\n", kForwardShared<Outcome::kMoments>);
     std::printf("forward_of_products %d\n", kForwardShared<Outcome::kProducts>);
     std::printf("reach %d\nsum_rows %d\n", kReach, kSumRows);
@@ -290,16 +291,15 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
     assert match, f"{demangled} has a name that nobody here knows"
     arguments = match[2].split(", ")
     words = [_WORDS.get(match[1], match[1].replace("_", " "))]
-    if "Outcome" in arguments[-1]:
-        words[0] += _OUTCOMES[int(arguments[-1][-1])]
+    if form := re.search(r"::(Outcome|Form)\)(\d)", arguments[-1]):
+        words[0] += _FORMS[form[1]][int(form[2])]
     # What puts parts of planes together knows float64 alone.
     dynamic, columns, type_name = 0, 0, _TYPES.get(arguments[0], "float64")
     if match[1] in ("general_terms", "general_moments", "total"):
         dynamic = threads * 8
     if match[1].startswith("streamed"):
         columns = int(arguments[3])
-        place = f"shared{columns}" if words[0] == "backward" else words[0].replace(" ", "_")
-        dynamic = facts().get(place, 0)
+        dynamic = facts().get(words[0].replace(" ", "_"), 0)
         words += [_KINDS[arguments[1], arguments[2]], type_name, _ACCESS[int(arguments[4][-1])]]
     else:
         words += [type_name]
@@ -366,7 +366,7 @@ def launch_of(
     """
     found = kernels(capability)
     some = found[f"{name}, {_ACCESS[0]}"]
-    overlap = facts()[f"overlap{some.columns}"] if name.startswith("backward") else 0
+    overlap = facts()["overlap"] if name.startswith("backward") else 0
     cut = facts(*size, channels_last, some.threads, some.columns, overlap)
     kernel = found[f"{name}, {_ACCESS[cut['access']]}"]
     return Launch(kernel, cut["blocks"], size[2], cut["strip_rows"])

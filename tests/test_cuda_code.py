@@ -25,12 +25,13 @@ FIGURES = Path(__file__).parent / "cuda_code.json"
 """
 
 CAPABILITIES = (80, 90, 100)
+BACKWARD = ("backward", "backward side by side", "backward of fields")
 FORWARD = ("forward", "forward side by side", "forward of moments", "forward of products")
 HALVES = ("float16", "bfloat16")
 STREAMED = [
     ", ".join(words)
     for words in product(
-        (*FORWARD, "backward"),
+        (*FORWARD, *BACKWARD),
         ("avg", "max", "avg+max"),
         ("float32", *HALVES),
         ("vectors", "dense", "strided"),
@@ -40,7 +41,8 @@ GENERAL = [
     f"general {what}, {dtype}"
     for what in (
         *FORWARD,
-        *("places of maxima", "gradient of x", "gradient of weights"),
+        *("places of maxima", "gradient of weights"),
+        *("gradient of x", "gradient of x side by side", "gradient of x of fields"),
     )
     for dtype in ("float32", "float64", *HALVES)
 ]

@@ -110,7 +110,7 @@ void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slo
     call.places[slot] = slots.candidate[slot] * args.grad_out_stride_k -
                         (rows_behind(slot) - 1) * grad_out.stride_h;
   }
-  const auto kernel = &streamed_bwd_kernel<T, kForm, kAvg, kMax, kColumns, kAccess>;
+  const auto kernel = &streamed_bwd_kernel<T, kAvg, kMax, kColumns, kAccess, kForm>;
   constexpr int kShared = kBackwardShared<kForm, kColumns>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory");
