@@ -25,11 +25,27 @@ SOURCES = ("backward", "forward")  # the slow one first
 _SETUP = setup_script.load()
 FLAGS: list[str] = _SETUP.CUDA_FLAGS
 
-RESERVED = 1024
-"""Bytes of shared memory that CUDA keeps of each block for itself."""
-SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
-"""Of a processor."""
-_MOST_BLOCKS, _MOST_THREADS, _REGISTERS = 32, 2048, 65536
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What blocks share: bytes of shared memory, threads and blocks at once."""
+
+    shared: int
+    threads: int = 2048
+    blocks: int = 32
+    reserved: int = 1024
+    """Bytes of shared memory that CUDA keeps of each block for itself."""
+    registers: int = 65536
+
+
+PROCESSORS = {
+    75: Processor(64 * 1024, threads=1024, blocks=16, reserved=0),
+    80: Processor(164 * 1024),
+    90: Processor(228 * 1024),
+    100: Processor(228 * 1024),
+}
+"""By compute capability."""
 
 _TYPES = {
     "float": "float32",
@@ -112,9 +128,10 @@ class CudaKernel:
     @property
     def blocks(self) -> int:
         """How many of its blocks a processor holds at once."""
+        of = PROCESSORS[self.capability]
         registers = -(-self.code.registers // 8) * 8 * self.threads
-        by_shared = SHARED_MEMORY[self.capability] // self.shared
-        return min(_REGISTERS // registers, by_shared, _MOST_THREADS // self.threads, _MOST_BLOCKS)
+        by_shared = of.shared // max(self.shared, 1)
+        return min(of.registers // registers, by_shared, of.threads // self.threads, of.blocks)
 
     def load_distances(self) -> list[int]:
         """How many instructions each load in the loop over rows stands before what waits for it."""
@@ -303,8 +320,9 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
         words += [_KINDS[arguments[1], arguments[2]], type_name, _ACCESS[int(arguments[4][-1])]]
     else:
         words += [type_name]
-    assert code.shared in (0, RESERVED), f"{demangled} has static shared memory"
-    return CudaKernel(", ".join(words), code, capability, threads, RESERVED + dynamic, columns)
+    reserved = PROCESSORS[capability].reserved
+    assert code.shared in (0, reserved), f"{demangled} has static shared memory"
+    return CudaKernel(", ".join(words), code, capability, threads, reserved + dynamic, columns)
 
 
 def _demangled(names: Iterable[str]) -> list[str]:
