@@ -82,10 +82,12 @@ using namespace metapool::cuda;
 
 int main(int count, char** words) {
   if (count == 1) {
-    std::printf("backward %d\n", kBackwardShared<Form::kMix, 2>);
-    std::printf("backward_side_by_side %d\n", kBackwardShared<Form::kStack, 2>);
-    std::printf("backward_of_fields %d\n", kBackwardShared<Form::kMoments, 2>);
-    std::printf("overlap %d\n", kOverlap<2>);
+    std::printf("backward2 %d\n", kBackwardShared<Form::kMix, 2>);
+    std::printf("backward4 %d\n", kBackwardShared<Form::kMix, 4>);
+    std::printf("backward_side_by_side2 %d\n", kBackwardShared<Form::kStack, 2>);
+    std::printf("backward_of_fields2 %d\n", kBackwardShared<Form::kMoments, 2>);
+    std::printf("most_strip_rows %d\n", static_cast<int>(kMostStripRows));
+    std::printf("overlap2 %d\noverlap4 %d\n", kOverlap<2>, kOverlap<4>);
     std::printf("forward_of_moments %d\n", kForwardShared<Outcome::kMoments>);
     std::printf("forward_of_products %d\n", kForwardShared<Outcome::kProducts>);
     std::printf("reach %d\nsum_rows %d\n", kReach, kSumRows);
@@ -316,7 +318,10 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
         dynamic = threads * 8
     if match[1].startswith("streamed"):
         columns = int(arguments[3])
-        dynamic = facts().get(words[0].replace(" ", "_"), 0)
+        place = words[0].replace(" ", "_")
+        dynamic = facts().get(place, 0) or facts().get(f"{place}{columns}", 0)
+        if match[1] == "streamed_bwd" and columns == 2 and words[0] == "backward":
+            words[0] += "" if type_name == "float32" else " by two columns"
         words += [_KINDS[arguments[1], arguments[2]], type_name, _ACCESS[int(arguments[4][-1])]]
     else:
         words += [type_name]
@@ -384,7 +389,7 @@ def launch_of(
     """
     found = kernels(capability)
     some = found[f"{name}, {_ACCESS[0]}"]
-    overlap = facts()["overlap"] if name.startswith("backward") else 0
+    overlap = facts()[f"overlap{some.columns}"] if name.startswith("backward") else 0
     cut = facts(*size, channels_last, some.threads, some.columns, overlap)
     kernel = found[f"{name}, {_ACCESS[cut['access']]}"]
     return Launch(kernel, cut["blocks"], size[2], cut["strip_rows"])

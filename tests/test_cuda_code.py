@@ -37,6 +37,11 @@ STREAMED = [
         ("vectors", "dense", "strided"),
     )
 ]
+STREAMED += [
+    ", ".join(("backward by two columns", *words))
+    for words in product(("avg", "max", "avg+max"), HALVES, ("vectors", "dense", "strided"))
+]
+"""For devices whose shared memory is too small for four."""
 GENERAL = [
     f"general {what}, {dtype}"
     for what in (
@@ -81,6 +86,12 @@ def test_names(capability: int) -> None:
     """No kernel is left out below, and none is kept that is gone."""
     assert sorted(cuda_code.kernels(capability)) == sorted(NAMES)
     assert _ratchet(capability).table().keys() == set(NAMES)
+
+
+def test_keys_can_number_the_rows_of_a_strip() -> None:
+    """Of so many planes that none would be cut, which no test has the memory for."""
+    rows = cuda_code.facts(1, 2**20, 10**6, 4, False, 128, 4, 2)["strip_rows"]
+    assert rows <= cuda_code.facts()["most_strip_rows"]
 
 
 def _wide(kernel: CudaKernel, access: str) -> str:

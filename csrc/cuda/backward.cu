@@ -10,34 +10,44 @@ namespace metapool::cuda {
 
 namespace {
 
-constexpr int kColumns = 2;
 constexpr int64_t kAlignment = 256;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 
+// Columns of a lane of the streamed kernels, on the current device.
+int columns_of(const Problem& problem) {
+  const bool has_halves = problem.dtype == DType::kFloat16 || problem.dtype == DType::kBFloat16;
+  if (!has_halves || problem.form != Form::kMix) return kFewColumns;
+  int device = 0, shared = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "shared memory");
+  return shared < kBackwardShared<Form::kMix, kManyColumns> ? kFewColumns : kManyColumns;
+}
+
 // How the columns of all maps of a call can be read.
 template <typename T>
-Access access_of(const Problem& problem, const BackwardArgs& args) {
-  Access access = common(access_of(map_of<T>(args.x), problem.w, kColumns),
-                         access_of(map_of<T>(args.grad_out), problem.w, kColumns));
+Access access_of(const Problem& problem, const BackwardArgs& args, int columns) {
+  Access access = common(access_of(map_of<T>(args.x), problem.w, columns),
+                         access_of(map_of<T>(args.grad_out), problem.w, columns));
   if (args.grad_x.data != nullptr) {
-    access = common(access, access_of(map_of<T>(args.grad_x), problem.w, kColumns));
+    access = common(access, access_of(map_of<T>(args.grad_x), problem.w, columns));
   }
-  if (problem.form == Form::kStack && args.grad_out_stride_k % kColumns != 0)
-    access = common(access, Access::kDense);
-  return access;
+  const bool is_aligned = problem.form != Form::kStack || args.grad_out_stride_k % columns == 0;
+  return is_aligned ? access : common(access, Access::kDense);
 }
 
-Access access_of(const Problem& problem, const BackwardArgs& args) {
+Access access_of(const Problem& problem, const BackwardArgs& args, int columns) {
   Access access = Access::kStrided;
   with_type(problem.dtype,
-            [&](auto element) { access = access_of<decltype(element)>(problem, args); });
+            [&](auto element) { access = access_of<decltype(element)>(problem, args, columns); });
   return access;
 }
 
-Cut streamed_cut(const Problem& problem, const BackwardArgs& args) {
-  const bool along_planes = access_of(problem, args) == Access::kStrided;
-  return cut_of(sizes_of(problem), kBackwardThreads, kColumns, kOverlap<kColumns>, along_planes);
+Cut streamed_cut(const Problem& problem, const BackwardArgs& args, int columns) {
+  const bool along_planes = access_of(problem, args, columns) == Access::kStrided;
+  const int overlap = columns == kFewColumns ? kOverlap<kFewColumns> : kOverlap<kManyColumns>;
+  return cut_of(sizes_of(problem), kBackwardThreads, columns, overlap, along_planes);
 }
 
 // Terms of the gradient of the weights, as the streamed kernels write them.
@@ -92,11 +102,21 @@ void with_form(Form form, Body body) {
   }
 }
 
-template <typename T, Form kForm, bool kAvg, bool kMax, Access kAccess>
-void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slots& slots,
-                     float* scratch, cudaStream_t stream) {
-  const Cut cut = streamed_cut(problem, args);
-  const Terms terms = streamed_terms(problem, args, cut);
+// A call of the streamed kernels, and where its poolings are among theirs.
+struct Call {
+  const Problem& problem;
+  const BackwardArgs& args;
+  float* scratch;
+  cudaStream_t stream;
+  Slots slots;
+  int columns;
+};
+
+template <typename T, Form kForm, bool kAvg, bool kMax, int kColumns, Access kAccess>
+void launch_streamed(const Call& of) {
+  const BackwardArgs& args = of.args;
+  const Cut cut = streamed_cut(of.problem, args, kColumns);
+  const Terms terms = streamed_terms(of.problem, args, cut);
   const bool wants_weights = args.grad_weights != nullptr;
   const Map<const T> grad_out = map_of<T>(args.grad_out);
   Backward<T> call{grad_out,
@@ -104,49 +124,52 @@ void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slo
                    {},
                    fields_of<float>(args),
                    map_of<T>(args.grad_x),
-                   wants_weights ? scratch : nullptr,
+                   wants_weights ? of.scratch : nullptr,
                    terms};
   for (int slot = 0; slot < kNoneSlot; ++slot) {
-    call.places[slot] = slots.candidate[slot] * args.grad_out_stride_k -
+    call.places[slot] = of.slots.candidate[slot] * args.grad_out_stride_k -
                         (rows_behind(slot) - 1) * grad_out.stride_h;
   }
   const auto kernel = &streamed_bwd_kernel<T, kAvg, kMax, kColumns, kAccess, kForm>;
   constexpr int kShared = kBackwardShared<kForm, kColumns>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory");
-  METAPOOL_LAUNCH(kernel, cut.blocks, kBackwardThreads, kShared, stream, sizes_of(problem), cut,
-                  slots, call);
+  METAPOOL_LAUNCH(kernel, cut.blocks, kBackwardThreads, kShared, of.stream, sizes_of(of.problem),
+                  cut, of.slots, call);
   check(cudaGetLastError(), "backward");
   if (wants_weights) {
-    launch_total(terms, scratch, static_cast<float*>(args.grad_weights), stream);
+    launch_total(terms, of.scratch, static_cast<float*>(args.grad_weights), of.stream);
+  }
+}
+
+template <typename T, Form kForm, bool kAvg, bool kMax, int kColumns>
+void launch_columns(const Call& of) {
+  switch (access_of<T>(of.problem, of.args, kColumns)) {
+    case Access::kVector:
+      return launch_streamed<T, kForm, kAvg, kMax, kColumns, Access::kVector>(of);
+    case Access::kDense:
+      return launch_streamed<T, kForm, kAvg, kMax, kColumns, Access::kDense>(of);
+    case Access::kStrided:
+      return launch_streamed<T, kForm, kAvg, kMax, kColumns, Access::kStrided>(of);
   }
 }
 
 template <typename T, Form kForm, bool kAvg, bool kMax>
-void launch_kinds(const Problem& problem, const BackwardArgs& args, const Slots& slots,
-                  float* scratch, cudaStream_t stream) {
-  switch (access_of<T>(problem, args)) {
-    case Access::kVector:
-      return launch_streamed<T, kForm, kAvg, kMax, Access::kVector>(problem, args, slots, scratch,
-                                                                    stream);
-    case Access::kDense:
-      return launch_streamed<T, kForm, kAvg, kMax, Access::kDense>(problem, args, slots, scratch,
-                                                                   stream);
-    case Access::kStrided:
-      return launch_streamed<T, kForm, kAvg, kMax, Access::kStrided>(problem, args, slots, scratch,
-                                                                     stream);
+void launch_kinds(const Call& of) {
+  if constexpr (kMayHaveMany<T, kForm>) {
+    if (of.columns == kManyColumns) {
+      return launch_columns<T, kForm, kAvg, kMax, kManyColumns>(of);
+    }
   }
+  launch_columns<T, kForm, kAvg, kMax, kFewColumns>(of);
 }
 
 template <typename T, Form kForm>
-void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slots& slots,
-                     float* scratch, cudaStream_t stream) {
-  const Kinds kinds = kinds_of(slots);
-  if (!kinds.has_max)
-    return launch_kinds<T, kForm, true, false>(problem, args, slots, scratch, stream);
-  if (!kinds.has_avg)
-    return launch_kinds<T, kForm, false, true>(problem, args, slots, scratch, stream);
-  launch_kinds<T, kForm, true, true>(problem, args, slots, scratch, stream);
+void launch_streamed(const Call& of) {
+  const Kinds kinds = kinds_of(of.slots);
+  if (!kinds.has_max) return launch_kinds<T, kForm, true, false>(of);
+  if (!kinds.has_avg) return launch_kinds<T, kForm, false, true>(of);
+  launch_kinds<T, kForm, true, true>(of);
 }
 
 template <typename T, Form kForm>
@@ -189,11 +212,8 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
 template <typename T, Form kForm>
 void launch(const Problem& problem, const BackwardArgs& args, char* scratch, cudaStream_t stream) {
   if constexpr (!std::is_same_v<T, double>) {
-    Slots slots;
-    if (is_streamed(problem, args, slots)) {
-      return launch_streamed<T, kForm>(problem, args, slots, reinterpret_cast<float*>(scratch),
-                                       stream);
-    }
+    Call of{problem, args, reinterpret_cast<float*>(scratch), stream, {}, columns_of(problem)};
+    if (is_streamed(problem, args, of.slots)) return launch_streamed<T, kForm>(of);
   }
   launch_general<T, kForm>(problem, args, scratch, stream);
 }
@@ -205,7 +225,9 @@ int64_t bwd_scratch_bytes(const Problem& problem, const BackwardArgs& args) {
   if (problem.n == 0) return 0;
   Slots slots;
   if (is_streamed(problem, args, slots)) {
-    return term_bytes(problem, args, streamed_terms(problem, args, streamed_cut(problem, args)));
+    return term_bytes(
+        problem, args,
+        streamed_terms(problem, args, streamed_cut(problem, args, columns_of(problem))));
   }
   return position_bytes(problem, args) + term_bytes(problem, args, general_terms(problem, args));
 }

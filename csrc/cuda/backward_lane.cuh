@@ -41,10 +41,15 @@ struct BackwardLane {
   int h;
   unsigned inside;
 
-  // The place of a column, of those that windows of the lane reach, in a row that is kept at
-  // `slot`.
+  // The number of a column, of those that windows of the lane reach, in a row that is kept at
+  // `slot`: within a round of rows the later the smaller.
+  static METAPOOL_INLINE constexpr int number_in_round(int slot, int column) {
+    return (kSumRows - 1 - slot % kSumRows) * kWidth + kWidth - 1 - column;
+  }
+
+  // Its place in the sums.
   static METAPOOL_INLINE constexpr int place_of(int slot, int column) {
-    return (slot % kSumRows * kWidth + column) * kLaneStride;
+    return number_in_round(slot, column) * kLaneStride;
   }
 
   METAPOOL_DEVICE void clear_row(int slot) {

@@ -17,6 +17,13 @@ constexpr int kLaneStride = kBackwardThreads + 32;
 template <Access kAccess>
 constexpr int kGuard = kAccess == Access::kStrided ? kReach : kReach + 1;
 
+// Columns of a lane. Of halves registers hold more, which not every device has the shared memory
+// for.
+constexpr int kFewColumns = 2, kManyColumns = 4;
+
+template <typename T, Form kForm>
+constexpr bool kMayHaveMany = sizeof(T) == 2 && kForm == Form::kMix;
+
 // Lanes that hand something to a lane, and those beside a tile that have to see the same as in the
 // next one: its windows, and what these hold.
 template <int kColumns>
@@ -61,12 +68,12 @@ METAPOOL_DEVICE void fill(float* to, float number) {
 }
 
 // Fills sums with zeros and the guards of rows with what is beyond the map.
-template <Form kForm, int kColumns, bool kMax>
-METAPOOL_DEVICE void prepare_shared(float* shared) {
+template <Form kForm, int kColumns>
+METAPOOL_DEVICE void prepare_shared(float* shared, float beyond) {
   constexpr int kTwoRows = 2 * kRowFloats<kColumns>;
   float* const rows = shared + kSumFloats<kColumns>;
   fill<kSumFloats<kColumns>>(shared, 0);
-  fill<kTwoRows>(rows, kMax ? -kInfinity<float> : 0.0f);
+  fill<kTwoRows>(rows, beyond);
   if constexpr (kForm == Form::kMix) {
     fill<kTwoRows>(rows + kTwoRows, 0);
     fill<2 * kSlots * kBackwardThreads>(rows + 2 * kTwoRows, 0);  // doubles

@@ -4,12 +4,13 @@
 
 #include "averages.cuh"
 #include "backward_lane.cuh"
-#include "maxima.cuh"
+#include "keys.cuh"
 
 namespace metapool::cuda {
 
-// Rows that are loaded before they are needed: memory takes longer than a row.
-constexpr int kRowsAhead = 2;
+// Rows that are loaded before they are needed: memory takes longer than a row of few columns.
+template <int kColumns>
+constexpr int kRowsAhead = kColumns < 4 ? 2 : 1;
 
 // Rows from the last one up to that of the windows of a slot which are looked at with it: those
 // that it completes, but for the map itself, whose gradients are loaded one row later.
@@ -39,16 +40,16 @@ struct OfAverages<Form::kMix> {
 };
 
 // What a lane keeps of one column: of the last rows the maxima of each width, oldest first.
-template <Form kForm, bool kMax>
+template <Form kForm, bool kMax, typename Peak>
 struct Column {
-  Top rows3[kMax ? 3 : 1], rows5[kMax ? 5 : 1], rows7[kMax ? 7 : 1];
+  Peak rows3[kMax ? 3 : 1], rows5[kMax ? 5 : 1], rows7[kMax ? 7 : 1];
   float grads[kGrads<kForm>] = {};
   OfAverages<kForm> averages;
 
   METAPOOL_INLINE Column() {
-    for (Top& top : rows3) top = {-kInfinity<float>, 0};
-    for (Top& top : rows5) top = {-kInfinity<float>, 0};
-    for (Top& top : rows7) top = {-kInfinity<float>, 0};
+    for (Peak& top : rows3) top = Peak::beyond();
+    for (Peak& top : rows5) top = Peak::beyond();
+    for (Peak& top : rows7) top = Peak::beyond();
   }
 
   template <int kRadius>
@@ -82,24 +83,56 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
   // Something goes to the sums that lanes keep for each other.
   static constexpr bool kHasSums = kMax || !kIsMix;
   using OwnRow = RawRow<T, kColumns, 0, kAccess>;
-  using Columns = Column<kForm, kMax>[kColumns];
+  // Poolings are not found out from keys as fast as fields need them.
+  static constexpr bool kKeyed = kMax && sizeof(T) == 2 && !kCareful && kForm != Form::kMoments;
+  using Peak = std::conditional_t<kKeyed, Key<T>, Top>;
+  static_assert(kSumRows * kWidth <= Key<T>::kPlaceMask + 1);
+  static_assert(kMostStripRows + 4 * kReach + kSumRows < Key<T>::kMostRounds * kSumRows);
+  using Columns = Column<kForm, kMax, Peak>[kColumns];
 
   Field<float> fields[kNoneSlot] = {};
   float totals[kSlots] = {};  // of the gradient of the weights, in this round of rows
-  float bottom = 0;           // not above any maximum, or NaN if one is
+  float bottom = 0;           // not above any maximum or, with keys, any pixel; NaN if one is
+  int bits_of_round = 0;      // of keys
+
+  // Whether something was met that is found again with care.
+  METAPOOL_DEVICE bool is_special() const {
+    return lane.is_on_map && (kKeyed ? bottom != bottom : !(bottom > -kInfinity<float>));
+  }
 
   METAPOOL_DEVICE bool wants_terms() const { return kIsMix && call.terms != nullptr; }
 
+  // What the lanes beside this one find of a pixel.
+  static METAPOOL_DEVICE float shown(float pixel) {
+    if constexpr (kKeyed) return float_of(Key<T>::of(pixel).number);
+    return pixel;
+  }
+
+  // The same of what is beyond the map.
+  static METAPOOL_DEVICE float shown_beyond() {
+    if constexpr (kKeyed) return float_of(Key<T>::beyond().number);
+    return kMax ? -kInfinity<float> : 0.0f;
+  }
+
+  // A pixel of a row, of those that windows of the lane reach.
+  METAPOOL_DEVICE Peak peak_of(float shown, int slot, int column) const {
+    if constexpr (kKeyed) {
+      return {bits_of(shown) | bits_of_round | Base::number_in_round(slot, column)};
+    } else {
+      return {shown, place_of(slot, column)};
+    }
+  }
+
   // The maxima along a row, one for each width.
   METAPOOL_DEVICE void maxima_along(const float (&row)[kWidth], int slot, int v,
-                                    Top (&along)[kMaxSlots]) const {
+                                    Peak (&along)[kMaxSlots]) const {
     const int center = kReach + v;
-    Top top{row[center], place_of(slot, center)};
+    Peak top = peak_of(row[center], slot, center);
 #pragma unroll
     for (int d = 1; d <= kReach; ++d) {
       const int left = center - d, right = center + d;
-      widen_window<kCareful>(top, {row[left], place_of(slot, left)}, inside >> left & 1,
-                             {row[right], place_of(slot, right)});
+      widen_window<kCareful>(top, peak_of(row[left], slot, left), inside >> left & 1,
+                             peak_of(row[right], slot, right));
       along[d - 1] = top;
     }
   }
@@ -110,19 +143,19 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
     constexpr int kSlot = kAvgSlots + kRadius - 1;
     const int center = t - kRadius;
     if (!has_max(slots, kRadius) || !is_on_map(center)) return;
-    Top tops[kColumns];
+    Peak tops[kColumns];
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
       tops[v] = top_of<kCareful>(columns[v].template rows<kRadius>(), center - kRadius);
-      if (!kCareful) bottom = lowest(bottom, tops[v].value);
+      if (!kKeyed && !kCareful) bottom = lowest(bottom, tops[v].value());
       const float share =
-          sent<kForm>(fields[kSlot], columns[v].grad(kSlot), [&] { return tops[v].value; });
-      shared[sums + tops[v].place] += is_inside(v) ? share : 0.0f;
+          sent<kForm>(fields[kSlot], columns[v].grad(kSlot), [&] { return tops[v].value(); });
+      shared[sums + tops[v].place()] += is_inside(v) ? share : 0.0f;
     }
-    if (!kIsMix || !is_counted(center)) return;
+    if (!wants_terms() || !is_counted(center)) return;
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      totals[kSlot] += is_inside(v) ? columns[v].grad(kSlot) * tops[v].value : 0.0f;
+      totals[kSlot] += is_inside(v) ? columns[v].grad(kSlot) * tops[v].value() : 0.0f;
     }
   }
 
@@ -140,7 +173,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
       sums_around(grads, kReach + v, along[v]);
       add_sums(along[v], weights, slots, columns[v].averages.ready);
     }
-    if (!is_counted(center)) return;
+    if (!wants_terms() || !is_counted(center)) return;
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
       // Of the windows that hold a pixel what they hold of it, which is the same sum.
@@ -231,11 +264,11 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
     if constexpr (kMax) {
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) {
-        Top along[kMaxSlots];
+        Peak along[kMaxSlots];
         if (is_on_map(t)) {
           maxima_along(row, slot, v, along);
         } else {
-          for (Top& top : along) top = {-kInfinity<float>, 0};
+          for (Peak& top : along) top = Peak::beyond();
         }
         push(columns[v].rows3, along[0]);
         push(columns[v].rows5, along[1]);
@@ -280,7 +313,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
 
   METAPOOL_DEVICE Cursor cursor_at(int t) const {
     return {this->x + t * call.x.stride_h, this->grad_out + (t - 1) * call.grad_out.stride_h,
-            this->grad_x + (t - kRowsAhead - 2 - 2 * kReach) * call.grad_x.stride_h};
+            this->grad_x + (t - kRowsAhead<kColumns> - 2 - 2 * kReach) * call.grad_x.stride_h};
   }
 
   METAPOOL_DEVICE void advance(Cursor& cursor) const {
@@ -315,13 +348,15 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
   // Takes what was loaded; what the lanes beside this one need goes where they find it.
   METAPOOL_DEVICE void take(const Rows& rows, Columns& columns, int slot) {
     if constexpr (kReadsInput) {
-      float pixels[kColumns];
+      float pixels[kColumns], to_show[kColumns];
       widen_row(rows.x, pixels);
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) {
-        if (kMax && !OwnRow::is_inside(inside >> kReach, v)) pixels[v] = -kInfinity<float>;
+        if constexpr (kKeyed) bottom = lowest(bottom, pixels[v]);
+        const bool is_there = !kMax || OwnRow::is_inside(inside >> kReach, v);
+        to_show[v] = is_there ? shown(pixels[v]) : shown_beyond();
       }
-      if constexpr (kSharesInput) share_row(slot % 2, pixels);
+      if constexpr (kSharesInput) share_row(slot % 2, to_show);
       if constexpr (kAvg && kIsMix) {
 #pragma unroll
         for (int v = 0; v < kColumns; ++v) push(columns[v].averages.pixels, pixels[v]);
@@ -352,14 +387,15 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
     Columns columns;
     const int begin = lane.row_begin > 2 * kReach ? lane.row_begin - 2 * kReach : 0;
     Cursor cursor = cursor_at(begin);
-    Rows ahead[kRowsAhead];  // on their way
+    Rows ahead[kRowsAhead<kColumns>];  // on their way
 #pragma unroll
-    for (int i = 0; i < kRowsAhead; ++i) {
+    for (int i = 0; i < kRowsAhead<kColumns>; ++i) {
       load(cursor, begin + i, ahead[i]);
       advance(cursor);
     }
     // One row more than there are, for the last that is given back.
     for (int base = begin; base <= lane.row_end + 2 * kReach; base += kSumRows) {
+      if constexpr (kKeyed) bits_of_round = Key<T>::bits_of_round((base - begin) / kSumRows);
 // The careful run is rare: its code is kept small.
 #pragma unroll(kCareful ? 1 : kSumRows)
       for (int u = 0; u < kSumRows; ++u) {
@@ -367,8 +403,8 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
         take(ahead[0], columns, u);
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i + 1 < kRowsAhead; ++i) ahead[i] = ahead[i + 1];
-        load(cursor, t + kRowsAhead, ahead[kRowsAhead - 1]);
+        for (int i = 0; i + 1 < kRowsAhead<kColumns>; ++i) ahead[i] = ahead[i + 1];
+        load(cursor, t + kRowsAhead<kColumns>, ahead[kRowsAhead<kColumns> - 1]);
         advance(cursor);
         if (call.grad_x.data != nullptr) {
           give_back(columns, cursor.grad_x, t - 1 - 2 * kReach, u - 1 - 2 * kReach + kSumRows);

@@ -65,7 +65,7 @@ METAPOOL_DEVICE bool run_stream(const Sizes& sizes, const Cut& cut, const Slots&
       if (k >= 0) stream.fields[slot] = field_of<kForm>(call.fields, lane.n, lane.c, k);
     }
   }
-  prepare_shared<kForm, kColumns, kMax>(shared);
+  prepare_shared<kForm, kColumns>(shared, Stream::shown_beyond());
   stream.run();
   if (stream.wants_terms()) {
 #pragma unroll
@@ -77,7 +77,7 @@ METAPOOL_DEVICE bool run_stream(const Sizes& sizes, const Cut& cut, const Slots&
     write_terms<kBackwardThreads>(call.of_terms, slots, cut, lane, found_in<kColumns>(shared),
                                   call.terms);
   }
-  return lane.is_on_map && !(stream.bottom > -kInfinity<float>);
+  return stream.is_special();
 }
 
 template <typename T, bool kAvg, bool kMax, int kColumns, Access kAccess, Form kForm>

@@ -256,6 +256,42 @@ CUDA = (
         "[k * stride_k + of.y",
         "[of.y",
     ),
+    _cuda(
+        "of equal maxima in a row the last has the larger key",
+        "backward_lane.cuh",
+        "* kWidth + kWidth - 1 - column;",
+        "* kWidth + column;",
+    ),
+    _cuda(
+        "of equal maxima in two rounds of rows the last has the larger key",
+        "keys.cuh",
+        "return (kMostRounds - 1 - round) << kPlaceBits;",
+        "return round << kPlaceBits;",
+    ),
+    _cuda(
+        "the key of -0 is below that of 0",
+        "keys.cuh",
+        "bits_of(value + 0.0f);",
+        "bits_of(value);",
+    ),
+    _cuda(
+        "keys of negative values are in the wrong order",
+        "keys.cuh",
+        "return {bits ^ (bits >> 31 & kSigns)};",
+        "return {bits};",
+    ),
+    _cuda(
+        "a key has the place of the pixel beside it",
+        "backward_stream.cuh",
+        "Base::number_in_round(slot, column)};",
+        "Base::number_in_round(slot, column > 0 ? column - 1 : 0)};",
+    ),
+    _cuda(
+        "keys do not see NaN",
+        "backward_stream.cuh",
+        "(kKeyed ? bottom != bottom :",
+        "(kKeyed ? false :",
+    ),
 )
 
 TRITON = (
