@@ -78,7 +78,8 @@ def _compiled(request: pytest.FixtureRequest) -> None:
     if cuda_code.find_nvcc() is None:
         pytest.skip("nvcc was not found")
     tests = [item for item in request.session.items if item.path == request.path]
-    cuda_code.compile_all({test.callspec.params["capability"] for test in tests})
+    calls = [test.callspec for test in tests if hasattr(test, "callspec")]
+    cuda_code.compile_all({call.params["capability"] for call in calls})
 
 
 @every_capability
