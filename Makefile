@@ -65,11 +65,13 @@ test-isas: $(VENV)/.installed  ## the kernels' tests under each instruction set 
 test-interpreter: $(VENV)/.installed  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel $(call REPORT,$@)
 
+# Of the other orders the last has the shared memory of Turing, where lanes of halves have fewer columns.
 test-cuda-host: $(VENV)/.installed  ## the CUDA kernels on the CPU, threads in random order, the kernels' tests in two more
 	$(RUN)/python -m tests.cuda_host.build
 	set -e; for order in random forward reversed; do echo "-- $$order"; \
 		test $$order = random && tests="$(OP_PYTEST)" share=1 || \
 			tests="-m pytest $(HOST_TESTS)" share=$(ORDERS_SHARE); \
+		test $$order = reversed && export METAPOOL_HOST_SHARED=65536; \
 		METAPOOL_TEST_SHARE=$$share METAPOOL_REQUIRE_NATIVE=1 METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) \
 		METAPOOL_HOST_ORDER=$$order $(RUN)/python $$tests $(call REPORT,$@-$$order); done
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import is_fake
 from metapool_kernels import native
 
 _OLDEST_TRITON = (3, 6)
-_OLDEST_CAPABILITY = (8, 0)
+_OLDEST_CAPABILITY = {"triton": (8, 0), "cuda": (7, 5)}
 
 
 @cache
@@ -48,8 +48,9 @@ def _find_gpu_problem(backend: str, device: torch.device) -> str | None:
     if torch.version.hip is not None:
         return "the kernels are written for NVIDIA GPUs; use backend='reference'"
     capability = torch.cuda.get_device_capability(device)
-    if capability < _OLDEST_CAPABILITY:
-        return f"{device} has compute capability {capability}, {_OLDEST_CAPABILITY} is needed"
+    oldest = _OLDEST_CAPABILITY[backend]
+    if capability < oldest:
+        return f"{device} has compute capability {capability}, {oldest} is needed"
     return _architecture_problem(device, capability) if backend == "cuda" else None
 
 

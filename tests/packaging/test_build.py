@@ -145,11 +145,18 @@ def test_code_for_a_gpu(
 
 
 def test_an_old_gpu_is_refused(gpu: Any) -> None:
-    gpu((7, 5), ["compute_75"])
-    for refuse in (dispatch._refuse_cuda, dispatch._refuse_triton):
+    gpu((7, 0), ["compute_70"])
+    oldest = {dispatch._refuse_cuda: (7, 5), dispatch._refuse_triton: (8, 0)}
+    for refuse, needed in oldest.items():
         reason = refuse(_OnGpu)  # type: ignore[arg-type]
         if reason is None or "Triton" not in reason:
-            assert reason == "cuda:3 has compute capability (7, 5), (8, 0) is needed"
+            assert reason == f"cuda:3 has compute capability (7, 0), {needed} is needed"
+
+
+def test_turing_has_the_cuda_kernels_alone(gpu: Any) -> None:
+    gpu((7, 5), ["sm_75"])
+    assert dispatch._refuse_cuda(_OnGpu) is None  # type: ignore[arg-type]
+    assert dispatch._refuse_triton(_OnGpu) is not None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
