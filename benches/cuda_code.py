@@ -26,7 +26,6 @@ _SETUP = setup_script.load()
 FLAGS: list[str] = _SETUP.CUDA_FLAGS
 
 
-
 @dataclass(frozen=True)
 class Processor:
     """What blocks share: bytes of shared memory, threads and blocks at once."""
