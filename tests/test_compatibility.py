@@ -78,7 +78,11 @@ def _requirements(text: str, extra: str) -> list[str]:
 def test_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not run, as pyenv's shims do, is passed over for one that does."""
     assert interpreters.find(interpreters.THIS) == sys.executable
-    for path, text in {"bin/python9.8": "exit 1", "versions/9.8.2/bin/python": "echo 9.8"}.items():
+    for path, text in {
+        "bin/python9.8": "exit 1",
+        "versions/9.8.2/bin/python": "echo 9.8",
+        "versions/9.8.3t/bin/python": "echo 9.8t",
+    }.items():
         file = tmp_path / path
         file.parent.mkdir(parents=True)
         file.write_text(f"#!/bin/sh\n{text}\n")
@@ -86,6 +90,7 @@ def test_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin")
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     assert interpreters.find("9.8") == str(tmp_path / "versions/9.8.2/bin/python")
+    assert interpreters.find("9.8t") == str(tmp_path / "versions/9.8.3t/bin/python")
     assert interpreters.find("9.7") is None
 
 
