@@ -123,6 +123,9 @@ SECTIONS = (
                 "the same bits for 1, 2, 3 and 7 threads and every instruction set", "determinism"
             ),
             _tests("eight threads at once, workers, fork, spawn, number of threads", "processes"),
+            _tests(
+                "eight threads of arrays; Python's lock stays off where it can", "free_threaded"
+            ),
             _tests("DDP and FSDP over two processes", "distributed"),
             _target(
                 "the kernels under each instruction set",
@@ -215,6 +218,7 @@ SECTIONS = (
             _tests(
                 "machine code: spills, atomics, NaN, loads, registers", "machine_code", "cuda_code"
             ),
+            _tests("machine code for AMD's gfx942 and gfx950: spills, NaN, waves", "amd_code"),
             _target(
                 "machine code for sm_80 and sm_100, and a search with the settings for ImageNet",
                 "test-slow",
