@@ -142,3 +142,28 @@ def test_contents_of_the_wheel(tmp_path: Path) -> None:
         artifacts.check_wheel(_wheel(tmp_path, FILES[-1:]), FILES)
     with pytest.raises(artifacts.ArtifactError, match=r"should not hold tests/__init__\.py"):
         artifacts.check_wheel(_wheel(tmp_path, [*package, "tests/__init__.py"]), FILES)
+
+
+@pytest.mark.parametrize("copies", [(), ("metapool_kernels.libs/libtorch_cpu-1a2b.so.2",)])
+def test_a_wheel_for_other_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: tuple[str, ...]
+) -> None:
+    """It has another name, and no library but ours."""
+    ours = ("metapool_kernels/_torch_ops.so", "metapool_kernels/_numpy_ops.cpython-311.so")
+    wheel = _wheel(tmp_path, [*ours])
+    assert artifacts.libraries(wheel).keys() == {Path(name).name for name in ours}
+    name = "package-cp311-cp311-manylinux_2_34_x86_64.whl"
+
+    def repair(command: list[str], folder: Path, log: Path) -> None:
+        assert {"--exclude=libtorch*", "--exclude=libc10*"} < set(command)
+        made = Path(command[command.index("--wheel-dir") + 1])
+        made.mkdir(parents=True)
+        _wheel(made, [*ours, *copies]).rename(made / name)
+
+    monkeypatch.setattr(artifacts, "_run", repair)
+    if copies:
+        with pytest.raises(artifacts.ArtifactError, match=f"{name} needed copies of libraries"):
+            artifacts.for_other_machines(wheel, tmp_path / "dist", tmp_path / "log")
+    else:
+        found = artifacts.for_other_machines(wheel, tmp_path / "dist", tmp_path / "log")
+        assert found == tmp_path / "dist" / name and list(found.parent.iterdir()) == [found]

@@ -186,6 +186,17 @@ SECTIONS = (
                 *(f"compatibility-{plan.name}" for plan in plans.everything(())),
                 in_ci=False,
             ),
+            _target(
+                "a manylinux wheel, which auditwheel accepts as it is, under torch 2.13.0",
+                "wheel",
+                "wheel-torch-2.13.0",
+                in_ci=False,
+            ),
+            _target(
+                "one for AArch64, compiled here, in an emulated Python under torch 2.10.0",
+                "wheel-arm",
+                in_ci=False,
+            ),
             _target("what an import takes", "bench-import", "import-time", in_ci=False),
         ),
     ),
