@@ -11,6 +11,7 @@ from torch import nn
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.backbone import TEACHER
+from metapool_kernels.search.collective import on_main
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.controls import build_network, network_names
 from metapool_kernels.search.data import image_settings, training_batches
@@ -20,7 +21,7 @@ from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.norms import measure_norms
 from metapool_kernels.search.optimizers import make_weight_optimizer
 from metapool_kernels.search.plot import draw
-from metapool_kernels.search.processes import make_accelerator, on_main, seed_epoch
+from metapool_kernels.search.processes import make_accelerator, seed_epoch
 from metapool_kernels.search.report import epoch_line
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder, network_folder
 from metapool_kernels.search.side_by_side import side_by_side
@@ -57,7 +58,7 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -
         # They show networks that are gone, or will be before long.
         searched.remove(run_folder.EVALUATION, run_folder.CONTROLS, run_folder.EXPORT)
 
-    on_main(accelerator, begin)
+    on_main(begin)
     networks = [
         (name, seed)
         for seed in range(config.seed, config.seed + config.adapt.seeds)
@@ -72,7 +73,7 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -
     left = [f"{name}, seed {seed}" for name, seed in waiting if not trainer.is_trained(name, seed)]
     if left:
         raise UserError(f"not trained to the end: {'; '.join(left)}; go on with --resume")
-    on_main(accelerator, lambda: draw(searched))
+    on_main(lambda: draw(searched))
 
 
 def _train_quietly(config: Config) -> Callable[[tuple[str, int]], None]:
@@ -124,7 +125,7 @@ class Trainer:
         training.train(own, title, quiet=quiet)
         if quiet:
             print(epoch_line(training.history[-1], title), flush=True)
-        on_main(self.accelerator, lambda: own.write_weights(run_folder.WEIGHTS, training.tensors()))
+        on_main(lambda: own.write_weights(run_folder.WEIGHTS, training.tensors()))
 
     def _network(self, name: str, seed: int) -> nn.Module:
         config = self.config

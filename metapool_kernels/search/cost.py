@@ -30,7 +30,7 @@ from metapool_kernels.search.datasets import load_data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.report import format_table, warn
 from metapool_kernels.search.run_folder import RunFolder
-from metapool_kernels.search.supernet import Supernet
+from metapool_kernels.search.supernet import Supernet, build_supernet
 from metapool_kernels.search.surgery import Site, insert_enhancer
 
 COUNTED = {"counted": "MACs", "counted-bytes": "bytes"}
@@ -147,7 +147,7 @@ def make_table(
     Raises:
         UserError: the model does not work.
     """
-    supernet = Supernet(backbone, config.model, config.seed)
+    supernet = build_supernet(backbone, config.model, config.seed)
     candidates = _candidates(config, supernet)
     in_turn = list(islice(cycle(candidates), len(supernet.sites)))
     found = measure(_bench(config.model, backbone, supernet.sites, candidates, in_turn))

@@ -11,6 +11,7 @@ from torch import nn
 
 from metapool_kernels.search import run_folder
 from metapool_kernels.search.architecture import Architecture, load_architecture
+from metapool_kernels.search.collective import on_main
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.config_file import load_config
 from metapool_kernels.search.controls import load_network, meaning, network_cost, network_names
@@ -20,7 +21,7 @@ from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.gains import costs, gains, spread_note
 from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.plot import draw
-from metapool_kernels.search.processes import make_accelerator, on_main
+from metapool_kernels.search.processes import make_accelerator
 from metapool_kernels.search.report import format_table, warn
 from metapool_kernels.search.results import Evaluation, Results, load_results
 from metapool_kernels.search.run_folder import SEARCHED, RunFolder, network_folder
@@ -75,7 +76,7 @@ def run_evaluate(config: Config) -> None:
         _print(load_results(searched))
         print(f"report: {searched / run_folder.REPORT}")
 
-    on_main(accelerator, finish)
+    on_main(finish)
 
 
 def _cost_table(

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from metapool_kernels.search.collective import on_main
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import Data
 from metapool_kernels.search.datasets import load_data
@@ -20,7 +21,6 @@ from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.images import ImageSet, files_of
 from metapool_kernels.search.interrupts import kept_from_children
 from metapool_kernels.search.json_file import parse_json
-from metapool_kernels.search.processes import on_main
 
 _NAMED = 10
 """How many unusable images an error message describes."""
@@ -88,7 +88,7 @@ def load_inspected(config: Config, accelerator: Accelerator) -> Data:
     if not all(len(part) for part in parts):
         return data
     cache = _cache(parts)
-    found = on_main(accelerator, lambda: _remembered(cache))
+    found = on_main(lambda: _remembered(cache))
     if found is None:
         found = _judge(parts, _look(parts, config.data.workers, accelerator))
         if accelerator.is_main_process:

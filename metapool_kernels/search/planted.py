@@ -18,7 +18,7 @@ from metapool_kernels.search.config import Config
 from metapool_kernels.search.data import Data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.norms import measure_norms
-from metapool_kernels.search.supernet import OF_CANDIDATES, Supernet
+from metapool_kernels.search.supernet import OF_CANDIDATES, Supernet, build_supernet
 
 BANDS = 5
 """Channels of an image, independent of each other; the default depth of the network."""
@@ -178,7 +178,7 @@ def _supernet(config: Config) -> Supernet:
     # Without initial weights: model.weights may ask for those that are made here.
     model = replace(config.model, weights=None)
     backbone = make_backbone(model, _image_shape(config), CLASSES)
-    return Supernet(backbone, model, _seed(config.seed, _TEACHER))
+    return build_supernet(backbone, model, _seed(config.seed, _TEACHER))
 
 
 def _teacher_and_images(config: Config) -> tuple[nn.Module, Tensor]:

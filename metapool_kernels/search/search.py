@@ -4,14 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-import timm
-import torch
 from torch import Tensor
 
-import metapool_kernels
 from metapool_kernels.search import planted, run_folder
-from metapool_kernels.search.architecture import Architecture, Layer, to_json
-from metapool_kernels.search.backbone import TEACHER, Backbone, make_backbone
+from metapool_kernels.search.architecture import to_json
+from metapool_kernels.search.backbone import TEACHER, make_backbone
+from metapool_kernels.search.collective import on_main
 from metapool_kernels.search.config import Config
 from metapool_kernels.search.cost_table import FORMAT as COSTS
 from metapool_kernels.search.cost_table import load_table
@@ -22,9 +20,10 @@ from metapool_kernels.search.first_step import check_first_step
 from metapool_kernels.search.inspection import load_inspected
 from metapool_kernels.search.loop import Search
 from metapool_kernels.search.plot import draw
-from metapool_kernels.search.processes import make_accelerator, on_main
+from metapool_kernels.search.processes import make_accelerator
 from metapool_kernels.search.report import choice_warnings, layer_table, warn
 from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.saved import found_architecture
 from metapool_kernels.search.supernet import find_backbone_sites
 from metapool_kernels.search.surgery import site_table
 
@@ -42,7 +41,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     accelerator = make_accelerator(config)
     run = RunFolder(config.output)
     if resume:
-        on_main(accelerator, lambda: run.check_settings(config, SETTINGS))
+        on_main(lambda: run.check_settings(config, SETTINGS))
     data = load_inspected(config, accelerator)
     split = split_data(data, config.search.alpha_half, config.seed)
     if resume and (run / run_folder.SPLIT).exists():
@@ -61,7 +60,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
             run.write(run_folder.COST, COSTS.to_json(table))
         warn([*split_warnings(data, split), *doubts])
 
-    on_main(accelerator, begin)
+    on_main(begin)
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
         with run.restoring():
@@ -69,18 +68,18 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     search.train(run)
 
     def finish() -> None:
-        architecture = found_architecture(search, backbone)
+        architecture = found_architecture(search.pooling)
         for layer in architecture.layers:
-            search.supernet.settle(layer.name)
-        run.write_weights(run_folder.WEIGHTS, search.supernet.model.state_dict())
+            search.pooling.supernet.settle(layer.name)
+        run.write_weights(run_folder.WEIGHTS, search.pooling.supernet.model.state_dict())
         run.write(run_folder.ARCHITECTURE, to_json(architecture))
         print(layer_table(architecture))
         warn(choice_warnings(architecture))
-        warn([] if search.cost is None else search.cost.warnings())
+        warn([] if search.pooling.cost is None else search.pooling.cost.warnings())
         draw(run)
         print(f"report: {run / run_folder.REPORT}")
 
-    on_main(accelerator, finish)
+    on_main(finish)
 
 
 def run_dry(config: Config) -> None:
@@ -108,42 +107,3 @@ def initial_tensors(config: Config) -> Mapping[str, Tensor] | None:
             "give a file, or data.kind planted"
         )
     return planted.teacher_state(config)
-
-
-def found_architecture(search: Search, backbone: Backbone) -> Architecture:
-    """What has been found; every layer must have stopped."""
-    config = search.config
-    layers = []
-    for site in search.supernet.sites:
-        stop = search.stopping.stops[site.name]
-        layers.append(
-            Layer(
-                name=site.name,
-                channels=site.channels,
-                map_size=site.map_size,
-                choice=search.supernet.choice(site.name),
-                weights=search.supernet.choice_weights(site.name),
-                alpha=search.stopped_alphas[site.name],
-                probability=stop.probability,
-                margin=stop.margin,
-                epoch=stop.epoch,
-                reason=stop.reason,
-                importances=list(stop.importances),
-            )
-        )
-    return Architecture(
-        backbone=backbone,
-        insert_after=config.model.insert_after,
-        insert_after_type=config.model.insert_after_type,
-        candidates=config.model.candidates,
-        extra_candidates=list(config.model.extra_candidates),
-        count_include_pad=config.model.count_include_pad,
-        candidate_norm=config.model.candidate_norm,
-        layers=layers,
-        seed=config.seed,
-        versions={
-            "metapool_kernels": metapool_kernels.__version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
-    )

@@ -129,7 +129,7 @@ BILEVEL = (
         "statistics of BatchNorm move in the objective",
         "put = {id(buffer): buffer.clone() for buffer in buffers}",
         "put = {id(buffer): buffer for buffer in buffers}",
-        file="steps.py",
+        file="objective.py",
     ),
     _bilevel(
         "what is in lists keeps its own tensors",
@@ -171,7 +171,7 @@ BILEVEL = (
         "hypergradients are added and not averaged",
         "means = [torch.stack(gradients).mean(0) for gradients in per_alpha]",
         "means = [torch.stack(gradients).sum(0) for gradients in per_alpha]",
-        file="steps.py",
+        file="optimizers.py",
     ),
     _bilevel(
         "gradients of weights are not clipped",
@@ -195,9 +195,9 @@ COST = (
     ),
     _cost(
         "a stopped layer costs nothing",
-        "        if self.cost is not None:\n            self.cost.settle(stop.layer, stop.keep)\n",
-        "        if self.cost is not None:\n            self.cost.settle(stop.layer, ())\n",
-        file="loop.py",
+        "self.cost.settle(stop.layer, stop.keep)",
+        "self.cost.settle(stop.layer, ())",
+        file="pooling_search.py",
     ),
     _cost(
         "the gradient has no weight",
@@ -226,20 +226,20 @@ COST = (
     ),
     _cost(
         "importances know no cost",
-        "return loss + weight * self.of(of_alphas).to(loss), accuracy",
-        "return loss, accuracy",
+        "return loss + weight * self.of(of_alphas).to(loss)",
+        "return loss",
     ),
     _cost(
         "what cost says never reaches alpha",
         "            alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient\n",
         "            pass\n",
-        file="steps.py",
+        file="optimizers.py",
     ),
     _cost(
         "a run that goes on begins with the first weight",
         'self.cost.multiplier = state["cost_multiplier"]',
         "pass",
-        file="loop.py",
+        file="pooling_search.py",
     ),
     _cost(
         "a run that goes on takes the table as it is by now",

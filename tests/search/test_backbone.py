@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metapool_kernels.search.backbone import Backbone, make_backbone
 from metapool_kernels.search.config import ModelConfig
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.supernet import Supernet
+from metapool_kernels.search.supernet import Supernet, build_supernet
 from metapool_kernels.search.surgery import find_sites
 
 RGB = (3, 16, 16)
@@ -133,7 +133,7 @@ SUPERNET = {"name": OWN, "insert_after": "1", "candidates": ["skip_connect", "ma
 
 def supernet(**more: Any) -> Supernet:
     config = ModelConfig(**{**SUPERNET, **more})
-    return Supernet(make_backbone(config, RGB, classes=7), config, seed=3)
+    return build_supernet(make_backbone(config, RGB, classes=7), config, seed=3)
 
 
 @pytest.mark.parametrize("classes", [7, 5])
