@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -254,7 +255,7 @@ class PoolingSearch:
             self.supernet.model, list(weights), [self.supernet.alpha_name(n) for n in layers]
         )
         candidates = len(self.supernet.candidate_names)
-        with torch.enable_grad():
+        with torch.enable_grad(), _explained():
             found = hypergradient(
                 objective,
                 list(weights.values()),
@@ -459,6 +460,19 @@ class PoolingSearch:
         self.stopped_alphas = dict(state["stopped_alphas"])
         if self.cost is not None:
             self.cost.multiplier = state["cost_multiplier"]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "not have been used in the graph" not in str(error):
+            raise
+        raise ValueError(
+            f"a loss does not depend on alpha: compute it with the network that it is called with, "
+            f"as in lambda net: loss(net(x), y) ({error})"
+        ) from error
 
 
 def _scaled(loss: NetworkLoss, scale: float) -> NetworkLoss:
