@@ -26,6 +26,7 @@ from metapool_kernels.search.cost_table import CostTable, LayerCost
 from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
 from tests.search.runs import REPOSITORY
+from tests.search.test_processes import launch
 
 METHODS: list[Method] = ["first-order", "fomaml", "second-order", "finite-difference"]
 CANDIDATES = ["skip_connect", "max_pool_3x3", "avg_pool_3x3"]
@@ -463,20 +464,14 @@ def test_what_a_step_lacks_is_said() -> None:
 
 def test_two_processes_agree(tmp_path: Path) -> None:
     """Each with its own batches, which decide together; the first alone writes."""
-    script = "tests.search.pooling_ranks"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*command, "--master-port", "0", "-m", script, str(tmp_path)],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-    )
+    done = launch("tests.search.pooling_ranks", str(tmp_path))
+    assert done.returncode == 0, done.stderr
     first, second = (
         torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)
     )
     assert first["seen"] != second["seen"]
     assert first["stopped_alphas"] == second["stopped_alphas"]
-    assert first["stopping"] == second["stopping"]
+    assert first["stopping"]["stops"] == second["stopping"]["stops"]
     assert len(first["stopping"]["stops"]) == 2
     assert {stop["reason"] for stop in first["stopping"]["stops"]} == {"perturbation"}
     assert first["weights"].keys() == second["weights"].keys()
