@@ -83,9 +83,18 @@ def alpha_step(
     if cost_gradients is not None:
         for alpha, gradient in zip(alphas, cost_gradients, strict=True):
             alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient
+    _follow(optimizer)
     optimizer.step()
     optimizer.zero_grad()
     return loss
+
+
+def _follow(optimizer: Optimizer) -> None:
+    """Bring its state to where the parameters are, which may have moved since it was loaded."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = value.to(parameter.device)
 
 
 def forget(optimizer: Optimizer, parameter: Tensor) -> None:
