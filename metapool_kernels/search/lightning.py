@@ -56,7 +56,7 @@ class PoolingSearchCallback(Callback):
             on_load_checkpoint(checkpoint)
 
         if stage == "fit":
-            pl_module.on_load_checkpoint = restructure_first  # type: ignore[method-assign]
+            pl_module.on_load_checkpoint = restructure_first
 
     def state_dict(self) -> dict[str, Any]:
         """Goes into every checkpoint."""
