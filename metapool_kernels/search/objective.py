@@ -1,11 +1,12 @@
 """The loss of a network as a function of its weights and alphas, for :mod:`bilevel`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from metapool_kernels.search.bilevel import Objective
+from metapool_kernels.search.bilevel import Objective, with_beside
 from metapool_kernels.search.stateless import Stateless
 
 NetworkLoss = Callable[[nn.Module], Tensor | tuple[Tensor, Any]]
@@ -34,3 +35,31 @@ def network_objective(
         return loss(stateless.with_tensors(put))
 
     return objective
+
+
+def scaled(loss: NetworkLoss, scale: float) -> NetworkLoss:
+    """The same loss so many times as large, so that no gradient of it vanishes in float16."""
+
+    def larger(network: nn.Module) -> tuple[Tensor, Any]:
+        value, beside = with_beside(loss(network))
+        return value * scale, beside
+
+    return loss if scale == 1 else larger
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Around derivatives of a loss of the user's.
+
+    Raises:
+        ValueError: it does not depend on alpha, having been computed with another network.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "not have been used in the graph" not in str(error):
+            raise
+        raise ValueError(
+            "a loss does not depend on alpha: compute it with the network that it is called with, "
+            f"as in lambda net: loss(net(x), y) ({error})"
+        ) from error

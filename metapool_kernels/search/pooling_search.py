@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -22,7 +21,6 @@ from metapool_kernels.search.bilevel import (
     draw_tasks,
     hypergradient,
     importances,
-    with_beside,
 )
 from metapool_kernels.search.collective import mean_over_processes, on_main
 from metapool_kernels.search.config import (
@@ -34,13 +32,11 @@ from metapool_kernels.search.config import (
 )
 from metapool_kernels.search.cost_table import CostTable
 from metapool_kernels.search.expected_cost import ExpectedCost
-from metapool_kernels.search.objective import NetworkLoss, network_objective
+from metapool_kernels.search.objective import NetworkLoss, explained, network_objective, scaled
 from metapool_kernels.search.optimizers import forget, make_alpha_optimizer
 from metapool_kernels.search.stopping import ProgressiveStopping, Stop, phases
 from metapool_kernels.search.supernet import Supernet, meta_pool
-from metapool_kernels.search.surgery import find_sites
-
-_NO_IMAGE = (1, 1, 1)
+from metapool_kernels.search.surgery import find_sites, image_shape
 
 
 class PoolingSearch:
@@ -112,7 +108,7 @@ class PoolingSearch:
         )
         phases(settings)  # refused before anything changes
         name = f"{type(model).__module__}:{type(model).__qualname__}"
-        backbone = Backbone(name, {}, keep_dilation=True, image_shape=_image_shape(example))
+        backbone = Backbone(name, {}, keep_dilation=True, image_shape=image_shape(example))
         config = ModelConfig(
             insert_after=after,
             insert_after_type=after_type,
@@ -255,13 +251,13 @@ class PoolingSearch:
             self.supernet.model, list(weights), [self.supernet.alpha_name(n) for n in layers]
         )
         candidates = len(self.supernet.candidate_names)
-        with torch.enable_grad(), _explained():
+        with torch.enable_grad(), explained():
             found = hypergradient(
                 objective,
                 list(weights.values()),
                 self.supernet.alphas(layers),
-                _scaled(inner or validation, scale),
-                _scaled(validation, scale),
+                scaled(inner or validation, scale),
+                scaled(validation, scale),
                 method=settings.method,
                 xi=(xi or 0.0) / scale,  # of a gradient that is so many times as large
                 tasks=draw_tasks(candidates, settings.tasks, settings.tilt, [self.seed, self.step]),
@@ -460,34 +456,3 @@ class PoolingSearch:
         self.stopped_alphas = dict(state["stopped_alphas"])
         if self.cost is not None:
             self.cost.multiplier = state["cost_multiplier"]
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "not have been used in the graph" not in str(error):
-            raise
-        raise ValueError(
-            f"a loss does not depend on alpha: compute it with the network that it is called with, "
-            f"as in lambda net: loss(net(x), y) ({error})"
-        ) from error
-
-
-def _scaled(loss: NetworkLoss, scale: float) -> NetworkLoss:
-    def scaled(network: nn.Module) -> tuple[Tensor, Any]:
-        value, beside = with_beside(loss(network))
-        return value * scale, beside
-
-    return loss if scale == 1 else scaled
-
-
-def _image_shape(example: Any) -> tuple[int, int, int]:
-    """Of the first image in an example; of something else than images no more than a number."""
-    if isinstance(example, Tensor) and example.dim() >= 3:
-        channels, height, width = example.shape[-3:]
-        return channels, height, width
-    parts = list(example.values()) if isinstance(example, Mapping) else example
-    shapes = map(_image_shape, parts if isinstance(parts, (list, tuple)) else ())
-    return next((shape for shape in shapes if shape != _NO_IMAGE), _NO_IMAGE)

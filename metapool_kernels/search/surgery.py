@@ -124,6 +124,19 @@ def _call(model: nn.Module, example: Any) -> None:
         model(example)
 
 
+_NO_IMAGE = (1, 1, 1)
+
+
+def image_shape(example: Any) -> tuple[int, int, int]:
+    """Of the first image in an example, (C, H, W); ones where there is none."""
+    if isinstance(example, Tensor) and example.dim() >= 3:
+        channels, height, width = example.shape[-3:]
+        return channels, height, width
+    parts = list(example.values()) if isinstance(example, Mapping) else example
+    shapes = map(image_shape, parts if isinstance(parts, (list, tuple)) else ())
+    return next((shape for shape in shapes if shape != _NO_IMAGE), _NO_IMAGE)
+
+
 def _check_outputs(
     modules: Mapping[str, nn.Module], outputs: Mapping[str, Sequence[object]]
 ) -> None:

@@ -231,8 +231,8 @@ SECTIONS = (
         (
             Check("mathematics, stopping, resume, processes, files, export", ("tests/search",)),
             Check(
-                "PoolingSearch in loops of others: classification, segmentation, detection; against "
-                "`torch.func`, after breaks, in two processes, compiled, checkpointed",
+                "PoolingSearch in loops of others: classification, segmentation, detection; "
+                "against `torch.func`, after breaks, in two processes, compiled, checkpointed",
                 ("tests/search/test_pooling_search.py",),
             ),
             _tests(

@@ -142,6 +142,7 @@ AREAS: dict[str, Area] = {
     "bilevel step": Area(
         _files("bilevel", "steps", "stateless", "perturbation", folder="tests/search")
     ),
+    "loops of others": Area(_files("pooling_search", folder="tests/search")),
     "cost": Area(
         (
             *_files("front", "cost_table", "expected_cost", folder="tests/search"),

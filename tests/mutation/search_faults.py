@@ -7,6 +7,10 @@ def _stopping(name: str, right: str, wrong: str) -> Fault:
     return Fault(name, "stopping rule", "metapool_kernels/search/stopping.py", right, wrong)
 
 
+def _loops(name: str, right: str, wrong: str, file: str = "pooling_search.py") -> Fault:
+    return Fault(name, "loops of others", f"metapool_kernels/search/{file}", right, wrong)
+
+
 def _bilevel(name: str, right: str, wrong: str, file: str = "bilevel.py") -> Fault:
     return Fault(name, "bilevel step", f"metapool_kernels/search/{file}", right, wrong)
 
@@ -320,4 +324,65 @@ COST = (
     ),
 )
 
-FAULTS = (*STOPPING, *BILEVEL, *COST)
+LOOPS = (
+    _loops(
+        "alpha keeps a gradient, along which an optimizer of all parameters moves it",
+        "    optimizer.zero_grad()\n",
+        "",
+        file="optimizers.py",
+    ),
+    _loops(
+        "what has overflown takes a step",
+        "if finite_only and not all(",
+        "if not finite_only and not all(",
+        file="optimizers.py",
+    ),
+    _loops(
+        "inner steps are as much longer as losses are larger",
+        "xi=(xi or 0.0) / scale,",
+        "xi=(xi or 0.0),",
+    ),
+    _loops(
+        "gradients stay as large as losses",
+        "[gradient / scale for gradient",
+        "[gradient / 1.0 for gradient",
+    ),
+    _loops(
+        "every process decides by itself",
+        "stops = on_main(lambda: self.stopping.check(self.epoch, measured))",
+        "stops = self.stopping.check(self.epoch, measured)",
+    ),
+    _loops(
+        "gradients of processes are added and not averaged",
+        "(flat / process_count())",
+        "(flat / 1)",
+        file="collective.py",
+    ),
+    _loops(
+        "an optimizer keeps the weights that the network has lost",
+        "                if optimizer is not None:\n",
+        "                if optimizer is None:\n",
+    ),
+    _loops(
+        "a search that goes on draws the first tasks again",
+        'self.step = state.get("step", 0)',
+        "self.step = 0",
+    ),
+    _loops(
+        "alpha is learned in the warm-up",
+        "self.epoch >= self.warmup and",
+        "self.epoch >= 0 and",
+    ),
+    _loops(
+        "the best of an open layer is its worst",
+        "weights().argmax())",
+        "weights().argmin())",
+    ),
+    _loops(
+        "each round has the order of the first",
+        "tell(self.epoch + passed * self.settings.epochs)",
+        "tell(self.epoch)",
+    ),
+)
+
+FAULTS = (*STOPPING, *BILEVEL, *COST, *LOOPS)

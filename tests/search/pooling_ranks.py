@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metapool_kernels.search import PoolingSearch
-from metapool_kernels.search.config import AlphaConfig, StopConfig
+from metapool_kernels.search.config import StopConfig
 from metapool_kernels.search.stopping import ProgressiveStopping, Stop
 from tests.search.networks import Small
 
@@ -35,7 +35,6 @@ def main(folder: Path) -> None:
         epochs=6,
         warmup=0,
         extra_candidates=["coordinate_attention"],
-        alpha=AlphaConfig(lr=0.1, weight_decay=0),
         stop=StopConfig(rule="perturbation", batches=1, patience=2),
     )
     drawn = torch.Generator().manual_seed(rank)
@@ -44,6 +43,7 @@ def main(folder: Path) -> None:
     def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
 
+    search.alpha_optimizer = torch.optim.SGD(search.supernet.alphas(search.layers), 0.5)
     own = search.gradient(lambda net: loss(net, seen[0]))
     before = torch.cat([alpha.detach().clone() for alpha in search.supernet.alphas(search.layers)])
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
