@@ -9,7 +9,7 @@ TEST_SOURCES := $(wildcard tests/*.h tests/cuda_host/*.h tests/threads/*.cpp tes
 SHARE = 0.03
 SEARCH := --config configs/mnist.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
-KERNEL_TESTS := $(addprefix tests/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
+KERNEL_TESTS := $(addprefix tests/op/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
 KERNEL_PYTEST := -m pytest -k "not reference"
 PYTEST = METAPOOL_REQUIRE_NATIVE=1 $(RUN)/python -m pytest
 PROCESSES = logical
@@ -17,7 +17,7 @@ PROCESSES = logical
 REPORT = --junitxml=$(abspath build/checked/$(1).xml)
 ISAS = $(shell $(RUN)/python -c "from metapool_kernels import numpy_api; print(*numpy_api.isa_names())")
 WIDEST = $(lastword $(ISAS))
-SANITIZED_TESTS := $(addprefix tests/test_,forward.py backward.py streams.py sweep.py \
+SANITIZED_TESTS := $(addprefix tests/op/test_,forward.py backward.py streams.py sweep.py \
 	double_backward.py numpy.py addresses.py)
 SANITIZED := build/sanitized
 SANITIZED_SHARE = 1
@@ -26,11 +26,11 @@ SANITIZER_SETUP = METAPOOL_REQUIRE_NATIVE=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 HOST_LIBRARY = $(abspath build/$(1)/_torch_ops_cuda_host.so)
-HOST_TESTS := $(addprefix tests/test_,forward.py backward.py fuzz.py addresses.py)
+HOST_TESTS := $(addprefix tests/op/test_,forward.py backward.py fuzz.py addresses.py)
 # Tests of the op, but for those of what runs CUDA on the CPU: they are the same everywhere.
 OP_PYTEST := -m pytest tests -m kernel \
-	$(addprefix --ignore tests/,search test_cuda_host.py test_cuda_code.py \
-	test_mutation.py test_compatibility.py)
+	$(addprefix --ignore tests/,search cuda/test_cuda_host.py cuda/test_cuda_code.py \
+	house/test_mutation.py packaging/test_compatibility.py)
 # -O1 keeps the build within minutes, and so does leaving out what does no more than repeat
 # AddressSanitizer (null pointers, object sizes): every kernel is one large function.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \

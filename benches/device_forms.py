@@ -23,7 +23,7 @@ from benches.tables import table
 from metapool_kernels.devices.run import TargetError, run_target
 from metapool_kernels.devices.target import trace
 from metapool_kernels.plain import Form
-from metapool_kernels.search.surgery import add_enhancers
+from metapool_kernels.search.networks.surgery import add_enhancers
 
 WHOLE = Form(split_max=None, split_avg=None, pad_outside=False)
 STRIPS = Form(split_max=1, split_avg=1, pad_outside=True)

@@ -24,7 +24,7 @@ from metapool_kernels import DEFAULT_CANDIDATES, pool_candidates
 from metapool_kernels._triton import launch
 from metapool_kernels.candidates import parse_candidates
 from metapool_kernels.layout import memory_format
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels.spec import PoolSpec
 
 
 @dataclass(frozen=True)

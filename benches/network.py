@@ -12,8 +12,8 @@ from benches.peers import COUNT_INCLUDE_PAD, STRIDE
 from benches.timing import Effort, Times, interleave
 from metapool_kernels import DEFAULT_CANDIDATES, SpatialEnhancer, reference
 from metapool_kernels.candidates import parse_candidates
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.surgery import find_sites, insert_enhancers
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.networks.surgery import find_sites, insert_enhancers
 
 AFTER = r"blocks\.[1-6]\.\d+\.bn2"
 ENHANCERS = 16

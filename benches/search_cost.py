@@ -27,15 +27,15 @@ from benches.report import results_folder
 from benches.search_epoch import make_config
 from benches.tables import table
 from metapool_kernels.devices.run import measure_networks
-from metapool_kernels.search.adapt import Trainer
-from metapool_kernels.search.backbone import make_backbone
-from metapool_kernels.search.controls import load_network
-from metapool_kernels.search.cost import run_cost
-from metapool_kernels.search.evaluate import measure as evaluate
-from metapool_kernels.search.gains import paired_difference
-from metapool_kernels.search.run_folder import SEARCHED
-from metapool_kernels.search.search import run_search
-from metapool_kernels.search.surgery import find_sites, insert_enhancer
+from metapool_kernels.search.commands.adapt import Trainer
+from metapool_kernels.search.commands.cost import run_cost
+from metapool_kernels.search.commands.evaluate import measure as evaluate
+from metapool_kernels.search.commands.search import run_search
+from metapool_kernels.search.networks.backbone import make_backbone
+from metapool_kernels.search.networks.surgery import find_sites, insert_enhancer
+from metapool_kernels.search.report.gains import paired_difference
+from metapool_kernels.search.run.controls import load_network
+from metapool_kernels.search.run.run_folder import SEARCHED
 
 TARGET = "onnxruntime"
 BASE = "no cost"

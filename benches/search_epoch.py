@@ -18,13 +18,13 @@ from tqdm import tqdm
 from metapool_kernels import nn as modules
 from metapool_kernels import reference
 from metapool_kernels.candidates import parse_candidates
-from metapool_kernels.search.backbone import make_backbone
-from metapool_kernels.search.config import Config
-from metapool_kernels.search.config_file import config_parser, to_config
-from metapool_kernels.search.data import split_data
-from metapool_kernels.search.datasets import load_data
-from metapool_kernels.search.loop import Search
-from metapool_kernels.search.processes import make_accelerator
+from metapool_kernels.search.data.datasets import load_data
+from metapool_kernels.search.data.splits import split_data
+from metapool_kernels.search.machine.processes import make_accelerator
+from metapool_kernels.search.networks.backbone import make_backbone
+from metapool_kernels.search.settings.config import Config
+from metapool_kernels.search.settings.config_file import config_parser, to_config
+from metapool_kernels.search.training.loop import Search
 
 OURS, ALL_OPEN, EAGER = "ours", "ours, all layers open", "eager mix, all layers open"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -85,7 +85,7 @@ def epoch_seconds(
     with tqdm(disable=True) as bar:
         for _ in range(epochs):
             for variant, search in searches.items():
-                if search.pooling.stopping.open_layers:
+                if search.upper.stopping.open_layers:
                     with _mixing(variant):
                         seconds[variant].append(search.run_epoch(bar)["seconds"])
     return seconds

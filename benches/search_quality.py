@@ -25,8 +25,8 @@ from benches.conditions import conditions
 from benches.report import results_folder
 from benches.search_epoch import ALL_OPEN, CONFIGS, EAGER, OURS, epoch_seconds, make_config, ratio
 from benches.tables import table
-from metapool_kernels.search.gains import paired_difference
-from metapool_kernels.search.planted import planted_windows
+from metapool_kernels.search.data.planted import planted_windows
+from metapool_kernels.search.report.gains import paired_difference
 
 GIVEN = {
     "model.weights": "teacher",

@@ -21,15 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from metapool_kernels.ops import (
-    LIBRARY,
-    TRACED_OPS,
-    PoolSpec,
-    arguments_of,
-    make_spec,
-    meta_pool_bwd,
-    meta_pool_fwd,
-)
+from metapool_kernels.ops import LIBRARY, TRACED_OPS, meta_pool_bwd, meta_pool_fwd
+from metapool_kernels.spec import PoolSpec, arguments_of, make_spec
 
 Mask = tuple[bool, bool]
 

@@ -18,7 +18,7 @@ from metapool_kernels.candidates import (
 )
 from metapool_kernels.dispatch import choose_backend
 from metapool_kernels.layout import is_channels_last
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels.spec import PoolSpec
 
 
 class _Settings(NamedTuple):

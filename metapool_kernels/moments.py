@@ -16,17 +16,14 @@ from metapool_kernels.layout import empty_map, in_layout, output_size
 from metapool_kernels.ops import (
     LIBRARY,
     PREFIXES,
-    SPEC_SCHEMA,
-    PoolSpec,
-    arguments_of,
     check_memory,
     launches,
-    make_spec,
     meta_pool_bwd,
     meta_pool_fwd,
     one_by_one,
     triton_kernels,
 )
+from metapool_kernels.spec import SPEC_SCHEMA, PoolSpec, arguments_of, make_spec
 
 
 def _moments_fake(x: Tensor, candidates: Sequence[int], *arguments: Any) -> Tensor:

@@ -24,7 +24,8 @@ from torch.autograd import Function, forward_ad
 
 from metapool_kernels.layout import in_layout, output_size
 from metapool_kernels.moments import affine_bwd, affine_fwd, pool_moments, pool_products
-from metapool_kernels.ops import PoolSpec, meta_pool_bwd
+from metapool_kernels.ops import meta_pool_bwd
+from metapool_kernels.spec import PoolSpec
 
 
 class Moments(NamedTuple):

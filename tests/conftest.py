@@ -11,7 +11,7 @@ from _pytest.junitxml import xml_key
 from hypothesis import HealthCheck, settings
 
 from metapool_kernels.native import numpy_ops
-from tests import selection
+from tests import rooms, selection
 from tests.backends import BACKENDS, INTERPRETED, SAMPLED, require, skip_or_fail
 from tests.checked import results
 
@@ -37,16 +37,18 @@ def _profile() -> str:
 settings.load_profile(_profile())
 
 # Waiting threads cost small tensors ten times the work where cores are shared. One thread is
-# enough: test_determinism.py shows that any number of them gives the same bits.
+# enough: op/test_determinism.py shows that any number of them gives the same bits.
 torch.set_num_threads(1)
+
+_OF_THE_OP = {Path(__file__).parent / room for room in rooms.OF_THE_OP}
 
 collect_ignore = []
 if INTERPRETED:
-    from tests import interpreter  # which needs NumPy
+    from tests.triton import interpreter  # which needs NumPy
 
     interpreter.mend()
 else:
-    collect_ignore.append("test_interpreter.py")
+    collect_ignore.append("triton/test_interpreter.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,7 +65,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What lies in this folder itself needs the op alone; folders below need more.
+    """What lies in the rooms of the op needs that alone; the others need more.
 
     Tests marked devices, large or slow run where ``-m`` names them, and nowhere else; of the
     others, those of ``--part``.
@@ -73,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     fall into METAPOOL_TEST_SHARE, a fraction.
     """
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if item.path.parent in _OF_THE_OP:
             item.add_marker("kernel")
     for marker in ("devices", "large", "slow"):
         if marker not in config.option.markexpr:
@@ -105,10 +107,11 @@ def _is_always_run(item: pytest.Item) -> bool:
 
 
 def _is_in(share: float, item: pytest.Item) -> bool:
-    """Whether a test runs: its name stands for a number from 0 to 1, always the same."""
+    """Whether a test runs: its name stands for a number from 0 to 1, the same in any room."""
     if INTERPRETED and share < 1 and item.get_closest_marker("many_calls") is not None:
         return False
-    number = zlib.crc32(item.nodeid.encode()) / 2**32
+    name = f"tests/{item.nodeid[item.nodeid.index(item.path.name) :]}"
+    number = zlib.crc32(name.encode()) / 2**32
     return number < share or _is_always_run(item)
 
 

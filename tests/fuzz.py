@@ -1,4 +1,4 @@
-"""``make fuzz``: tests/test_fuzz.py with fresh draws, some 20,000 calls of each backend.
+"""``make fuzz``: tests/op/test_fuzz.py with fresh draws, some 20,000 calls of each backend.
 
 A backend's calls are drawn in batches, each in a process of its own and from a seed of its own,
 which is printed: ``--hypothesis-seed`` draws the same again. What fails stays on the screen.
@@ -54,7 +54,7 @@ def run(batch: Batch) -> Batch:
     environment["METAPOOL_FUZZ"] = str(-(-batch.examples // len(JUDGED)))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
     command += ["--hypothesis-show-statistics", f"--hypothesis-seed={batch.seed}"]
-    command += ["-k", f"{batch.backend}]", "tests/test_fuzz.py"]
+    command += ["-k", f"{batch.backend}]", "tests/op/test_fuzz.py"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -30,7 +30,7 @@ def once(backend: str | None, device: str, ahead: bool) -> dict[str, float]:
 
     # What takes long to import is part of what is measured.
     from benches.gpu_check.search_step import SearchStep
-    from metapool_kernels.search.kernels import compile_ahead
+    from metapool_kernels.search.machine.kernels import compile_ahead
 
     lap("import")
     size = {"batch": 64, "side": 224} if device == "cuda" else {"batch": 2, "side": 64}

@@ -20,7 +20,7 @@ from benches.gpu_check.figures import GPU_BACKENDS
 from benches.gpu_check.search_step import SearchStep, make_accelerator
 from benches.gpu_check.worker import Row, work
 from benches.network import build_network, training_step
-from metapool_kernels.search.kernels import compile_ahead
+from metapool_kernels.search.machine.kernels import compile_ahead
 
 _WARM, _TIMED = 3, 12
 

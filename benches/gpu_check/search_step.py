@@ -6,17 +6,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from metapool_kernels.search.backbone import make_backbone
-from metapool_kernels.search.bilevel import Hypergradient, hypergradient, with_beside
-from metapool_kernels.search.config import AlphaConfig, ModelConfig, WeightConfig
-from metapool_kernels.search.objective import network_objective
-from metapool_kernels.search.optimizers import (
+from metapool_kernels.search.method.bilevel import Hypergradient, hypergradient, with_beside
+from metapool_kernels.search.networks.backbone import make_backbone
+from metapool_kernels.search.networks.supernet import build_supernet
+from metapool_kernels.search.settings.config import AlphaConfig, ModelConfig, WeightConfig
+from metapool_kernels.search.training.objective import network_objective
+from metapool_kernels.search.training.optimizers import (
     alpha_step,
     make_alpha_optimizer,
     make_weight_optimizer,
 )
-from metapool_kernels.search.steps import batch_loss, weight_step
-from metapool_kernels.search.supernet import build_supernet
+from metapool_kernels.search.training.steps import batch_loss, weight_step
 
 CLASSES = 1000
 

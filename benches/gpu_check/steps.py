@@ -9,8 +9,9 @@ from pathlib import Path
 from benches.gpu_check import pack, plugin
 from benches.gpu_check.figures import GPU_BACKENDS
 from benches.gpu_check.runner import Program, Step
+from tests.rooms import file_of
 
-_SUITE = tuple(f"tests/test_{name}.py" for name in ("forward", "backward", "double_backward"))
+_SUITE = tuple(file_of(f"op/{name}") for name in ("forward", "backward", "double_backward"))
 _HOST_LIBRARY = pack.ROOT / "build/cuda_host/_torch_ops_cuda_host.so"
 _BUILDING = 300
 """Seconds for libraries that have to be built, which is no part of the time that is promised."""
@@ -113,7 +114,7 @@ class _Plan:
                 split = f"--part-of={part}/{parts[backend]}"
                 found.append(self._pytest(f"suite, {backend} {part}", backend, split, *_SUITE))
             title = f"on a GPU, {backend}"
-            found.append(self._pytest(title, backend, "tests/test_on_gpu.py"))
+            found.append(self._pytest(title, backend, "tests/cuda/test_on_gpu.py"))
         return found
 
     def _sanitized(self, sanitizer: str) -> list[Program]:

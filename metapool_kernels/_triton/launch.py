@@ -30,7 +30,7 @@ from metapool_kernels._triton.plan import (
 )
 from metapool_kernels._triton.sums import meta_pool_sums_kernel
 from metapool_kernels.layout import empty_map, output_size
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels.spec import PoolSpec
 
 
 class Map(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metapool_kernels.candidates import Candidate, Kind
 from metapool_kernels.layout import output_size
-from metapool_kernels.ops import PoolSpec
+from metapool_kernels.spec import PoolSpec
 
 SEGMENT = 32
 """Lanes that can hand each other what they hold: those of a warp."""

@@ -1,8 +1,9 @@
 """Progressive Meta-Pooling Learning: search the pooling of every layer, then derive a network.
 
 :class:`PoolingSearch` is the search in a training loop of one's own; the command line is
-``metapool`` (:mod:`metapool_kernels.search.cli`), its loop :mod:`metapool_kernels.search.loop`.
-Needs the extra ``search``. Importing :mod:`metapool_kernels` loads nothing of this.
+``metapool`` (:mod:`metapool_kernels.search.cli`), its loop
+:mod:`metapool_kernels.search.training.loop`. Needs the extra ``search``. Importing
+:mod:`metapool_kernels` loads nothing of this.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -23,12 +23,12 @@ except ModuleNotFoundError as error:
     ) from error
 
 from metapool_kernels.devices.registry import NAMES, target_names
-from metapool_kernels.search.config import Config, UserPath
-from metapool_kernels.search.config_file import check_sections, config_parser, to_config
 from metapool_kernels.search.errors import OwnError, ToldError, UserError
-from metapool_kernels.search.interrupts import never_lost
-from metapool_kernels.search.run_folder import ADAPT, CONFIG
-from metapool_kernels.search.yaml_file import MODE, parse_yaml
+from metapool_kernels.search.files.yaml_file import MODE, parse_yaml
+from metapool_kernels.search.machine.interrupts import never_lost
+from metapool_kernels.search.run.run_folder import ADAPT, CONFIG
+from metapool_kernels.search.settings.config import Config, UserPath
+from metapool_kernels.search.settings.config_file import check_sections, config_parser, to_config
 
 _COMMANDS = {
     "cost": "measure or count what each pooling costs in each layer, for search.cost.file",
@@ -104,7 +104,7 @@ def _read(arguments: Sequence[str]) -> tuple[str, Config, Any]:
 
 def _run(command: str, config: Config, settings: Any) -> None:
     """Import a command and run it: ``--help`` and mistakes need not wait for timm and the rest."""
-    module = import_module(f"metapool_kernels.search.{command}")
+    module = import_module(f"metapool_kernels.search.commands.{command}")
     if command == "search" and settings.dry_run:
         module.run_dry(config)
     elif command == "search":

@@ -1,45 +1,36 @@
-"""The search as an object that any training loop can hold: it owns alphas, tasks and stops."""
+"""The search as an object that any training loop can hold."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import count, islice
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from metapool_kernels import DEFAULT_CANDIDATES, SpatialEnhancer
 from metapool_kernels.convertible import to_plain
-from metapool_kernels.search import optimizers
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.bilevel import (
-    Hypergradient,
-    draw_tasks,
-    hypergradient,
-    importances,
-)
-from metapool_kernels.search.collective import mean_over_processes, on_main
-from metapool_kernels.search.config import (
+from metapool_kernels.search.machine.collective import on_main
+from metapool_kernels.search.method.stopping import phases
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.networks.supernet import Supernet, meta_pool
+from metapool_kernels.search.networks.surgery import find_sites, image_shape
+from metapool_kernels.search.run.cost_table import CostTable
+from metapool_kernels.search.settings.config import (
     AlphaConfig,
     CostConfig,
     ModelConfig,
     SearchConfig,
     StopConfig,
 )
-from metapool_kernels.search.cost_table import CostTable
-from metapool_kernels.search.expected_cost import ExpectedCost
-from metapool_kernels.search.objective import NetworkLoss, explained, network_objective, scaled
-from metapool_kernels.search.optimizers import forget, make_alpha_optimizer
-from metapool_kernels.search.stopping import ProgressiveStopping, Stop, phases
-from metapool_kernels.search.supernet import Supernet, meta_pool
-from metapool_kernels.search.surgery import find_sites, image_shape
+from metapool_kernels.search.training.objective import (
+    NetworkLoss,
+)
+from metapool_kernels.search.training.upper_level import UpperLevel
 
 
-class PoolingSearch:
+class PoolingSearch(UpperLevel):
     """Enhancers in a network, and all that is searched about them; the loop stays the user's.
 
     Args:
@@ -126,67 +117,7 @@ class PoolingSearch:
                 f"the network does not run on the example: {error}; give what it is called with, "
                 "on its device: a tuple for several arguments, a dict for those by name"
             ) from error
-        self._begin(Supernet(model, sites, config), backbone, settings, seed, table)
-
-    @classmethod
-    def over(
-        cls,
-        supernet: Supernet,
-        backbone: Backbone,
-        settings: SearchConfig,
-        *,
-        seed: int = 0,
-        table: CostTable | None = None,
-    ) -> "PoolingSearch":
-        """The search of a network that has its enhancers already, and was ``backbone`` before."""
-        search = cls.__new__(cls)
-        search._begin(supernet, backbone, settings, seed, table)
-        return search
-
-    def _begin(
-        self,
-        supernet: Supernet,
-        backbone: Backbone,
-        settings: SearchConfig,
-        seed: int,
-        table: CostTable | None,
-    ) -> None:
-        self.supernet = supernet
-        self.backbone = backbone
-        self.settings = settings
-        self.seed = seed
-        self.layers = [site.name for site in supernet.sites]
-        self.warmup, self.deadline = phases(settings)
-        self.table = table
-        if table is not None:
-            names = supernet.candidate_names
-            self.table = table.fitted("the cost table", None, supernet.sites, names)
-        self.begin_training()
-        self.epoch = 0
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self.trajectory = [supernet.probabilities(self.layers)]
-        self.stopped_alphas: dict[str, list[float]] = {}
-        self._losses: list[Tensor] = []
-
-    def begin_training(self) -> None:
-        """Make anew all that notes the steps of alpha, as after one that is taken back."""
-        settings = self.settings
-        self.stopping = ProgressiveStopping(
-            self.layers, settings.stop, deadline=self.deadline, progressive=settings.progressive
-        )
-        self.alpha_optimizer = make_alpha_optimizer(
-            self.supernet.alphas(self.layers), settings.alpha
-        )
-        self.cost = None
-        if self.table is not None:
-            costs = self.table.relative(self.supernet.candidate_names)
-            self.cost = ExpectedCost(costs, settings.cost, settings.alpha.lr)
-
-    @property
-    def learns_alpha(self) -> bool:
-        """Whether the warm-up is over, and a layer open."""
-        return self.epoch >= self.warmup and bool(self.stopping.open_layers)
+        super().__init__(Supernet(model, sites, config), backbone, settings, seed=seed, table=table)
 
     def alpha_step(
         self,
@@ -223,133 +154,6 @@ class PoolingSearch:
             self._losses.append(loss)
         self.step += 1
         return loss
-
-    def gradient(
-        self,
-        validation: NetworkLoss,
-        inner: NetworkLoss | None = None,
-        *,
-        xi: float | None = None,
-        scale: float = 1.0,
-    ) -> Hypergradient:
-        """What :meth:`alpha_step` moves along, for :meth:`move`; of several their mean counts."""
-        settings = self.settings.alpha
-        xi = xi if settings.xi is None else settings.xi
-        if settings.method != "first-order" and inner is None:
-            raise ValueError(
-                f"method {settings.method} takes a step of the weights: give the loss of that, "
-                "inner=lambda net: ..."
-            )
-        if settings.method != "first-order" and xi is None:
-            raise ValueError(
-                f"method {settings.method} takes a step of the weights: give its size, "
-                'xi=optimizer.param_groups[0]["lr"] or AlphaConfig(xi=...)'
-            )
-        layers = self.stopping.open_layers
-        weights = self.supernet.weights()
-        objective = network_objective(
-            self.supernet.model, list(weights), [self.supernet.alpha_name(n) for n in layers]
-        )
-        candidates = len(self.supernet.candidate_names)
-        with torch.enable_grad(), explained():
-            found = hypergradient(
-                objective,
-                list(weights.values()),
-                self.supernet.alphas(layers),
-                scaled(inner or validation, scale),
-                scaled(validation, scale),
-                method=settings.method,
-                xi=(xi or 0.0) / scale,  # of a gradient that is so many times as large
-                tasks=draw_tasks(candidates, settings.tasks, settings.tilt, [self.seed, self.step]),
-                tilt=settings.tilt,
-            )
-        unscaled = [gradient / scale for gradient in found.gradients]
-        return replace(found, gradients=unscaled, loss=found.loss / scale)
-
-    def move(self, found: Sequence[Hypergradient], finite_only: bool = False) -> Tensor:
-        """Move alpha along the mean of gradients, and return the mean of their losses."""
-        alphas = self.supernet.alphas(self.stopping.open_layers)
-        of_cost = None if self.cost is None else self.cost.step(alphas)
-        loss = optimizers.alpha_step(
-            alphas, self.alpha_optimizer, found, of_cost, finite_only=finite_only
-        )
-        self.stopping.update(self.supernet.probabilities(self.stopping.open_layers))
-        return loss
-
-    def end_epoch(
-        self,
-        validation: Iterable[NetworkLoss] = (),
-        *,
-        numbers: Mapping[str, Any] | None = None,
-        optimizer: Optimizer | None = None,
-    ) -> list[Stop]:
-        """Fix the layers that are decided now, in every process what the main one decides.
-
-        Args:
-            validation: for the rule ``perturbation``: losses as for :meth:`alpha_step`, at most
-                ``stop.batches`` of them, looked at only when the rule asks.
-            numbers: of the epoch, for :attr:`history`.
-            optimizer: of the weights, which then loses those of extra candidates that the network
-                has lost. It works on without that too; but its state fits no later one, as after a
-                break.
-
-        Returns:
-            What has been fixed. Wrap ``model`` in DistributedDataParallel anew then, if it has
-            extra candidates or normalises poolings: it would wait for what is gone.
-
-        Raises:
-            ValueError: the rule ``perturbation`` has nothing to measure.
-        """
-        self.epoch += 1
-        self.trajectory.append(self.supernet.probabilities(self.stopping.open_layers))
-        measured = None
-        if self.stopping.asks_for_importances(self.epoch):
-            measured = self._importances(list(islice(validation, self.settings.stop.batches)))
-        stops = on_main(lambda: self.stopping.check(self.epoch, measured))
-        self.stopping.fix(stops)
-        self._discretise(stops, optimizer)
-        row = {"epoch": self.epoch, **(numbers or {})}
-        row.setdefault("alpha_loss", self._mean_loss())
-        row["stopped"] = len(self.stopping.stops)
-        if self.cost is not None:
-            row |= self.cost.numbers(self.supernet.alphas(self.stopping.open_layers))
-        self.history.append(row)
-        return stops
-
-    def _mean_loss(self) -> float | None:
-        losses, self._losses = self._losses, []
-        return torch.stack(losses).mean().item() if losses else None
-
-    def _importances(self, losses: Sequence[NetworkLoss]) -> dict[str, list[float]]:
-        """Of the open layers' candidates, over all processes.
-
-        For the loss on the alpha half and the weighted cost: to leave out a dear one saves.
-        """
-        if not losses:
-            raise ValueError(
-                "the rule perturbation measures losses at the end of an epoch: give some, "
-                "end_epoch(lambda net, b=b: loss(net, b) for b in validation)"
-            )
-        layers = self.stopping.open_layers
-        alphas = self.supernet.alphas(layers)
-        objective = network_objective(
-            self.supernet.model, [], [self.supernet.alpha_name(layer) for layer in layers]
-        )
-        if self.cost is not None:
-            objective = self.cost.beside(objective, alphas)
-        means = mean_over_processes(importances(objective, [], alphas, losses))
-        return {layer: mean.tolist() for layer, mean in zip(layers, means, strict=True)}
-
-    def _discretise(self, stops: Iterable[Stop], optimizer: Optimizer | None) -> None:
-        for stop in stops:
-            alpha = self.supernet.alpha(stop.layer)
-            forget(self.alpha_optimizer, alpha)
-            self.stopped_alphas[stop.layer] = alpha.detach().tolist()
-            if self.cost is not None:
-                self.cost.settle(stop.layer, stop.keep)
-            for weight in self.supernet.discretise(stop.layer, stop.keep):
-                if optimizer is not None:
-                    forget(optimizer, weight)
 
     def cycle(self, loader: "DataLoader[Any]") -> Iterator[Any]:
         """The loader's batches without end, in an order of their own in each round.
@@ -400,8 +204,8 @@ class PoolingSearch:
 
         on_main(lambda: save(self, folder))
 
-    @staticmethod
-    def load(folder: str | Path, model: nn.Module) -> "PoolingSearch":
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module) -> "PoolingSearch":
         """The search that was saved, to go on with exactly as it was.
 
         Args:
@@ -412,47 +216,8 @@ class PoolingSearch:
         Raises:
             UserError: there is no search, or it is damaged, or of another network.
         """
-        from metapool_kernels.search.saved import load
+        from metapool_kernels.search.saved import begin_again
 
-        return load(folder, model)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the network's tensors, in plain types and tensors."""
-        state = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
-            "stopping": self.stopping.state_dict(),
-            "stopped_alphas": self.stopped_alphas,
-            "history": self.history,
-            "trajectory": self.trajectory,
-        }
-        if self.cost is not None:
-            state["cost_multiplier"] = self.cost.multiplier
-        return state
-
-    def load_state_dict(
-        self, state: Mapping[str, Any], *, optimizer: Optimizer | None = None
-    ) -> None:
-        """Go on from :meth:`state_dict` in a search that was made alike.
-
-        The network gets its structure of then, but not its tensors, which are to be loaded next.
-        ``optimizer``, if it was made before, loses what the network loses.
-
-        Raises:
-            ValueError: layers have stopped that were open then.
-        """
-        before = self.stopping.stops.keys()
-        self.stopping.load_state_dict(state["stopping"])
-        if before - self.stopping.stops.keys():
-            raise ValueError("layers have stopped that were open then; begin with a new network")
-        stops = self.stopping.stops.values()
-        self._discretise([stop for stop in stops if stop.layer not in before], optimizer)
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        self.epoch = state["epoch"]
-        self.step = state.get("step", 0)  # a search of the command line sets it anew
-        self.history = list(state["history"])
-        self.trajectory = list(state["trajectory"])
-        self.stopped_alphas = dict(state["stopped_alphas"])
-        if self.cost is not None:
-            self.cost.multiplier = state["cost_multiplier"]
+        search = cls.__new__(cls)
+        begin_again(search, folder, model)
+        return search

@@ -4,24 +4,22 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import timm
-import torch
 from torch import nn
 
-import metapool_kernels
-from metapool_kernels.search import run_folder
-from metapool_kernels.search.architecture import Architecture, Layer, to_json
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.config import ModelConfig, SearchConfig
-from metapool_kernels.search.cost_table import CostTable
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.json_file import parse_json, to_object
-from metapool_kernels.search.page import search_page
-from metapool_kernels.search.plots import alpha_figure, heat_map_figure, png
-from metapool_kernels.search.pooling_search import PoolingSearch
-from metapool_kernels.search.run_folder import Checkpoint, RunFolder
-from metapool_kernels.search.supernet import Supernet
-from metapool_kernels.search.surgery import Site
+from metapool_kernels.search.files.json_file import parse_json, to_object
+from metapool_kernels.search.networks.architecture import to_json
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.networks.surgery import Site
+from metapool_kernels.search.report.choice_figures import alpha_figure, heat_map_figure, png
+from metapool_kernels.search.report.page import search_page
+from metapool_kernels.search.run import run_folder
+from metapool_kernels.search.run.cost_table import CostTable
+from metapool_kernels.search.run.run_folder import Checkpoint, RunFolder
+from metapool_kernels.search.settings.config import ModelConfig, SearchConfig
+from metapool_kernels.search.training.found import found_architecture
+from metapool_kernels.search.training.upper_level import UpperLevel
 
 
 @dataclass
@@ -36,8 +34,8 @@ class Made:
     table: CostTable | None
 
 
-def save(search: PoolingSearch, folder: str | Path) -> None:
-    """As :meth:`PoolingSearch.save`, in one process."""
+def save(search: UpperLevel, folder: str | Path) -> None:
+    """As :meth:`PoolingSearch.save`, in the process that writes."""
     run = RunFolder(folder)
     made = Made(
         settings=search.settings,
@@ -63,61 +61,17 @@ def save(search: PoolingSearch, folder: str | Path) -> None:
         run.write(run_folder.REPORT, search_page(architecture, search.settings, pictures))
 
 
-def load(folder: str | Path, model: nn.Module) -> PoolingSearch:
-    """As :meth:`PoolingSearch.load`."""
+def begin_again(search: UpperLevel, folder: str | Path, model: nn.Module) -> None:
+    """Make a search, not yet initialised, that which was saved, as :meth:`PoolingSearch.load`."""
     run = RunFolder(folder)
     checkpoint = run.load_checkpoint()
     if checkpoint is None or "made" not in checkpoint.state:
         raise UserError(f"there is no search in {str(folder)!r}; PoolingSearch.save writes one")
     made = to_object(run.path, Made, parse_json(checkpoint.state["made"]))
     with run.restoring():
-        search = PoolingSearch.over(
-            Supernet(model, made.sites, made.model),
-            made.backbone,
-            made.settings,
-            seed=made.seed,
-            table=made.table,
+        supernet = Supernet(model, made.sites, made.model)
+        UpperLevel.__init__(
+            search, supernet, made.backbone, made.settings, seed=made.seed, table=made.table
         )
         search.load_state_dict(checkpoint.state)
         model.load_state_dict(checkpoint.weights)
-    return search
-
-
-def found_architecture(search: PoolingSearch) -> Architecture:
-    """What has been found; every layer must have stopped."""
-    supernet = search.supernet
-    layers = []
-    for site in supernet.sites:
-        stop = search.stopping.stops[site.name]
-        layers.append(
-            Layer(
-                name=site.name,
-                channels=site.channels,
-                map_size=site.map_size,
-                choice=supernet.choice(site.name),
-                weights=supernet.choice_weights(site.name),
-                alpha=search.stopped_alphas[site.name],
-                probability=stop.probability,
-                margin=stop.margin,
-                epoch=stop.epoch,
-                reason=stop.reason,
-                importances=list(stop.importances),
-            )
-        )
-    config = supernet.config
-    return Architecture(
-        backbone=search.backbone,
-        insert_after=config.insert_after,
-        insert_after_type=config.insert_after_type,
-        candidates=config.candidates,
-        extra_candidates=list(config.extra_candidates),
-        count_include_pad=config.count_include_pad,
-        candidate_norm=config.candidate_norm,
-        layers=layers,
-        seed=search.seed,
-        versions={
-            "metapool_kernels": metapool_kernels.__version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
-    )

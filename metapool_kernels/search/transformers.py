@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from metapool_kernels.search.objective import NetworkLoss
 from metapool_kernels.search.pooling_search import PoolingSearch
+from metapool_kernels.search.training.objective import NetworkLoss
 
 try:
     from accelerate.utils import send_to_device

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from metapool_kernels.devices.registry import NAMES, extra
 from tests.compatibility import plans
+from tests.rooms import file_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Section:
 
 
 def _tests(what: str, *names: str) -> Check:
-    return Check(what, tuple(f"tests/test_{name}.py" for name in names))
+    return Check(what, tuple(map(file_of, names)))
 
 
 def _target(what: str, target: str, *results: str, in_ci: bool = True) -> Check:
@@ -56,17 +57,21 @@ SECTIONS = (
         "eager PyTorch in the same dtype; NaN and infinities stand where the truth has them; what "
         "nobody wrote would show as NaN.",
         (
-            _tests("the whole suite judges itself: wrong kernels fail it", "judge"),
-            _tests("values", "forward"),
-            _tests("gradients, ties and NaN in them", "backward"),
-            _tests("second order", "double_backward"),
-            _tests("every width and number of planes from 1 to 70", "sweep", "streams"),
-            _tests("strides are PyTorch's, with and without memory", "layout"),
-            _tests("arrays: the NumPy entry points", "numpy"),
-            _tests("poolings side by side, as in SPPF, against PyTorch's", "multi_pool"),
-            _tests("poolings normalised before they are mixed, against DARTS' own", "normalized"),
-            _tests("what that takes by itself: moments, products, constants", "moments"),
-            _tests("names, modules", "candidates", "modules", "extra_candidates"),
+            _tests("the whole suite judges itself: wrong kernels fail it", "house/judge"),
+            _tests("values", "op/forward"),
+            _tests("gradients, ties and NaN in them", "op/backward"),
+            _tests("second order", "op/double_backward"),
+            _tests("every width and number of planes from 1 to 70", "op/sweep", "op/streams"),
+            _tests("strides are PyTorch's, with and without memory", "op/layout"),
+            _tests("arrays: the NumPy entry points", "op/numpy"),
+            _tests("poolings side by side, as in SPPF, against PyTorch's", "op/multi_pool"),
+            _tests(
+                "poolings normalised before they are mixed, against DARTS' own", "op/normalized"
+            ),
+            _tests("what that takes by itself: moments, products, constants", "op/moments"),
+            _tests(
+                "names, modules", "op/candidates", "modules/modules", "modules/extra_candidates"
+            ),
         ),
     ),
     Section(
@@ -75,13 +80,16 @@ SECTIONS = (
         "driven and the reasons for the others; and PyTorch's generic checks of an operator, on an "
         "OpInfo of ours.",
         (
-            _tests("samples, errors, dtypes of `avg_pool2d` and `max_pool2d`", "pytorch_samples"),
+            _tests(
+                "samples, errors, dtypes of `avg_pool2d` and `max_pool2d`",
+                "pytorch/pytorch_samples",
+            ),
             _tests(
                 "dtypes, errors, strides, lazy negation and copies, subclasses, tracing, gradients "
                 "of first and second order, forward and batched",
-                "opinfo",
+                "pytorch/opinfo",
             ),
-            _tests("`torch.library.opcheck` of every op, layout and dtype", "opcheck"),
+            _tests("`torch.library.opcheck` of every op, layout and dtype", "pytorch/opcheck"),
         ),
     ),
     Section(
@@ -91,7 +99,7 @@ SECTIONS = (
         "(to the bit) and a definition in NumPy that shares no line with either. Counts are of "
         "calls whose first derivatives are judged, + those of second order and of witnesses.",
         (
-            _tests("500 calls and more of each backend", "fuzz"),
+            _tests("500 calls and more of each backend", "op/fuzz"),
             _target(
                 "20,000 calls of each backend from fresh seeds",
                 "fuzz",
@@ -110,8 +118,8 @@ SECTIONS = (
                 "test-cuda-host-sanitized",
             ),
             _target("ThreadSanitizer, the CPU kernels on threads of its own", "test-threads"),
-            _tests("what a call keeps; 10,000 calls leak nothing", "memory"),
-            _tests("elements that lie more than 2**31 apart", "addresses"),
+            _tests("what a call keeps; 10,000 calls leak nothing", "op/memory"),
+            _tests("elements that lie more than 2**31 apart", "op/addresses"),
             _target("maps of more than 2**31 elements and 2**32 bytes", "test-large", in_ci=False),
         ),
     ),
@@ -120,10 +128,14 @@ SECTIONS = (
         "",
         (
             _tests(
-                "the same bits for 1, 2, 3 and 7 threads and every instruction set", "determinism"
+                "the same bits for 1, 2, 3 and 7 threads and every instruction set",
+                "op/determinism",
             ),
-            _tests("eight threads at once, workers, fork, spawn, number of threads", "processes"),
-            _tests("DDP and FSDP over two processes", "distributed"),
+            _tests(
+                "eight threads at once, workers, fork, spawn, number of threads",
+                "pytorch/processes",
+            ),
+            _tests("DDP and FSDP over two processes", "pytorch/distributed"),
             _target(
                 "the kernels under each instruction set",
                 "test-isas",
@@ -141,19 +153,19 @@ SECTIONS = (
         "Compilers and transforms",
         "",
         (
-            _tests("`torch.compile`: one graph, shapes without recompiling", "compile"),
-            _tests("`torch.export`, AOTInductor", "export"),
-            _tests("plain `torch.nn` forms of poolings and mixtures", "plain"),
+            _tests("`torch.compile`: one graph, shapes without recompiling", "pytorch/compile"),
+            _tests("`torch.export`, AOTInductor", "pytorch/export"),
+            _tests("plain `torch.nn` forms of poolings and mixtures", "modules/plain"),
             Check(
                 "what carries networks to the runtimes of devices",
                 ("tests/devices/test_carrying.py",),
             ),
-            _tests("`torch.func`, composed", "func"),
-            _tests("the page on other frameworks: PyTorch's row, what to set", "frameworks"),
+            _tests("`torch.func`, composed", "pytorch/func"),
+            _tests("the page on other frameworks: PyTorch's row, what to set", "house/frameworks"),
             _tests(
                 "autocast, parametrizations, meta device, copies, second derivatives",
-                "autocast",
-                "torch_tools",
+                "pytorch/autocast",
+                "pytorch/torch_tools",
             ),
         ),
     ),
@@ -162,12 +174,14 @@ SECTIONS = (
         "One binary, built once, is installed beside other versions; its hash is compared before "
         "and after.",
         (
-            _tests("which symbols the libraries ask for and show; where AVX is", "binaries"),
+            _tests(
+                "which symbols the libraries ask for and show; where AVX is", "packaging/binaries"
+            ),
             _tests(
                 "how it is built, what is said where it cannot be",
-                "build",
-                "build_cuda",
-                "compatibility",
+                "packaging/build",
+                "packaging/build_cuda",
+                "packaging/compatibility",
             ),
             _target(
                 "an older torch, no compiler",
@@ -192,11 +206,11 @@ SECTIONS = (
         (
             _tests(
                 "every row of the contract on every backend, recorded and compiled",
-                "bad_input",
-                "bad_calls",
+                "refusals/bad_input",
+                "refusals/bad_calls",
             ),
-            _tests("arrays", "numpy_bad_input"),
-            _tests("lazy, nested, quantized and subclassed tensors", "odd_tensors"),
+            _tests("arrays", "refusals/numpy_bad_input"),
+            _tests("lazy, nested, quantized and subclassed tensors", "refusals/odd_tensors"),
         ),
     ),
     Section(
@@ -211,18 +225,20 @@ SECTIONS = (
                 "test-cuda-host-reversed",
                 "test-cuda-host-random",
             ),
-            _tests("missing barriers and writes astray show on the CPU too", "cuda_host"),
+            _tests("missing barriers and writes astray show on the CPU too", "cuda/cuda_host"),
             _tests(
-                "machine code: spills, atomics, NaN, loads, registers", "machine_code", "cuda_code"
+                "machine code: spills, atomics, NaN, loads, registers",
+                "triton/machine_code",
+                "cuda/cuda_code",
             ),
             _target(
                 "machine code for sm_80 and sm_100, and a search with the settings for ImageNet",
                 "test-slow",
                 in_ci=False,
             ),
-            _tests("what a GPU shows, where there is one", "on_gpu"),
-            _tests("ten minutes on a GPU, on a machine that lies", "gpu_check"),
-            _tests("Triton's kernels compiled before they are needed", "ahead"),
+            _tests("what a GPU shows, where there is one", "cuda/on_gpu"),
+            _tests("ten minutes on a GPU, on a machine that lies", "house/gpu_check"),
+            _tests("Triton's kernels compiled before they are needed", "triton/ahead"),
         ),
     ),
     Section(
@@ -237,15 +253,15 @@ SECTIONS = (
             ),
             _tests(
                 "benchmarks, presets, and the arrows between the parts",
-                "benches",
-                "configs",
-                "architecture",
+                "house/benches",
+                "triton/configs",
+                "house/architecture",
             ),
             _tests(
                 "which tests `make test` runs, and figures that belong to one version of a "
                 "compiler or of PyTorch",
-                "selection",
-                "recorded",
+                "house/selection",
+                "house/recorded",
             ),
             _target(
                 "exported networks in the real runtimes of devices: every pooling, strides, "
@@ -298,7 +314,7 @@ SECTIONS = (
         "Faults are planted one at a time in kernels, bindings, dispatch, autograd, checks, the "
         "stopping rule and the bilevel step, and the fast tests run.",
         (
-            _tests("every fault still fits the sources", "mutation"),
+            _tests("every fault still fits the sources", "house/mutation"),
             _target("the faults", "mutate", "mutation", in_ci=False),
         ),
     ),

@@ -92,7 +92,7 @@ def read_junit(path: Path) -> Result:
 
 
 def _file(classname: str) -> str:
-    """The file of a test: ``tests.search.test_cli`` or ``tests.test_opinfo.TestCommonCPU``."""
+    """The file of a test, for instance of ``tests.pytorch.test_opinfo.TestCommonCPU``."""
     parts = classname.split(".")
     last = max((i for i, part in enumerate(parts) if part.startswith("test_")), default=0)
     return "/".join(parts[: last + 1]) + ".py"

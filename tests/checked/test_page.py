@@ -43,7 +43,11 @@ def test_every_file_of_tests_is_on_the_page() -> None:
     named = [file for check in CHECKS for file in check.files]
     assert len(set(named)) == len(named)
     # Which have targets of their own.
-    named += ["tests/test_large.py", "tests/test_interpreter.py", "tests/devices/test_targets.py"]
+    named += [
+        "tests/op/test_large.py",
+        "tests/triton/test_interpreter.py",
+        "tests/devices/test_targets.py",
+    ]
     named += ["tests/arm/test_same_bits.py"]
     for path in (ROOT / "tests").rglob("test_*.py"):
         file = path.relative_to(ROOT).as_posix()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tests.compatibility.interpreters import THIS
+from tests.rooms import file_of
 
 TORCHES = ("2.10.0", "2.11.0", "2.13.0", "newest")
 PYTHONS = ("3.10", "3.12", "3.13")
@@ -12,22 +13,23 @@ TORCH = "2.13.0"
 
 LEFT_OUT = {
     "tests/search": "needs more than the op",
-    "tests/test_cuda_host.py": "compiles the CUDA kernels itself: the same everywhere",
-    "tests/test_cuda_code.py": "the same",
-    "tests/test_machine_code.py": "about Triton's code: triton-3.6 is an environment of its own",
-    "tests/test_mutation.py": "reads the sources of the package: the same everywhere",
-    "tests/test_compatibility.py": "about this program",
+    "tests/cuda/test_cuda_host.py": "compiles the CUDA kernels itself: the same everywhere",
+    "tests/cuda/test_cuda_code.py": "the same",
+    "tests/triton/test_machine_code.py": "Triton's code: triton-3.6 is an environment of its own",
+    "tests/house/test_mutation.py": "reads the sources of the package: the same everywhere",
+    "tests/packaging/test_compatibility.py": "about this program",
 }
 """Tests that do not run, each with the reason."""
 
 KERNEL_TESTS = ("tests", "-m", "kernel", *(f"--ignore={path}" for path in LEFT_OUT))
 # What another torch or a missing part could break, and is quick.
 SELECTION = tuple(
-    f"tests/test_{name}.py"
+    file_of(name)
     for name in (
-        *("forward", "backward", "double_backward", "bad_input", "layout"),
-        *("modules", "extra_candidates", "func", "opcheck", "autocast"),
-        *("pytorch_samples", "odd_tensors"),
+        *("op/forward", "op/backward", "op/double_backward", "refusals/bad_input", "op/layout"),
+        *("modules/modules", "modules/extra_candidates"),
+        *("pytorch/func", "pytorch/opcheck", "pytorch/autocast"),
+        *("pytorch/pytorch_samples", "refusals/odd_tensors"),
     )
 )
 # A case of each kind.
@@ -35,8 +37,11 @@ QUICK = (*SELECTION, "--part", "quick")
 
 # What is left without compiled kernels: the definition, and what is said of the rest.
 PLAIN = tuple(
-    f"tests/test_{name}.py"
-    for name in ("forward", "modules", "extra_candidates", "bad_input", "numpy_bad_input")
+    file_of(name)
+    for name in (
+        *("op/forward", "modules/modules", "modules/extra_candidates"),
+        *("refusals/bad_input", "refusals/numpy_bad_input"),
+    )
 )
 
 
@@ -120,13 +125,13 @@ PACKAGES = (
         tests=(
             Tests(
                 (
-                    "tests/test_machine_code.py::test_machine_code",
-                    "tests/test_machine_code.py::test_types_are_right",
+                    "tests/triton/test_machine_code.py::test_machine_code",
+                    "tests/triton/test_machine_code.py::test_types_are_right",
                     *("-k", "sm_90 or 7x1"),
                 )
             ),
             Tests(
-                ("tests/test_forward.py", "tests/test_backward.py"),
+                ("tests/op/test_forward.py", "tests/op/test_backward.py"),
                 {"TRITON_INTERPRET": "1", "METAPOOL_TEST_SHARE": "0.01"},
             ),
         ),

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d
-from metapool_kernels.search.attention import CoordinateAttention
-from metapool_kernels.search.surgery import add_enhancers
+from metapool_kernels.search.networks.attention import CoordinateAttention
+from metapool_kernels.search.networks.surgery import add_enhancers
 
 CHANNELS, HEIGHT, WIDTH = 4, 9, 13  # lower than the widest window, and odd
 

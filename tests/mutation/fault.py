@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tests.rooms import file_of
+
 
 @dataclass(frozen=True)
 class Area:
@@ -21,12 +23,13 @@ class Area:
 NOT_THE_DEFINITION = ("-k", "not reference")
 
 
-def _files(*names: str, folder: str = "tests") -> tuple[str, ...]:
-    return tuple(f"{folder}/test_{name}.py" for name in names)
+def _files(*names: str) -> tuple[str, ...]:
+    return tuple(map(file_of, names))
 
 
 KERNEL_TESTS = (
-    *_files("addresses", "backward", "streams", "forward", "opcheck", "determinism", "sweep"),
+    *_files("op/addresses", "op/backward", "op/streams", "op/forward", "pytorch/opcheck"),
+    *_files("op/determinism", "op/sweep"),
     *("-k", "not reference and not instruction_set"),  # one alone is built
 )
 
@@ -50,12 +53,15 @@ ANY_DATA = (
     "channels_last-relu6",
 )
 SAMPLE: dict[str, tuple[str, ...]] = {
-    "forward.py::test_output_is_right": SHAPES_AND_SETTINGS,
-    "backward.py::test_gradients_are_right": SHAPES_AND_SETTINGS,
-    "forward.py::test_output_is_right_for_any_data": ANY_DATA,
-    "backward.py::test_gradient_of_x_is_right_for_any_data": ANY_DATA,
-    "backward.py::test_weights_alone_of_maps_cut_out_of_wider_ones": ("5", "7"),
-    "addresses.py::test_x_far_apart": ("images-torch.float32", "images_of_planes-torch.float32"),
+    "op/test_forward.py::test_output_is_right": SHAPES_AND_SETTINGS,
+    "op/test_backward.py::test_gradients_are_right": SHAPES_AND_SETTINGS,
+    "op/test_forward.py::test_output_is_right_for_any_data": ANY_DATA,
+    "op/test_backward.py::test_gradient_of_x_is_right_for_any_data": ANY_DATA,
+    "op/test_backward.py::test_weights_alone_of_maps_cut_out_of_wider_ones": ("5", "7"),
+    "op/test_addresses.py::test_x_far_apart": (
+        "images-torch.float32",
+        "images_of_planes-torch.float32",
+    ),
 }
 """What a GPU's kernels are asked without a GPU, where each case may take a second: float32 in one
 case of every kind."""
@@ -75,7 +81,7 @@ FORMS = tuple(
 def _sample(backend: str, *more: str) -> tuple[str, ...]:
     """The names of the tests; ``more`` are cases that this backend is asked for."""
     return tuple(
-        f"tests/test_{test}[{backend}-{case}]"
+        f"tests/{test}[{backend}-{case}]"
         for test, some in SAMPLE.items()
         for case in ((*some, *more) if some is SHAPES_AND_SETTINGS else some)
     )
@@ -83,37 +89,37 @@ def _sample(backend: str, *more: str) -> tuple[str, ...]:
 
 def _cuda(order: str) -> Area:
     """The CUDA kernels on the CPU: which thread comes first decides what a missing barrier does."""
-    parts = "tests/test_moments.py::test_moments[cuda-torch.float32-parts-contiguous-any]"
+    parts = "tests/op/test_moments.py::test_moments[cuda-torch.float32-parts-contiguous-any]"
     tests = (*_sample("cuda", *STRIPS, *FORMS), parts)
     return Area(tests, "cuda", {"METAPOOL_HOST_ORDER": order})
 
 
 TRITON_FORMS = (
-    "forward.py::test_output_is_right[triton-unsorted-stack]",
-    "forward.py::test_output_is_right[triton-c17-channels_last-unsorted-stack]",
-    "forward.py::test_output_is_right[triton-unsorted-no_pad_count-stack]",
-    "moments.py::test_moments[triton-torch.float32-tall-contiguous-any]",
-    "moments.py::test_moments[triton-torch.float32-c17-channels_last-any]",
-    "moments.py::test_moments[triton-torch.float32-primes-channels_last-any]",
-    "moments.py::test_constants_of_planes[triton-images-sliced]",
-    "backward.py::test_gradients_are_right[triton-unsorted-stack]",
-    "backward.py::test_gradients_are_right[triton-w17-stack]",
-    "backward.py::test_gradients_are_right[triton-no_skip-stride2-stack]",
-    "backward.py::test_gradients_are_right[triton-no_pad_count-stack]",
-    "backward.py::test_gradients_are_right[triton-normalized]",
-    "backward.py::test_gradients_are_right[triton-w17-normalized]",
-    "backward.py::test_gradients_are_right[triton-no_pad_count-raw-normalized]",
-    "backward.py::test_gradients_are_right[triton-avg-normalized]",
-    "normalized.py::test_one_channel_that_is_not_finite[triton-middle-inf]",
-    "normalized.py::test_one_channel_that_is_not_finite[triton-middle-nan]",
-    "backward.py::test_gradients_are_right[triton-no_skip-stride2-normalized]",
-    "backward.py::test_gradients_are_right[triton-float64-stack]",
-    "moments.py::test_poolings_do_not_matter_without_a_slope[triton-any-1]",
-    "moments.py::test_fields[triton-primes-channels-padding counts-contiguous-squares]",
-    "moments.py::test_fields[triton-primes-images-it does not-channels_last-squares]",
-    "configs.py::test_configuration_of_sums[triton-high, odd-0]",
-    "configs.py::test_configuration_of_sums[triton-high, odd-2]",
-    "configs.py::test_configuration_of_sums[triton-low, channels_last-0]",
+    "op/test_forward.py::test_output_is_right[triton-unsorted-stack]",
+    "op/test_forward.py::test_output_is_right[triton-c17-channels_last-unsorted-stack]",
+    "op/test_forward.py::test_output_is_right[triton-unsorted-no_pad_count-stack]",
+    "op/test_moments.py::test_moments[triton-torch.float32-tall-contiguous-any]",
+    "op/test_moments.py::test_moments[triton-torch.float32-c17-channels_last-any]",
+    "op/test_moments.py::test_moments[triton-torch.float32-primes-channels_last-any]",
+    "op/test_moments.py::test_constants_of_planes[triton-images-sliced]",
+    "op/test_backward.py::test_gradients_are_right[triton-unsorted-stack]",
+    "op/test_backward.py::test_gradients_are_right[triton-w17-stack]",
+    "op/test_backward.py::test_gradients_are_right[triton-no_skip-stride2-stack]",
+    "op/test_backward.py::test_gradients_are_right[triton-no_pad_count-stack]",
+    "op/test_backward.py::test_gradients_are_right[triton-normalized]",
+    "op/test_backward.py::test_gradients_are_right[triton-w17-normalized]",
+    "op/test_backward.py::test_gradients_are_right[triton-no_pad_count-raw-normalized]",
+    "op/test_backward.py::test_gradients_are_right[triton-avg-normalized]",
+    "op/test_normalized.py::test_one_channel_that_is_not_finite[triton-middle-inf]",
+    "op/test_normalized.py::test_one_channel_that_is_not_finite[triton-middle-nan]",
+    "op/test_backward.py::test_gradients_are_right[triton-no_skip-stride2-normalized]",
+    "op/test_backward.py::test_gradients_are_right[triton-float64-stack]",
+    "op/test_moments.py::test_poolings_do_not_matter_without_a_slope[triton-any-1]",
+    "op/test_moments.py::test_fields[triton-primes-channels-padding counts-contiguous-squares]",
+    "op/test_moments.py::test_fields[triton-primes-images-it does not-channels_last-squares]",
+    "triton/test_configs.py::test_configuration_of_sums[triton-high, odd-0]",
+    "triton/test_configs.py::test_configuration_of_sums[triton-high, odd-2]",
+    "triton/test_configs.py::test_configuration_of_sums[triton-low, channels_last-0]",
 )
 """What it does but mix."""
 
@@ -122,30 +128,36 @@ AREAS: dict[str, Area] = {
     "CPU kernels": Area(KERNEL_TESTS, builds="cpu"),
     "CPU dispatch": Area(KERNEL_TESTS, builds="cpu"),
     "ARM": Area(("tests/arm",), builds="arm"),
-    "bindings": Area((*_files("opcheck", "layout", "backward"), *NOT_THE_DEFINITION), builds="cpu"),
+    "bindings": Area(
+        (*_files("pytorch/opcheck", "op/layout", "op/backward"), *NOT_THE_DEFINITION), builds="cpu"
+    ),
     "CUDA kernels": _cuda("forward"),
     "CUDA kernels, threads reversed": _cuda("reversed"),
     "Triton kernels": Area(_sample("triton"), environment={"TRITON_INTERPRET": "1"}),
     "Triton forms": Area(
-        tuple(f"tests/test_{test}" for test in TRITON_FORMS),
+        tuple(f"tests/{test}" for test in TRITON_FORMS),
         environment={"TRITON_INTERPRET": "1"},
     ),
-    "autograd": Area((*_files("double_backward", "func"), *NOT_THE_DEFINITION)),
-    "ops": Area(_files("opcheck", "layout")),
-    "dispatch": Area((*_files("bad_input", "build"), "-k", "not the_build_is_written_down")),
-    "checks": Area((*_files("candidates", "bad_input"), *NOT_THE_DEFINITION)),
-    "definition": Area(_files("forward", "layout", "modules")),
-    "modules": Area(_files("modules", "extra_candidates")),
-    "normalised": Area((*_files("normalized", "moments", "distributed"), *NOT_THE_DEFINITION)),
-    "plain": Area(_files("plain")),
-    "stopping rule": Area(_files("stopping", "perturbation", folder="tests/search")),
-    "bilevel step": Area(
-        _files("bilevel", "steps", "stateless", "perturbation", folder="tests/search")
+    "autograd": Area((*_files("op/double_backward", "pytorch/func"), *NOT_THE_DEFINITION)),
+    "ops": Area(_files("pytorch/opcheck", "op/layout")),
+    "dispatch": Area(
+        (*_files("refusals/bad_input", "packaging/build"), "-k", "not the_build_is_written_down")
     ),
-    "loops of others": Area(_files("pooling_search", folder="tests/search")),
+    "checks": Area((*_files("op/candidates", "refusals/bad_input"), *NOT_THE_DEFINITION)),
+    "definition": Area(_files("op/forward", "op/layout", "modules/modules")),
+    "modules": Area(_files("modules/modules", "modules/extra_candidates")),
+    "normalised": Area(
+        (*_files("op/normalized", "op/moments", "pytorch/distributed"), *NOT_THE_DEFINITION)
+    ),
+    "plain": Area(_files("modules/plain")),
+    "stopping rule": Area(_files("search/stopping", "search/perturbation")),
+    "bilevel step": Area(
+        _files("search/bilevel", "search/steps", "search/stateless", "search/perturbation")
+    ),
+    "loops of others": Area(_files("search/pooling_search")),
     "cost": Area(
         (
-            *_files("front", "cost_table", "expected_cost", folder="tests/search"),
+            *_files("search/front", "search/cost_table", "search/expected_cost"),
             *("-m", "not costly", "-k", "not (not_work or not_there or not_compare or drawn)"),
         )
     ),

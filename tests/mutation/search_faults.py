@@ -4,18 +4,18 @@ from tests.mutation.fault import Fault
 
 
 def _stopping(name: str, right: str, wrong: str) -> Fault:
-    return Fault(name, "stopping rule", "metapool_kernels/search/stopping.py", right, wrong)
+    return Fault(name, "stopping rule", "metapool_kernels/search/method/stopping.py", right, wrong)
 
 
-def _loops(name: str, right: str, wrong: str, file: str = "pooling_search.py") -> Fault:
+def _loops(name: str, right: str, wrong: str, file: str = "training/upper_level.py") -> Fault:
     return Fault(name, "loops of others", f"metapool_kernels/search/{file}", right, wrong)
 
 
-def _bilevel(name: str, right: str, wrong: str, file: str = "bilevel.py") -> Fault:
+def _bilevel(name: str, right: str, wrong: str, file: str = "method/bilevel.py") -> Fault:
     return Fault(name, "bilevel step", f"metapool_kernels/search/{file}", right, wrong)
 
 
-def _cost(name: str, right: str, wrong: str, file: str = "expected_cost.py") -> Fault:
+def _cost(name: str, right: str, wrong: str, file: str = "method/expected_cost.py") -> Fault:
     return Fault(name, "cost", f"metapool_kernels/search/{file}", right, wrong)
 
 
@@ -133,61 +133,61 @@ BILEVEL = (
         "statistics of BatchNorm move in the objective",
         "put = {id(buffer): buffer.clone() for buffer in buffers}",
         "put = {id(buffer): buffer for buffer in buffers}",
-        file="objective.py",
+        file="training/objective.py",
     ),
     _bilevel(
         "what is in lists keeps its own tensors",
         "list: (lambda items: items, lambda items, parts: parts),",
         "list: (lambda items: [], lambda items, parts: parts),",
-        file="stateless.py",
+        file="training/stateless.py",
     ),
     _bilevel(
         "a bound method keeps its own network",
         "lambda method: [method.__func__, method.__self__],",
         "lambda method: [],",
-        file="stateless.py",
+        file="training/stateless.py",
     ),
     _bilevel(
         "a closure keeps its own network",
         "cell if cell == CellType() else cell.cell_contents for cell in cells",
         "cell for cell in cells",
-        file="stateless.py",
+        file="training/stateless.py",
     ),
     _bilevel(
         "what is compiled keeps its own network",
         "            attributes[_COMPILED] = None\n",
         "",
-        file="stateless.py",
+        file="training/stateless.py",
     ),
     _bilevel(
         "a copy keeps the mode in which it was planned",
         "attributes.update(vars(module))",
         "attributes.update(vars(module), training=True)",
-        file="stateless.py",
+        file="training/stateless.py",
     ),
     _bilevel(
         "what is computed is as precise as the weights",
         "    with autocast():\n",
         "    with nullcontext():\n",
-        file="steps.py",
+        file="training/steps.py",
     ),
     _bilevel(
         "hypergradients are added and not averaged",
         "means = [torch.stack(gradients).mean(0) for gradients in per_alpha]",
         "means = [torch.stack(gradients).sum(0) for gradients in per_alpha]",
-        file="optimizers.py",
+        file="training/optimizers.py",
     ),
     _bilevel(
         "gradients of weights are not clipped",
         "    accelerator.clip_grad_norm_(weights, config.clip)\n",
         "",
-        file="steps.py",
+        file="training/steps.py",
     ),
     _bilevel(
         "labels are not smoothed",
         "F.cross_entropy(logits, targets, label_smoothing=label_smoothing)",
         "F.cross_entropy(logits, targets)",
-        file="steps.py",
+        file="training/steps.py",
     ),
 )
 
@@ -201,7 +201,7 @@ COST = (
         "a stopped layer costs nothing",
         "self.cost.settle(stop.layer, stop.keep)",
         "self.cost.settle(stop.layer, ())",
-        file="pooling_search.py",
+        file="training/upper_level.py",
     ),
     _cost(
         "the gradient has no weight",
@@ -237,19 +237,19 @@ COST = (
         "what cost says never reaches alpha",
         "            alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient\n",
         "            pass\n",
-        file="optimizers.py",
+        file="training/optimizers.py",
     ),
     _cost(
         "a run that goes on begins with the first weight",
         'self.cost.multiplier = state["cost_multiplier"]',
         "pass",
-        file="pooling_search.py",
+        file="training/upper_level.py",
     ),
     _cost(
         "a run that goes on takes the table as it is by now",
         "table = COSTS.load(own) if resume and own.exists() else load_table(config.search.cost)",
         "table = load_table(config.search.cost)",
-        file="search.py",
+        file="commands/search.py",
     ),
     _cost(
         "a search that takes note of costs is another",
@@ -260,67 +260,67 @@ COST = (
         "costs are no shares",
         "[layer.costs.get(name, 0.0) / self.skip for name in candidates]",
         "[layer.costs.get(name, 0.0) for name in candidates]",
-        file="cost_table.py",
+        file="run/cost_table.py",
     ),
     _cost(
         "a table of another network passes",
         "if own[key] != other[key]]",
         "if key == key.upper()]",
-        file="cost_table.py",
+        file="run/cost_table.py",
     ),
     _cost(
         "maps of another size pass",
         "(found.channels, found.map_size) != size:",
         "found.channels != size[0]:",
-        file="cost_table.py",
+        file="run/cost_table.py",
     ),
     _cost(
         "a negative cost passes",
         'if not 0 <= cost < math.inf:\n                raise ValueError(f"{candidate} in',
         'if not cost < math.inf:\n                raise ValueError(f"{candidate} in',
-        file="cost_table.py",
+        file="run/cost_table.py",
     ),
     _cost(
         "what is not known costs nothing",
         "                    return None\n                total +=",
         "                    pass\n                total +=",
-        file="cost_table.py",
+        file="run/cost_table.py",
     ),
     _cost(
         "a candidate faster than nothing has a negative cost",
         "max(0.0, found[_name(place, candidate)] - skip)",
         "found[_name(place, candidate)] - skip",
-        file="cost.py",
+        file="commands/cost.py",
     ),
     _cost(
         "what is no table is overwritten",
         "        _check_is_table(path)\n    folder",
         "        pass\n    folder",
-        file="cost.py",
+        file="commands/cost.py",
     ),
     _cost(
         "windows are counted whole",
         "sum(side - 1 for side in sides)",
         "(math.prod(sides) - 1)",
-        file="counting.py",
+        file="networks/counting.py",
     ),
     _cost(
         "the places of maxima are moved too",
         "if t.is_floating_point())",
         "if t.nbytes)",
-        file="counting.py",
+        file="networks/counting.py",
     ),
     _cost(
         "a network that another beats is on the front",
         "point.accuracy > best[-1].accuracy:",
         "point.accuracy != best[-1].accuracy:",
-        file="front.py",
+        file="report/front_figure.py",
     ),
     _cost(
         "bars are deviations",
         "result.std / math.sqrt(len(result.seeds))",
         "result.std",
-        file="front.py",
+        file="report/front_figure.py",
     ),
 )
 
@@ -329,13 +329,13 @@ LOOPS = (
         "alpha keeps a gradient, along which an optimizer of all parameters moves it",
         "    optimizer.zero_grad()\n",
         "",
-        file="optimizers.py",
+        file="training/optimizers.py",
     ),
     _loops(
         "what has overflown takes a step",
         "if finite_only and not all(",
         "if not finite_only and not all(",
-        file="optimizers.py",
+        file="training/optimizers.py",
     ),
     _loops(
         "inner steps are as much longer as losses are larger",
@@ -356,7 +356,7 @@ LOOPS = (
         "gradients of processes are added and not averaged",
         "(flat / process_count())",
         "(flat / 1)",
-        file="collective.py",
+        file="machine/collective.py",
     ),
     _loops(
         "an optimizer keeps the weights that the network has lost",
@@ -377,11 +377,13 @@ LOOPS = (
         "the best of an open layer is its worst",
         "weights().argmax())",
         "weights().argmin())",
+        file="pooling_search.py",
     ),
     _loops(
         "each round has the order of the first",
         "tell(self.epoch + passed * self.settings.epochs)",
         "tell(self.epoch)",
+        file="pooling_search.py",
     ),
 )
 

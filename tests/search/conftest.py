@@ -8,8 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 from matplotlib.figure import Figure
 
-from metapool_kernels.search import plot
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.commands import plot
 from tests.search.runs import options
 
 
@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and written as ever, but empty: test_plots.py is about what they show.
+    """Figures are made and written as ever, but empty: test_figures.py is about what they show.
 
     Every command draws them, which takes seconds more than a search as small as these.
     """

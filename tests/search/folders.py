@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metapool_kernels.search.config import Config, DataConfig
-from metapool_kernels.search.data import Data
-from metapool_kernels.search.datasets import load_data
+from metapool_kernels.search.data.datasets import load_data
+from metapool_kernels.search.data.splits import Data
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.settings.config import Config, DataConfig
 
 FORMATS = ("png", "jpg")
 

@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from metapool_kernels.search import loop
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.training import loop
 
 
 def die_at(owner: Any, name: str, number: int, counts: Callable[..., bool]) -> None:

@@ -4,9 +4,9 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from metapool_kernels.search.data import Batch
-from metapool_kernels.search.objective import NetworkLoss
-from metapool_kernels.search.steps import batch_loss
+from metapool_kernels.search.data.splits import Batch
+from metapool_kernels.search.training.objective import NetworkLoss
+from metapool_kernels.search.training.steps import batch_loss
 
 
 def loss_of(batch: Batch, **how: Any) -> NetworkLoss:

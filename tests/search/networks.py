@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from metapool_kernels.search.shallow import shallow_net
+from metapool_kernels.search.networks.shallow import shallow_net
 
 
 def shallow_with_dropout(num_classes: int, in_chans: int, width: int) -> nn.Module:

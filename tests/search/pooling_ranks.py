@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metapool_kernels.search import PoolingSearch
-from metapool_kernels.search.config import StopConfig
-from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.method.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.settings.config import StopConfig
 from tests.search.networks import Small
 
 

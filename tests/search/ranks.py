@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.loop import Search
-from metapool_kernels.search.run_folder import RunFolder
-from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.method.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.run.run_folder import RunFolder
+from metapool_kernels.search.training.loop import Search
 
 train = Search.train
 dtypes: set[str] = set()
@@ -30,17 +30,17 @@ def note_dtype(module: nn.Module, inputs: object, output: object) -> None:
 
 def telling_train(self: Search, run: RunFolder) -> None:
     train(self, run)
-    parameters = self.pooling.supernet.model.named_parameters()
+    parameters = self.upper.supernet.model.named_parameters()
     told = {
         "processes": self.accelerator.num_processes,
-        "stops": self.pooling.stopping.state_dict()["stops"],
-        "alphas": self.pooling.stopped_alphas,
-        "choices": {layer: self.pooling.supernet.choice(layer) for layer in self.layers},
+        "stops": self.upper.stopping.state_dict()["stops"],
+        "alphas": self.upper.stopped_alphas,
+        "choices": {layer: self.upper.supernet.choice(layer) for layer in self.layers},
         "weights": {
             name: sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
             for name, tensor in parameters
         },
-        "losses": [row["loss"] for row in self.pooling.history],
+        "losses": [row["loss"] for row in self.upper.history],
         "steps": self.steps,
         "dtypes": sorted(dtypes),
     }

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metapool_kernels.search.architecture import Architecture, Layer, to_json
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.config import Config
-from metapool_kernels.search.config_file import to_yaml
+from metapool_kernels.search.networks.architecture import Architecture, Layer, to_json
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.settings.config import Config
+from metapool_kernels.search.settings.config_file import to_yaml
 
 CANDIDATES = ["skip_connect", "max_pool_3x3", "avg_pool_3x3"]
 LAYERS = ["blocks.1.0.bn2", "blocks.1.1.bn2", "blocks.2.0.bn2"]

@@ -27,7 +27,7 @@ SMALL = {
 """Overrides of ``configs/digits.yaml``: 89 images, 3 steps an epoch, 8 epochs to the deadline."""
 
 SHALLOW = {
-    "model__name": "metapool_kernels.search.shallow:shallow_net",
+    "model__name": "metapool_kernels.search.networks.shallow:shallow_net",
     "model__arguments": {"width": 8},
     "model__insert_after": r"blocks\.\d+\.depthwise",
     "search__epochs": 8,

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.swa_utils import update_bn
 
-from metapool_kernels.search import training
-from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config_file import load_config
-from metapool_kernels.search.controls import build_network, random_choices, uniform_mixture
-from metapool_kernels.search.datasets import load_data
-from metapool_kernels.search.derive import derive
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.data.datasets import load_data
+from metapool_kernels.search.networks.architecture import load_architecture
+from metapool_kernels.search.networks.derive import derive
+from metapool_kernels.search.run.controls import build_network, random_choices, uniform_mixture
+from metapool_kernels.search.run.run_folder import RunFolder
+from metapool_kernels.search.settings.config_file import load_config
+from metapool_kernels.search.training import plain_training
 from tests.search.runs import DROPOUT, SHALLOW, metrics
 from tests.search.runs import options as options_of
 
@@ -81,14 +81,14 @@ def test_adapting_sees_every_training_image_and_no_other(
     searched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[bytes] = set()
-    weight_step = training.weight_step
+    weight_step = plain_training.weight_step
 
     def noting(accelerator: Any, model: Any, batches: Any, *rest: Any) -> Any:
         for images, _ in batches:
             seen.update(image.contiguous().numpy().tobytes() for image in images)
         return weight_step(accelerator, model, batches, *rest)
 
-    monkeypatch.setattr(training, "weight_step", noting)
+    monkeypatch.setattr(plain_training, "weight_step", noting)
     assert main(["adapt", *options(searched, adapt__controls=BOTH)]) == 0
     split = RunFolder(searched).load_split()
     data = load_data(load_config(searched / "config.yaml"))
@@ -217,17 +217,17 @@ def test_an_interrupted_training_goes_on_with_the_same_numbers(
     whole = searched / "whole"
     (searched / "adapt").rename(whole)
 
-    train_epoch = training.Training._train_epoch
+    train_epoch = plain_training.Training._train_epoch
     calls = count()
 
-    def interrupted(self: training.Training, bar: Any) -> dict[str, Any]:
+    def interrupted(self: plain_training.Training, bar: Any) -> dict[str, Any]:
         if next(calls) == finished_epochs:
             raise KeyboardInterrupt
         return train_epoch(self, bar)
 
     capsys.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr(training.Training, "_train_epoch", interrupted)
+        patched.setattr(plain_training.Training, "_train_epoch", interrupted)
         assert main(["adapt", *arguments]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith(f"metapool adapt --config {searched}/adapt/config.yaml --resume")

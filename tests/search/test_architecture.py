@@ -10,19 +10,19 @@ import torch
 
 from metapool_kernels import MetaPool2d, NormalizedMetaPool2d
 from metapool_kernels.convertible import to_plain
-from metapool_kernels.search.architecture import (
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.networks.architecture import (
     Architecture,
     Layer,
     load_architecture,
     to_json,
 )
-from metapool_kernels.search.attention import CoordinateAttention
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.config import ModelConfig
-from metapool_kernels.search.derive import derive
-from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.report import choice_warnings, layer_table
-from metapool_kernels.search.supernet import Supernet, build_supernet
+from metapool_kernels.search.networks.attention import CoordinateAttention
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.networks.derive import derive
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
+from metapool_kernels.search.report.choices import choice_warnings, layer_table
+from metapool_kernels.search.settings.config import ModelConfig
 
 CANDIDATES = ["skip_connect", "max_pool_3x3", "avg_pool_3x3"]
 BACKBONE = Backbone(

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from metapool_kernels.search.attention import (
+from metapool_kernels.search.networks.attention import (
     EXTRA_CANDIDATES,
     CoordinateAttention,
     make_extra_candidates,
 )
-from metapool_kernels.search.config import ModelConfig
+from metapool_kernels.search.settings.config import ModelConfig
 
 
 def test_the_settings_offer_every_extra_candidate() -> None:

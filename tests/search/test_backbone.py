@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metapool_kernels.search.backbone import Backbone, make_backbone
-from metapool_kernels.search.config import ModelConfig
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.supernet import Supernet, build_supernet
-from metapool_kernels.search.surgery import find_sites
+from metapool_kernels.search.networks.backbone import Backbone, make_backbone
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
+from metapool_kernels.search.networks.surgery import find_sites
+from metapool_kernels.search.settings.config import ModelConfig
 
 RGB = (3, 16, 16)
 OWN = "own_networks:small"

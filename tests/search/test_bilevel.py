@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metapool_kernels import MetaPool2d
-from metapool_kernels.search import bilevel
-from metapool_kernels.search.bilevel import draw_tasks, hypergradient, tilted
-from metapool_kernels.search.config import Method
-from metapool_kernels.search.objective import network_objective
+from metapool_kernels.search.method import bilevel
+from metapool_kernels.search.method.bilevel import draw_tasks, hypergradient, tilted
+from metapool_kernels.search.settings.config import Method
+from metapool_kernels.search.training.objective import network_objective
 from tests.search.losses import loss_of
 
 METHODS: list[Method] = ["first-order", "fomaml", "second-order", "finite-difference"]

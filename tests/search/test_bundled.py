@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from metapool_kernels.search.bundled import load_bundled
-from metapool_kernels.search.config import DataConfig
+from metapool_kernels.search.data.bundled import load_bundled
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.settings.config import DataConfig
 
 
 def test_mnist_is_mlxtends_and_the_same_is_held_out_with_every_seed() -> None:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import NormalizedMetaPool2d
-from metapool_kernels.search import stopping
-from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config_file import load_config
-from metapool_kernels.search.controls import load_network
-from metapool_kernels.search.datasets import load_data
-from metapool_kernels.search.derive import derive
-from metapool_kernels.search.norms import measure_norms
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.data.datasets import load_data
+from metapool_kernels.search.method import stopping
+from metapool_kernels.search.networks.architecture import load_architecture
+from metapool_kernels.search.networks.derive import derive
+from metapool_kernels.search.networks.norms import measure_norms
+from metapool_kernels.search.run.controls import load_network
+from metapool_kernels.search.run.run_folder import RunFolder
+from metapool_kernels.search.settings.config_file import load_config
 from tests.search.runs import SHALLOW, options
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config_file import load_config
+from metapool_kernels.search.settings.config_file import load_config
 from tests.search.runs import CONFIG, options
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

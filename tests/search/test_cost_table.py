@@ -11,13 +11,13 @@ import torch
 
 from metapool_kernels.devices import registry, run
 from metapool_kernels.devices.latency import Latency
-from metapool_kernels.search import cost
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import ModelConfig
-from metapool_kernels.search.controls import network_cost
-from metapool_kernels.search.cost_table import FORMAT, CostTable, LayerCost, amount
-from metapool_kernels.search.counting import count
+from metapool_kernels.search.commands import cost
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.networks.counting import count
+from metapool_kernels.search.run.controls import network_cost
+from metapool_kernels.search.run.cost_table import FORMAT, CostTable, LayerCost, amount
+from metapool_kernels.search.settings.config import ModelConfig
 from tests.search.run_by_hand import CANDIDATES, LAYERS, architecture
 from tests.search.runs import CONFIG, SHALLOW, options
 

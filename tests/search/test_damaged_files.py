@@ -15,13 +15,13 @@ import jsonargparse
 import pytest
 import torch
 
-from metapool_kernels.search import results
-from metapool_kernels.search.architecture import Architecture, load_architecture, to_json
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.results import load_results
-from metapool_kernels.search.run_folder import Checkpoint, RunFolder
+from metapool_kernels.search.networks.architecture import Architecture, load_architecture, to_json
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.networks.derive import derive
+from metapool_kernels.search.run import results
+from metapool_kernels.search.run.results import load_results
+from metapool_kernels.search.run.run_folder import Checkpoint, RunFolder
 from tests.search.run_by_hand import architecture, evaluation, write_run
 
 NAME = "architecture.json"

@@ -14,10 +14,10 @@ import scipy.io
 import torch
 import torchvision.datasets
 
-from metapool_kernels.search.config import Config, DataConfig
-from metapool_kernels.search.data import split_data, split_warnings
-from metapool_kernels.search.datasets import load_data
+from metapool_kernels.search.data.datasets import load_data
+from metapool_kernels.search.data.splits import split_data, split_warnings
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.settings.config import Config, DataConfig
 from tests.search.folders import load, make_image_folder, plain, refusal, save, scaled
 
 
@@ -312,7 +312,7 @@ def test_a_stream_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             raise AssertionError("never read")
 
     monkeypatch.setattr(
-        "metapool_kernels.search.datasets.create_dataset", lambda *_, **options: Stream()
+        "metapool_kernels.search.data.datasets.create_dataset", lambda *_, **options: Stream()
     )
     said = refusal(tmp_path, kind="timm", name="hfids/cifar10", download=True)
     assert "is a stream, which can neither be shuffled nor cut in two" in said
@@ -321,6 +321,6 @@ def test_a_stream_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_planted_images_come_from_the_planted_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     planted = ModuleType("planted")
     planted.load_planted = lambda config: (config, "planted")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "metapool_kernels.search.planted", planted)
+    monkeypatch.setitem(sys.modules, "metapool_kernels.search.data.planted", planted)
     config = Config(output="", data=DataConfig(kind="planted"))
     assert load_data(config) == (config, "planted")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from metapool_kernels.search import export
-from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config_file import load_config
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.commands import export
+from metapool_kernels.search.networks.architecture import load_architecture
+from metapool_kernels.search.run.run_folder import RunFolder
+from metapool_kernels.search.settings.config_file import load_config
 from tests.search.folders import make_image_folder
 from tests.search.runs import REPOSITORY, metrics
 

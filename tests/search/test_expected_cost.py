@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.bilevel import importances
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import CostConfig
-from metapool_kernels.search.config_file import load_config
-from metapool_kernels.search.cost_table import FORMAT, CostTable, LayerCost
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.expected_cost import ExpectedCost
+from metapool_kernels.search.method.bilevel import importances
+from metapool_kernels.search.method.expected_cost import ExpectedCost
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.run.cost_table import FORMAT, CostTable, LayerCost
+from metapool_kernels.search.settings.config import CostConfig
+from metapool_kernels.search.settings.config_file import load_config
 from tests.search.runs import SHALLOW, metrics, options
 from tests.search.test_processes import tell
 from tests.search.test_resume import assert_same, break_off

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from metapool_kernels import MetaPool2d, SpatialEnhancer, fused_meta_pool
 from metapool_kernels.devices.targets.onnx_int8 import OnnxInt8
 from metapool_kernels.plain import FORM
-from metapool_kernels.search import export
-from metapool_kernels.search.attention import CoordinateAttention
+from metapool_kernels.search.commands import export
+from metapool_kernels.search.commands.export import TOLERANCE, export_network
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.export import TOLERANCE, export_network
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.networks.attention import CoordinateAttention
+from metapool_kernels.search.run.run_folder import RunFolder
 
 SHAPE = (3, 8, 8)
 Found = dict[str, dict[str, Any]]

@@ -8,13 +8,13 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config_file import to_yaml
+from metapool_kernels.search.commands.plot import draw
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.front import Point, front, front_figure
-from metapool_kernels.search.page import report_page
-from metapool_kernels.search.plot import draw
-from metapool_kernels.search.results import Results, load_results
-from metapool_kernels.search.run_folder import FRONT, RunFolder
+from metapool_kernels.search.report.front_figure import Point, front, front_figure
+from metapool_kernels.search.report.page import report_page
+from metapool_kernels.search.run.results import Results, load_results
+from metapool_kernels.search.run.run_folder import FRONT, RunFolder
+from metapool_kernels.search.settings.config_file import to_yaml
 from tests.search.run_by_hand import HEAD, SEARCH, evaluation, table, write_run
 from tests.search.runs import SHALLOW, options
 from tests.search.test_expected_cost import FIRST_DEAR, SECOND_DEAR, shallow_table

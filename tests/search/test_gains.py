@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from metapool_kernels.search.controls import meaning
-from metapool_kernels.search.gains import costs, gains, paired_difference, spread_note
-from metapool_kernels.search.page import report_page
-from metapool_kernels.search.results import NetworkResult, SeedResult, load_results
-from metapool_kernels.search.run_folder import RunFolder
+from metapool_kernels.search.report.gains import costs, gains, paired_difference, spread_note
+from metapool_kernels.search.report.page import report_page
+from metapool_kernels.search.run.controls import meaning
+from metapool_kernels.search.run.results import NetworkResult, SeedResult, load_results
+from metapool_kernels.search.run.run_folder import RunFolder
 from tests.search.run_by_hand import evaluation, write_run
 
 

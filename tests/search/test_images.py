@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from metapool_kernels.search.config import AugmentConfig
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.settings.config import AugmentConfig
 from tests.search.folders import load, make_image_folder, plain, refusal, save, scaled, two_classes
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from metapool_kernels.search import inspection
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import Config, DataConfig
-from metapool_kernels.search.data import Data, split_data, split_warnings
+from metapool_kernels.search.data import inspection
+from metapool_kernels.search.data.inspection import load_inspected
+from metapool_kernels.search.data.splits import Data, split_data, split_warnings
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.inspection import load_inspected
-from metapool_kernels.search.processes import make_accelerator
+from metapool_kernels.search.machine.processes import make_accelerator
+from metapool_kernels.search.settings.config import Config, DataConfig
 from tests.search.folders import load, make_image_folder, plain, refusal, save
 from tests.search.runs import options
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.interrupts import kept_from_children, never_lost
+from metapool_kernels.search.machine.interrupts import kept_from_children, never_lost
 from tests.search.run_by_hand import evaluation, write_run
 from tests.search.runs import REPOSITORY, metrics, options
 from tests.search.test_search import assert_same_search

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metapool_kernels.search import PoolingSearch
-from metapool_kernels.search.config import AlphaConfig, StopConfig
+from metapool_kernels.search.settings.config import AlphaConfig, StopConfig
 from tests.search.networks import Small
 
 pl = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")

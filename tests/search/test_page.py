@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from metapool_kernels.search.page import report_page
-from metapool_kernels.search.report import layer_rows
-from metapool_kernels.search.results import Results, load_results
-from metapool_kernels.search.run_folder import ALPHA, CONTROLS, RunFolder
+from metapool_kernels.search.report.choices import layer_rows
+from metapool_kernels.search.report.page import report_page
+from metapool_kernels.search.run.results import Results, load_results
+from metapool_kernels.search.run.run_folder import ALPHA, CONTROLS, RunFolder
 from tests.search.run_by_hand import CANDIDATES, evaluation, write_run
 
 PICTURES = {ALPHA: b"\x89PNG alpha", CONTROLS: b"\x89PNG controls"}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d
-from metapool_kernels.search.bilevel import importances
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import StopConfig
-from metapool_kernels.search.objective import network_objective
-from metapool_kernels.search.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.method.bilevel import importances
+from metapool_kernels.search.method.stopping import ProgressiveStopping, Stop
+from metapool_kernels.search.settings.config import StopConfig
+from metapool_kernels.search.training.objective import network_objective
 from tests.search.losses import loss_of
 from tests.search.runs import options
 

@@ -8,15 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metapool_kernels.search.architecture import load_architecture
-from metapool_kernels.search.backbone import make_backbone
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import Config, ModelConfig, PlantedConfig
-from metapool_kernels.search.config_file import config_parser, load_config, to_config
-from metapool_kernels.search.data import Data, split_data, split_warnings
-from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.norms import measure_norms
-from metapool_kernels.search.planted import (
+from metapool_kernels.search.data.planted import (
     BANDS,
     CLASSES,
     load_planted,
@@ -25,7 +18,14 @@ from metapool_kernels.search.planted import (
     texture_net,
     textures,
 )
-from metapool_kernels.search.supernet import Supernet, build_supernet
+from metapool_kernels.search.data.splits import Data, split_data, split_warnings
+from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.networks.architecture import load_architecture
+from metapool_kernels.search.networks.backbone import make_backbone
+from metapool_kernels.search.networks.norms import measure_norms
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
+from metapool_kernels.search.settings.config import Config, ModelConfig, PlantedConfig
+from metapool_kernels.search.settings.config_file import config_parser, load_config, to_config
 from tests.search.runs import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from metapool_kernels import SpatialEnhancer
 from metapool_kernels.search import PoolingSearch
-from metapool_kernels.search.architecture import load_architecture
-from metapool_kernels.search.bilevel import tilted
-from metapool_kernels.search.config import AlphaConfig, CostConfig, Method, StopConfig
-from metapool_kernels.search.cost_table import CostTable, LayerCost
-from metapool_kernels.search.derive import derive
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.method.bilevel import tilted
+from metapool_kernels.search.networks.architecture import load_architecture
+from metapool_kernels.search.networks.derive import derive
+from metapool_kernels.search.run.cost_table import CostTable, LayerCost
+from metapool_kernels.search.settings.config import AlphaConfig, CostConfig, Method, StopConfig
 from tests.search.runs import REPOSITORY
 from tests.search.test_processes import launch
 
@@ -207,7 +207,7 @@ def test_the_gradient_is_that_of_torch_func(
 ) -> None:
     """Also of losses that are multiplied, as for float16."""
     # Short enough that no maximum moves to another pixel in between: there the loss has a kink.
-    monkeypatch.setattr("metapool_kernels.search.bilevel.DIFFERENCE_LENGTH", 1e-6)
+    monkeypatch.setattr("metapool_kernels.search.method.bilevel.DIFFERENCE_LENGTH", 1e-6)
     search = begin(small().double(), alpha=AlphaConfig(method=method, tilt=tilt, tasks=1))
     batches = [(x.double(), y) for x, y in map(images, (1, 2))]
     with torch.random.fork_rng():

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from accelerate import Accelerator, DistributedType
 
-from metapool_kernels.search.architecture import load_architecture
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.networks.architecture import load_architecture
 from tests.search.folders import make_image_folder
 from tests.search.runs import DROPOUT, REPOSITORY, SHALLOW, metrics, options
 

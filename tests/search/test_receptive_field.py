@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from metapool_kernels import SpatialEnhancer
-from metapool_kernels.search.receptive_field import receptive_fields
-from metapool_kernels.search.surgery import find_sites, insert_enhancers
+from metapool_kernels.search.networks.receptive_field import receptive_fields
+from metapool_kernels.search.networks.surgery import find_sites, insert_enhancers
 
 
 def test_a_chain_of_windows_strides_and_dilation() -> None:

@@ -17,9 +17,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 
 from metapool_kernels.search.cli import main
-from metapool_kernels.search.config import WeightConfig
-from metapool_kernels.search.optimizers import forget, make_weight_optimizer
-from metapool_kernels.search.run_folder import Checkpoint, RunFolder
+from metapool_kernels.search.run.run_folder import Checkpoint, RunFolder
+from metapool_kernels.search.settings.config import WeightConfig
+from metapool_kernels.search.training.optimizers import forget, make_weight_optimizer
 from tests.search.runs import SHALLOW, metrics, options
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")

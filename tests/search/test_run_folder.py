@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metapool_kernels.search.config import Config
-from metapool_kernels.search.config_file import load_config, to_yaml
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.run_folder import Checkpoint, RunFolder
+from metapool_kernels.search.run.run_folder import Checkpoint, RunFolder
+from metapool_kernels.search.settings.config import Config
+from metapool_kernels.search.settings.config_file import load_config, to_yaml
 
 SECTIONS = ("seed", "search")
 

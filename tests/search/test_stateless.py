@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metapool_kernels.search.bilevel import hypergradient
-from metapool_kernels.search.config import Method
-from metapool_kernels.search.objective import network_objective
-from metapool_kernels.search.stateless import Stateless
-from metapool_kernels.search.surgery import add_enhancers
+from metapool_kernels.search.method.bilevel import hypergradient
+from metapool_kernels.search.networks.surgery import add_enhancers
+from metapool_kernels.search.settings.config import Method
+from metapool_kernels.search.training.objective import network_objective
+from metapool_kernels.search.training.stateless import Stateless
 from tests.search.losses import loss_of
 from tests.search.networks import FOLLOWED, Small
 

@@ -10,26 +10,32 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metapool_kernels.search.backbone import Backbone
-from metapool_kernels.search.bilevel import Hypergradient, hypergradient
-from metapool_kernels.search.config import AlphaConfig, Config, Method, ModelConfig, WeightConfig
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.objective import network_objective
-from metapool_kernels.search.optimizers import (
+from metapool_kernels.search.machine.processes import make_accelerator, prepare_model, seed_epoch
+from metapool_kernels.search.method.bilevel import Hypergradient, hypergradient
+from metapool_kernels.search.networks.backbone import Backbone
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
+from metapool_kernels.search.settings.config import (
+    AlphaConfig,
+    Config,
+    Method,
+    ModelConfig,
+    WeightConfig,
+)
+from metapool_kernels.search.training.objective import network_objective
+from metapool_kernels.search.training.optimizers import (
     alpha_step,
     forget,
     make_alpha_optimizer,
     make_weight_optimizer,
 )
-from metapool_kernels.search.processes import make_accelerator, prepare_model, seed_epoch
-from metapool_kernels.search.steps import to_device, weight_step
-from metapool_kernels.search.supernet import Supernet, build_supernet
+from metapool_kernels.search.training.steps import to_device, weight_step
 from tests.search.losses import loss_of
 
 Batch = tuple[Tensor, Tensor]
 
 ARGUMENTS = {"num_classes": 10, "in_chans": 1, "output_stride": 4, "drop_rate": 0.2}
-SHALLOW = "metapool_kernels.search.shallow:shallow_net"
+SHALLOW = "metapool_kernels.search.networks.shallow:shallow_net"
 METHODS: list[Method] = ["first-order", "fomaml", "second-order", "finite-difference"]
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from metapool_kernels.search.config import Keep, Rule, SearchConfig, StopConfig
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.stopping import (
+from metapool_kernels.search.method.stopping import (
     ProgressiveStopping,
     Stop,
     margin,
@@ -15,6 +14,7 @@ from metapool_kernels.search.stopping import (
     ranking,
     relative_entropy,
 )
+from metapool_kernels.search.settings.config import Keep, Rule, SearchConfig, StopConfig
 
 
 def rule(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from metapool_kernels import MetaPool2d, NormalizedMetaPool2d, SpatialEnhancer
 from metapool_kernels.plain import Scaled, WeightedSum
-from metapool_kernels.search.derive import derive_network
-from metapool_kernels.search.surgery import (
+from metapool_kernels.search.networks.derive import derive_network
+from metapool_kernels.search.networks.surgery import (
     Site,
     add_enhancers,
     find_sites,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from metapool_kernels.search import PoolingSearch
-from metapool_kernels.search.config import AlphaConfig, StopConfig
+from metapool_kernels.search.settings.config import AlphaConfig, StopConfig
 
 hf = pytest.importorskip("transformers", reason="Transformers is not installed")
 

@@ -1,0 +1,1 @@
+"""The commands of ``metapool``: a file each."""

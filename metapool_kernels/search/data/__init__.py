@@ -1,0 +1,1 @@
+"""Images and their classes: found, looked at, divided, turned into tensors."""

@@ -1,0 +1,1 @@
+"""JSON and YAML, read strictly: what a parser would let through is refused."""

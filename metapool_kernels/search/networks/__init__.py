@@ -1,0 +1,1 @@
+"""Networks: taken from elsewhere, with enhancers, searched, derived, measured."""

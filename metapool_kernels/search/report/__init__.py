@@ -1,0 +1,1 @@
+"""What a run has found, in figures, words and on a page."""
