@@ -24,9 +24,7 @@ from metapool_kernels.search.settings.config import (
     SearchConfig,
     StopConfig,
 )
-from metapool_kernels.search.training.objective import (
-    NetworkLoss,
-)
+from metapool_kernels.search.training.objective import NetworkLoss
 from metapool_kernels.search.training.upper_level import UpperLevel
 
 
@@ -42,7 +40,7 @@ class PoolingSearch(UpperLevel):
         epochs: of the whole search; warm-up and deadline are shares of them.
         after_type: name of a class; of the modules that match, only those of this class.
         candidates, extra_candidates, count_include_pad, candidate_norm: as for
-            :func:`metapool_kernels.search.surgery.add_enhancers`.
+            :func:`metapool_kernels.search.networks.surgery.add_enhancers`.
         warmup: share of the epochs, at the start, in which alpha stays as it is.
         progressive: False keeps every layer open to the deadline.
         alpha: how alpha is trained: the method, tasks, Adam.

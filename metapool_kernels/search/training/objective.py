@@ -1,4 +1,4 @@
-"""The loss of a network as a function of its weights and alphas, for :mod:`bilevel`."""
+"""The loss of a network as a function of its weights and alphas."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -21,9 +21,7 @@ from metapool_kernels.search.method.stopping import ProgressiveStopping, Stop, p
 from metapool_kernels.search.networks.backbone import Backbone
 from metapool_kernels.search.networks.supernet import Supernet
 from metapool_kernels.search.run.cost_table import CostTable
-from metapool_kernels.search.settings.config import (
-    SearchConfig,
-)
+from metapool_kernels.search.settings.config import SearchConfig
 from metapool_kernels.search.training import optimizers
 from metapool_kernels.search.training.objective import (
     NetworkLoss,
@@ -110,7 +108,17 @@ class UpperLevel:
         xi: float | None = None,
         scale: float = 1.0,
     ) -> Hypergradient:
-        """What :meth:`alpha_step` moves along, for :meth:`move`; of several their mean counts."""
+        """The gradient of a step of alpha, for :meth:`move`, which takes the mean of several.
+
+        Args:
+            validation: the loss on a batch of the alpha half, and anything beside it.
+            inner: the same on a batch of the weight half, for every method but ``first-order``.
+            xi: size of the step of the weights, where the settings have none.
+            scale: multiplies losses before gradients are taken, which are divided by it.
+
+        Raises:
+            ValueError: the method needs ``inner`` or ``xi``, or a loss does not depend on alpha.
+        """
         settings = self.settings.alpha
         xi = xi if settings.xi is None else settings.xi
         if settings.method != "first-order" and inner is None:
