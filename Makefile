@@ -40,7 +40,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 
 .PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter \
 	test-cuda-host test-cuda-host-sanitized test-sanitized test-older test-compatibility \
-	test-devices test-threads test-arm test-slow test-large wheel wheel-arm \
+	test-devices test-callbacks test-threads test-arm test-slow test-large wheel wheel-arm \
 	fuzz mutate checked search bench bench-import bench-report \
 	bench-search gpu-check gpu-pack gpu-model lint format install clean
 
@@ -111,6 +111,9 @@ wheel-arm: $(VENV)/.installed-wheel  ## the same for AArch64: compiled here, imp
 
 test-devices: $(VENV)/.installed  ## exported networks in the real runtimes, each in an environment of its own; DEVICES="openvino ncnn" for some
 	$(RUN)/python -m tests.devices.environments $(DEVICES)
+
+test-callbacks: $(VENV)/.installed-callbacks  ## the search in the real Lightning and the real Trainer of Hugging Face
+	$(PYTEST) tests/search/test_lightning.py tests/search/test_transformers.py $(call REPORT,$@)
 
 test-threads: $(VENV)/.installed  ## the CPU kernels under ThreadSanitizer (GCC)
 	$(RUN)/python -m tests.threads
@@ -204,7 +207,9 @@ $(VENV)/.installed-wheel: EXTRAS = wheel
 $(VENV)/.installed-wheel: $(VENV)/.installed-op
 $(VENV)/.installed-lint: EXTRAS = lint
 $(VENV)/.installed-lint: $(VENV)/.installed-search
-$(addprefix $(VENV)/.installed,-search -bench -wheel -lint) $(VENV)/.installed:
+$(VENV)/.installed-callbacks: EXTRAS = lightning,transformers
+$(VENV)/.installed-callbacks: $(VENV)/.installed
+$(addprefix $(VENV)/.installed,-search -bench -wheel -lint -callbacks) $(VENV)/.installed:
 	@echo "== the packages of [$(EXTRAS)]: minutes, if they are many"
 	$(RUN)/python -m pip install --quiet "metapool_kernels[$(EXTRAS)]"
 	@touch $@

@@ -85,7 +85,7 @@ def epoch_seconds(
     with tqdm(disable=True) as bar:
         for _ in range(epochs):
             for variant, search in searches.items():
-                if search.stopping.open_layers:
+                if search.upper.stopping.open_layers:
                     with _mixing(variant):
                         seconds[variant].append(search.run_epoch(bar)["seconds"])
     return seconds

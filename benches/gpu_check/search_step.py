@@ -1,15 +1,22 @@
 """A step of the search on a whole MobileNetV2."""
 
+from functools import partial
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from metapool_kernels.search.method.bilevel import Hypergradient, hypergradient
+from metapool_kernels.search.method.bilevel import Hypergradient, hypergradient, with_beside
 from metapool_kernels.search.networks.backbone import make_backbone
-from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.networks.supernet import build_supernet
 from metapool_kernels.search.settings.config import AlphaConfig, ModelConfig, WeightConfig
-from metapool_kernels.search.training.optimizers import make_alpha_optimizer, make_weight_optimizer
-from metapool_kernels.search.training.steps import alpha_step, network_objective, weight_step
+from metapool_kernels.search.training.objective import network_objective
+from metapool_kernels.search.training.optimizers import (
+    alpha_step,
+    make_alpha_optimizer,
+    make_weight_optimizer,
+)
+from metapool_kernels.search.training.steps import batch_loss, weight_step
 
 CLASSES = 1000
 
@@ -30,7 +37,9 @@ class SearchStep:
         self.accelerator = make_accelerator(device)
         self.device = self.accelerator.device
         config = ModelConfig()
-        self.supernet = Supernet(make_backbone(config, (3, side, side), CLASSES), config, seed=0)
+        self.supernet = build_supernet(
+            make_backbone(config, (3, side, side), CLASSES), config, seed=0
+        )
         self.model = self.supernet.model.to(self.device, memory_format=torch.channels_last).train()
         self.layers = [site.name for site in self.supernet.sites]
         for layer in self.layers:
@@ -48,24 +57,28 @@ class SearchStep:
             self.model,
             list(self.weights),
             [self.supernet.alpha_name(layer) for layer in self.layers],
-            self.settings.label_smoothing,
-            self.accelerator.autocast,
+        )
+        self.loss = partial(
+            batch_loss,
+            batch=self.batch,
+            label_smoothing=self.settings.label_smoothing,
+            autocast=self.accelerator.autocast,
         )
 
     def _gradients(self) -> Hypergradient:
         weights = list(self.weights.values())
-        return hypergradient(self.objective, weights, self.alphas, self.batch, self.batch)
+        return hypergradient(self.objective, weights, self.alphas, self.loss, self.loss)
 
     def rehearse(self) -> None:
         """Call all kernels of a step, and leave everything as it was."""
         self._gradients()
         leaves = [weight.detach().requires_grad_() for weight in self.weights.values()]
-        loss, _ = self.objective(leaves, self.alphas, self.batch)
+        loss, _ = with_beside(self.objective(leaves, self.alphas, self.loss))
         torch.autograd.grad(loss, leaves)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         """Loss and accuracy before the step of the weights."""
-        alpha_step(self.accelerator, self.alphas, self.alpha_optimizer, [self._gradients()])
+        alpha_step(self.alphas, self.alpha_optimizer, [self._gradients()])
         return weight_step(
             self.accelerator, self.model, [self.batch], self.weight_optimizer, self.settings
         )

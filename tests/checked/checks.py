@@ -262,6 +262,11 @@ SECTIONS = (
         "",
         (
             Check("mathematics, stopping, resume, processes, files, export", ("tests/search",)),
+            Check(
+                "PoolingSearch in loops of others: classification, segmentation, detection; "
+                "against `torch.func`, after breaks, in two processes, compiled, checkpointed",
+                ("tests/search/test_pooling_search.py",),
+            ),
             _tests(
                 "benchmarks, presets, and the arrows between the parts",
                 "house/benches",
@@ -279,6 +284,12 @@ SECTIONS = (
                 "mixtures, attention, a MobileNetV2, odd images",
                 "test-devices",
                 *dict.fromkeys(f"test-devices-{extra(name)}" for name in NAMES),
+            ),
+            _target(
+                "PoolingSearch as a callback of the real Lightning and of the real Trainer of "
+                "Hugging Face; runs that are stopped and go on",
+                "test-callbacks",
+                in_ci=False,
             ),
             Check("this page", ("tests/checked",)),
         ),

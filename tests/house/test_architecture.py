@@ -43,9 +43,9 @@ ROOMS = (
     {"data"},
     {"run"},
     {"report", "training"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
+    {"commands", "saved"},
+    {"cli", "pooling_search"},
+    {"__main__", "lightning", "transformers"},
 )
 """The same for the rooms of the search."""
 

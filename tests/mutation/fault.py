@@ -154,6 +154,7 @@ AREAS: dict[str, Area] = {
     "bilevel step": Area(
         _files("search/bilevel", "search/steps", "search/stateless", "search/perturbation")
     ),
+    "loops of others": Area(_files("search/pooling_search")),
     "cost": Area(
         (
             *_files("search/front", "search/cost_table", "search/expected_cost"),

@@ -7,6 +7,10 @@ def _stopping(name: str, right: str, wrong: str) -> Fault:
     return Fault(name, "stopping rule", "metapool_kernels/search/method/stopping.py", right, wrong)
 
 
+def _loops(name: str, right: str, wrong: str, file: str = "training/upper_level.py") -> Fault:
+    return Fault(name, "loops of others", f"metapool_kernels/search/{file}", right, wrong)
+
+
 def _bilevel(name: str, right: str, wrong: str, file: str = "method/bilevel.py") -> Fault:
     return Fault(name, "bilevel step", f"metapool_kernels/search/{file}", right, wrong)
 
@@ -129,7 +133,7 @@ BILEVEL = (
         "statistics of BatchNorm move in the objective",
         "put = {id(buffer): buffer.clone() for buffer in buffers}",
         "put = {id(buffer): buffer for buffer in buffers}",
-        file="training/steps.py",
+        file="training/objective.py",
     ),
     _bilevel(
         "what is in lists keeps its own tensors",
@@ -171,7 +175,7 @@ BILEVEL = (
         "hypergradients are added and not averaged",
         "means = [torch.stack(gradients).mean(0) for gradients in per_alpha]",
         "means = [torch.stack(gradients).sum(0) for gradients in per_alpha]",
-        file="training/steps.py",
+        file="training/optimizers.py",
     ),
     _bilevel(
         "gradients of weights are not clipped",
@@ -195,9 +199,9 @@ COST = (
     ),
     _cost(
         "a stopped layer costs nothing",
-        "        if self.cost is not None:\n            self.cost.settle(stop.layer, stop.keep)\n",
-        "        if self.cost is not None:\n            self.cost.settle(stop.layer, ())\n",
-        file="training/loop.py",
+        "self.cost.settle(stop.layer, stop.keep)",
+        "self.cost.settle(stop.layer, ())",
+        file="training/upper_level.py",
     ),
     _cost(
         "the gradient has no weight",
@@ -226,20 +230,20 @@ COST = (
     ),
     _cost(
         "importances know no cost",
-        "return loss + weight * self.of(of_alphas).to(loss), accuracy",
-        "return loss, accuracy",
+        "return loss + weight * self.of(of_alphas).to(loss)",
+        "return loss",
     ),
     _cost(
         "what cost says never reaches alpha",
         "            alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient\n",
         "            pass\n",
-        file="training/steps.py",
+        file="training/optimizers.py",
     ),
     _cost(
         "a run that goes on begins with the first weight",
         'self.cost.multiplier = state["cost_multiplier"]',
         "pass",
-        file="training/loop.py",
+        file="training/upper_level.py",
     ),
     _cost(
         "a run that goes on takes the table as it is by now",
@@ -320,4 +324,67 @@ COST = (
     ),
 )
 
-FAULTS = (*STOPPING, *BILEVEL, *COST)
+LOOPS = (
+    _loops(
+        "alpha keeps a gradient, along which an optimizer of all parameters moves it",
+        "    optimizer.zero_grad()\n",
+        "",
+        file="training/optimizers.py",
+    ),
+    _loops(
+        "what has overflown takes a step",
+        "if finite_only and not all(",
+        "if not finite_only and not all(",
+        file="training/optimizers.py",
+    ),
+    _loops(
+        "inner steps are as much longer as losses are larger",
+        "xi=(xi or 0.0) / scale,",
+        "xi=(xi or 0.0),",
+    ),
+    _loops(
+        "gradients stay as large as losses",
+        "[gradient / scale for gradient",
+        "[gradient / 1.0 for gradient",
+    ),
+    _loops(
+        "every process decides by itself",
+        "stops = on_main(lambda: self.stopping.check(self.epoch, measured))",
+        "stops = self.stopping.check(self.epoch, measured)",
+    ),
+    _loops(
+        "gradients of processes are added and not averaged",
+        "(flat / process_count())",
+        "(flat / 1)",
+        file="machine/collective.py",
+    ),
+    _loops(
+        "an optimizer keeps the weights that the network has lost",
+        "                if optimizer is not None:\n",
+        "                if optimizer is None:\n",
+    ),
+    _loops(
+        "a search that goes on draws the first tasks again",
+        'self.step = state.get("step", 0)',
+        "self.step = 0",
+    ),
+    _loops(
+        "alpha is learned in the warm-up",
+        "self.epoch >= self.warmup and",
+        "self.epoch >= 0 and",
+    ),
+    _loops(
+        "the best of an open layer is its worst",
+        "weights().argmax())",
+        "weights().argmin())",
+        file="pooling_search.py",
+    ),
+    _loops(
+        "each round has the order of the first",
+        "tell(self.epoch + passed * self.settings.epochs)",
+        "tell(self.epoch)",
+        file="pooling_search.py",
+    ),
+)
+
+FAULTS = (*STOPPING, *BILEVEL, *COST, *LOOPS)

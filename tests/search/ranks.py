@@ -30,17 +30,17 @@ def note_dtype(module: nn.Module, inputs: object, output: object) -> None:
 
 def telling_train(self: Search, run: RunFolder) -> None:
     train(self, run)
-    parameters = self.supernet.model.named_parameters()
+    parameters = self.upper.supernet.model.named_parameters()
     told = {
         "processes": self.accelerator.num_processes,
-        "stops": self.stopping.state_dict()["stops"],
-        "alphas": self.stopped_alphas,
-        "choices": {layer: self.supernet.choice(layer) for layer in self.layers},
+        "stops": self.upper.stopping.state_dict()["stops"],
+        "alphas": self.upper.stopped_alphas,
+        "choices": {layer: self.upper.supernet.choice(layer) for layer in self.layers},
         "weights": {
             name: sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
             for name, tensor in parameters
         },
-        "losses": [row["loss"] for row in self.history],
+        "losses": [row["loss"] for row in self.upper.history],
         "steps": self.steps,
         "dtypes": sorted(dtypes),
     }

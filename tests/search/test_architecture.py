@@ -20,7 +20,7 @@ from metapool_kernels.search.networks.architecture import (
 from metapool_kernels.search.networks.attention import CoordinateAttention
 from metapool_kernels.search.networks.backbone import Backbone
 from metapool_kernels.search.networks.derive import derive
-from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
 from metapool_kernels.search.report.choices import choice_warnings, layer_table
 from metapool_kernels.search.settings.config import ModelConfig
 
@@ -149,7 +149,7 @@ def test_the_derived_network_with_searched_weights_is_the_discretised_supernet(
     architecture: Architecture,
 ) -> None:
     config = ModelConfig(insert_after=architecture.insert_after, candidates=CANDIDATES)
-    supernet = Supernet(BACKBONE, config, seed=1)
+    supernet = build_supernet(BACKBONE, config, seed=1)
     supernet.discretise("blocks.1.0.bn2", [2])
     supernet.discretise("blocks.1.1.bn2", [1, 0])
     weights = supernet.probabilities(["blocks.1.1.bn2"])["blocks.1.1.bn2"]
@@ -169,7 +169,7 @@ def supernet_with_attention(initial: dict[str, torch.Tensor] | None = None) -> S
         candidates=CANDIDATES,
         extra_candidates=["coordinate_attention"],
     )
-    return Supernet(BACKBONE, config, 1, initial)
+    return build_supernet(BACKBONE, config, 1, initial)
 
 
 def test_coordinate_attention_alone_and_in_a_mixture_goes_through_the_file(
@@ -215,7 +215,7 @@ def test_a_derived_mixture_takes_its_weights_from_the_architecture(
 ) -> None:
     """Whatever the order in which the supernet has the two that it kept."""
     config = ModelConfig(insert_after=architecture.insert_after, candidates=CANDIDATES)
-    supernet = Supernet(BACKBONE, config, seed=1)
+    supernet = build_supernet(BACKBONE, config, seed=1)
     supernet.alpha("blocks.1.1.bn2").copy_(torch.tensor([1.0, 0.0, 3.0]))
     supernet.discretise("blocks.1.0.bn2", [2])
     supernet.discretise("blocks.1.1.bn2", [0, 2])
@@ -240,7 +240,7 @@ def test_normalised_poolings_go_through_the_file_with_their_statistics(
         count_include_pad=False,
         candidate_norm=True,
     )
-    supernet = Supernet(BACKBONE, config, seed=1)
+    supernet = build_supernet(BACKBONE, config, seed=1)
     first, second = (site.name for site in supernet.sites)
     supernet.alpha(second).copy_(torch.tensor([0.0, 1.0, 0.0, 2.0]))
     supernet.discretise(first, [1])
@@ -346,13 +346,13 @@ def test_a_supernet_begins_with_what_it_is_given() -> None:
 )
 def test_a_supernet_that_cannot_be_is_explained(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Supernet(BACKBONE, ModelConfig(**change), 0)
+        build_supernet(BACKBONE, ModelConfig(**change), 0)
 
 
 def test_images_that_are_too_small_are_named() -> None:
     backbone = Backbone("vgg11", {"num_classes": 3, "in_chans": 1}, True, (1, 4, 4))
     with pytest.raises(UserError, match=r"'vgg11' cannot take images of \(1, 4, 4\)"):
-        Supernet(backbone, ModelConfig(insert_after=r"features\.0"), 0)
+        build_supernet(backbone, ModelConfig(insert_after=r"features\.0"), 0)
 
 
 def test_the_network_without_enhancers_begins_with_the_same_weights(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.networks.backbone import Backbone, make_backbone
-from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
 from metapool_kernels.search.networks.surgery import find_sites
 from metapool_kernels.search.settings.config import ModelConfig
 
@@ -133,7 +133,7 @@ SUPERNET = {"name": OWN, "insert_after": "1", "candidates": ["skip_connect", "ma
 
 def supernet(**more: Any) -> Supernet:
     config = ModelConfig(**{**SUPERNET, **more})
-    return Supernet(make_backbone(config, RGB, classes=7), config, seed=3)
+    return build_supernet(make_backbone(config, RGB, classes=7), config, seed=3)
 
 
 @pytest.mark.parametrize("classes", [7, 5])

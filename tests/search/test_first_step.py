@@ -94,12 +94,12 @@ def test_a_first_step_leaves_no_trace(
     losses: list[torch.Tensor] = []
 
     def noting(trained: Search) -> None:
-        before = {n: t.clone() for n, t in trained.supernet.model.state_dict().items()}
+        before = {n: t.clone() for n, t in trained.upper.supernet.model.state_dict().items()}
         take = Search.take_first_step
 
         def stepping(self: Search, *batches: Any) -> list[torch.Tensor]:
             found = take(self, *batches)
-            after = self.supernet.model.state_dict()
+            after = self.upper.supernet.model.state_dict()
             assert any(not torch.equal(after[name], before[name]) for name in before)
             losses.extend(found)
             return found
@@ -114,12 +114,13 @@ def test_a_first_step_leaves_no_trace(
     assert search("recomputed", tmp_path / "run", search__alpha__method=method) == 130
     ((trained, before),) = seen
     assert len(losses) == 2
-    after = trained.supernet.model.state_dict()
+    after = trained.upper.supernet.model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert all(p.grad is None for p in trained.supernet.model.parameters())
-    alphas = trained.supernet.alphas(trained.layers)
+    assert all(p.grad is None for p in trained.upper.supernet.model.parameters())
+    alphas = trained.upper.supernet.alphas(trained.layers)
     assert not any(alpha.requires_grad for alpha in alphas)
-    assert not trained.weight_optimizer.state and not trained.alpha_optimizer.state
+    assert not trained.weight_optimizer.state and not trained.upper.alpha_optimizer.state
+    assert not trained.upper.stopping.averages
     assert not (tmp_path / "run").exists()
 
 

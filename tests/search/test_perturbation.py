@@ -14,7 +14,8 @@ from metapool_kernels.search.cli import main
 from metapool_kernels.search.method.bilevel import importances
 from metapool_kernels.search.method.stopping import ProgressiveStopping, Stop
 from metapool_kernels.search.settings.config import StopConfig
-from metapool_kernels.search.training.steps import network_objective
+from metapool_kernels.search.training.objective import network_objective
+from tests.search.losses import loss_of
 from tests.search.runs import options
 
 
@@ -61,7 +62,7 @@ def test_size_of_alpha_is_not_importance() -> None:
         network[2].weight.copy_(torch.tensor([[0.1], [-0.1]]).expand(2, 64))
     objective = network_objective(network, [], ["0.alpha"])
     batch = (torch.ones(4, 1, 8, 8), torch.ones(4, dtype=torch.long))
-    (found,) = importances(objective, [], [pool.alpha], [batch])
+    (found,) = importances(objective, [], [pool.alpha], [loss_of(batch)])
     assert pool.alpha[2] < pool.alpha[0]
     assert found[0] == found[1] < found[2]
 
@@ -76,7 +77,7 @@ def test_random_layers_draw_the_same_for_every_candidate() -> None:
     objective = network_objective(network, [], ["0.alpha"])
     batch = (torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))
     state = torch.get_rng_state()
-    (found,) = importances(objective, [], [pool.alpha], [batch])
+    (found,) = importances(objective, [], [pool.alpha], [loss_of(batch)])
     assert found[2] == 0 and found[0] != 0
     assert torch.equal(torch.get_rng_state(), state)
 

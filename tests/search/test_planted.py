@@ -23,7 +23,7 @@ from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.networks.architecture import load_architecture
 from metapool_kernels.search.networks.backbone import make_backbone
 from metapool_kernels.search.networks.norms import measure_norms
-from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
 from metapool_kernels.search.settings.config import Config, ModelConfig, PlantedConfig
 from metapool_kernels.search.settings.config_file import config_parser, load_config, to_config
 from tests.search.runs import REPOSITORY
@@ -49,7 +49,7 @@ def _with(config: Config, planted: dict[str, Any]) -> PlantedConfig:
 def supernet(config: Config, data: Data) -> Supernet:
     """As a search begins with it."""
     backbone = make_backbone(config.model, data.image_shape, len(data.classes))
-    return Supernet(backbone, config.model, config.seed)
+    return build_supernet(backbone, config.model, config.seed)
 
 
 def student(config: Config, data: Data, state: dict[str, Tensor], windows: list[str]) -> nn.Module:
@@ -76,7 +76,7 @@ def test_pooling_alone_mixes_pixels() -> None:
     torch.testing.assert_close(model(images), model(shuffled))
     config = ModelConfig(insert_after=r"blocks\.4\.act", candidates=["avg_pool_3x3"])
     backbone = make_backbone(replace(config, name=settings().model.name), (BANDS, 6, 6), CLASSES)
-    pooled = Supernet(backbone, config, 0).model.eval()
+    pooled = build_supernet(backbone, config, 0).model.eval()
     assert (pooled(images) - pooled(shuffled)).abs().max() > 1e-3
 
 
@@ -176,7 +176,7 @@ def test_a_teacher_normalises_its_poolings_and_tells_no_statistics_of_them() -> 
     state = teacher_state(config)
     assert not any(".pool." in name for name in state)
     backbone = make_backbone(config.model, (BANDS, 12, 12), CLASSES)
-    net = Supernet(backbone, config.model, config.seed, state)
+    net = build_supernet(backbone, config.model, config.seed, state)
     images = load_planted(config).train_set.tensors[0]
     for site, window in zip(net.sites, planted_windows(config), strict=True):
         net.discretise(site.name, [config.model.candidates.index(window)])

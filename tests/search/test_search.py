@@ -17,7 +17,7 @@ from metapool_kernels.search.data.datasets import load_data
 from metapool_kernels.search.networks.architecture import load_architecture
 from metapool_kernels.search.run.run_folder import RunFolder
 from metapool_kernels.search.settings.config_file import load_config
-from metapool_kernels.search.training import loop
+from metapool_kernels.search.training import loop, upper_level
 from tests.search.runs import REPOSITORY, metrics, options, start
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
@@ -73,13 +73,13 @@ def test_each_level_sees_its_own_half_and_all_of_it(
     def note(name: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         seen[name] |= {image.contiguous().numpy().tobytes() for image in batch[0]}
 
-    hypergradient, weight_step = loop.hypergradient, loop.weight_step
+    hypergradient, weight_step = upper_level.hypergradient, loop.weight_step
 
     def noting_hypergradient(
         objective: Any, weights: Any, alphas: Any, *rest: Any, **kw: Any
     ) -> Any:
-        note("train", rest[0])
-        note("alpha", rest[1])
+        note("train", rest[0].keywords["batch"])
+        note("alpha", rest[1].keywords["batch"])
         return hypergradient(objective, weights, alphas, *rest, **kw)
 
     def noting_weight_step(accelerator: Any, model: Any, batches: Any, *rest: Any) -> Any:
@@ -87,7 +87,7 @@ def test_each_level_sees_its_own_half_and_all_of_it(
             note("weight", batch)
         return weight_step(accelerator, model, batches, *rest)
 
-    monkeypatch.setattr(loop, "hypergradient", noting_hypergradient)
+    monkeypatch.setattr(upper_level, "hypergradient", noting_hypergradient)
     monkeypatch.setattr(loop, "weight_step", noting_weight_step)
     arguments = options(tmp_path / "run", search__epochs=3, search__warmup=0)
     assert main(["search", *arguments]) == 0

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from metapool_kernels.search.method.bilevel import hypergradient
 from metapool_kernels.search.networks.surgery import add_enhancers
 from metapool_kernels.search.settings.config import Method
+from metapool_kernels.search.training.objective import network_objective
 from metapool_kernels.search.training.stateless import Stateless
-from metapool_kernels.search.training.steps import network_objective
+from tests.search.losses import loss_of
 from tests.search.networks import FOLLOWED, Small
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -50,7 +51,7 @@ def test_the_gradient_is_that_of_the_same_tensors_loaded(how: str) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     noted = {name: id(value) for name, value in vars(network).items()}
     objective = network_objective(network, list(named), [])
-    loss, _ = objective(others, [], batch())
+    loss, _ = objective(others, [], loss_of(batch()))
     got = torch.autograd.grad(loss, others)
     assert all(torch.equal(before[n], t) for n, t in network.state_dict().items())
     assert noted == {name: id(value) for name, value in vars(network).items()}
@@ -78,8 +79,8 @@ def test_recomputation_changes_no_hypergradient(how: str, method: Method) -> Non
                 network_objective(network, weights, [alpha]),
                 [named[name] for name in weights],
                 [named[alpha]],
-                batch(1),
-                batch(2),
+                loss_of(batch(1)),
+                loss_of(batch(2)),
                 method=method,
                 xi=1.0,
                 tasks=(0, 3),

@@ -14,7 +14,7 @@ from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.machine.processes import make_accelerator, prepare_model, seed_epoch
 from metapool_kernels.search.method.bilevel import Hypergradient, hypergradient
 from metapool_kernels.search.networks.backbone import Backbone
-from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
 from metapool_kernels.search.settings.config import (
     AlphaConfig,
     Config,
@@ -22,17 +22,15 @@ from metapool_kernels.search.settings.config import (
     ModelConfig,
     WeightConfig,
 )
+from metapool_kernels.search.training.objective import network_objective
 from metapool_kernels.search.training.optimizers import (
+    alpha_step,
     forget,
     make_alpha_optimizer,
     make_weight_optimizer,
 )
-from metapool_kernels.search.training.steps import (
-    alpha_step,
-    network_objective,
-    to_device,
-    weight_step,
-)
+from metapool_kernels.search.training.steps import to_device, weight_step
+from tests.search.losses import loss_of
 
 Batch = tuple[Tensor, Tensor]
 
@@ -44,7 +42,7 @@ METHODS: list[Method] = ["first-order", "fomaml", "second-order", "finite-differ
 @pytest.fixture
 def supernet() -> Supernet:
     backbone = Backbone("mobilenetv2_035", ARGUMENTS, False, (1, 16, 16))
-    net = Supernet(backbone, ModelConfig(extra_candidates=["coordinate_attention"]), seed=0)
+    net = build_supernet(backbone, ModelConfig(extra_candidates=["coordinate_attention"]), seed=0)
     net.model.train()
     return net
 
@@ -83,12 +81,12 @@ def move_alpha(
         network_objective(net.model, list(weights), [net.alpha_name(layer) for layer in layers]),
         list(weights.values()),
         net.alphas(layers),
-        batch,
-        batch,
+        loss_of(batch),
+        loss_of(batch),
         method=method,
         xi=0.1,
     )
-    return alpha_step(Accelerator(), net.alphas(layers), optimizer, [found])
+    return alpha_step(net.alphas(layers), optimizer, [found]), found.beside[0]
 
 
 def move_weights(net: Supernet, batch: Batch, config: WeightConfig | None = None) -> None:
@@ -119,7 +117,7 @@ def test_the_alpha_step_leaves_the_statistics_of_normalised_poolings(method: Met
         count_include_pad=False,
         candidate_norm=True,
     )
-    net = Supernet(backbone, config, seed=0)
+    net = build_supernet(backbone, config, seed=0)
     images = torch.randn(16, 1, 8, 8)
     net.model.train()(images)
     open_layer, stopped = names(net)
@@ -138,13 +136,13 @@ def test_several_hypergradients_are_averaged() -> None:
     alpha = torch.zeros(3)
     gradients = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 0.0, 1.0])
     found = [
-        Hypergradient([gradient], torch.tensor(loss), torch.tensor(10 * loss))
+        Hypergradient([gradient], torch.tensor(loss))
         for gradient, loss in zip(gradients, (1.0, 4.0), strict=True)
     ]
     optimizer = torch.optim.SGD([alpha], lr=1.0)
-    loss, accuracy = alpha_step(Accelerator(), [alpha], optimizer, found)
+    loss = alpha_step([alpha], optimizer, found)
     torch.testing.assert_close(alpha, torch.tensor([-2.0, -1.0, -2.0]))
-    assert (loss.item(), accuracy.item()) == (2.5, 25.0)
+    assert loss == 2.5 and alpha.grad is None
 
 
 def test_labels_are_smoothed_in_both_levels() -> None:
@@ -152,8 +150,8 @@ def test_labels_are_smoothed_in_both_levels() -> None:
     model = nn.Linear(5, 3)
     expected = nn.functional.cross_entropy(model(images), targets, label_smoothing=0.2)
     names, weights = zip(*model.named_parameters(), strict=True)
-    loss, _ = network_objective(model, names, [], label_smoothing=0.2)(
-        weights, [], (images, targets)
+    loss, _ = network_objective(model, names, [])(
+        weights, [], loss_of((images, targets), label_smoothing=0.2)
     )
     torch.testing.assert_close(loss, expected)
     config = WeightConfig(label_smoothing=0.2)
@@ -173,8 +171,8 @@ def test_both_levels_compute_in_the_precision(precision: str, dtype: torch.dtype
     names, weights = zip(*model.named_parameters(), strict=True)
     for _ in range(2):  # as after each stop
         assert prepare_model(accelerator, model) is model and "forward" not in vars(model)
-        objective = network_objective(model, names, [], autocast=accelerator.autocast)
-        loss, _ = objective(weights, [], batch)
+        objective = network_objective(model, names, [])
+        loss, _ = objective(weights, [], loss_of(batch, autocast=accelerator.autocast))
         config = WeightConfig()
         optimizer, _ = make_weight_optimizer(list(weights), config, steps=10)
         stepped, _ = weight_step(accelerator, model, [batch], optimizer, config)
@@ -188,7 +186,7 @@ def test_the_alpha_step_normalises_by_its_own_batch(supernet: Supernet, batch: B
     optimizer = make_alpha_optimizer(supernet.alphas(layers), AlphaConfig())
     torch.manual_seed(5)
     loss, accuracy = move_alpha(supernet, layers, batch, optimizer)
-    net = Supernet(
+    net = build_supernet(
         Backbone("mobilenetv2_035", ARGUMENTS, False, (1, 16, 16)),
         ModelConfig(extra_candidates=["coordinate_attention"]),
         seed=0,

@@ -12,9 +12,10 @@ from metapool_kernels.search.commands.plot import draw
 from metapool_kernels.search.data.inspection import load_inspected
 from metapool_kernels.search.data.splits import image_settings, training_batches
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.machine.collective import on_main
 from metapool_kernels.search.machine.console import epoch_line
 from metapool_kernels.search.machine.jobs import side_by_side
-from metapool_kernels.search.machine.processes import make_accelerator, on_main, seed_epoch
+from metapool_kernels.search.machine.processes import make_accelerator, seed_epoch
 from metapool_kernels.search.networks.architecture import load_architecture
 from metapool_kernels.search.networks.backbone import TEACHER
 from metapool_kernels.search.networks.derive import derive
@@ -57,7 +58,7 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -
         # They show networks that are gone, or will be before long.
         searched.remove(run_folder.EVALUATION, run_folder.CONTROLS, run_folder.EXPORT)
 
-    on_main(accelerator, begin)
+    on_main(begin)
     networks = [
         (name, seed)
         for seed in range(config.seed, config.seed + config.adapt.seeds)
@@ -72,7 +73,7 @@ def run_adapt(config: Config, *, resume: bool, overwrite: bool, jobs: int = 1) -
     left = [f"{name}, seed {seed}" for name, seed in waiting if not trainer.is_trained(name, seed)]
     if left:
         raise UserError(f"not trained to the end: {'; '.join(left)}; go on with --resume")
-    on_main(accelerator, lambda: draw(searched))
+    on_main(lambda: draw(searched))
 
 
 def _train_quietly(config: Config) -> Callable[[tuple[str, int]], None]:
@@ -124,7 +125,7 @@ class Trainer:
         training.train(own, title, quiet=quiet)
         if quiet:
             print(epoch_line(training.history[-1], title), flush=True)
-        on_main(self.accelerator, lambda: own.write_weights(run_folder.WEIGHTS, training.tensors()))
+        on_main(lambda: own.write_weights(run_folder.WEIGHTS, training.tensors()))
 
     def _network(self, name: str, seed: int) -> nn.Module:
         config = self.config

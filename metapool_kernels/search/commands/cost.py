@@ -19,7 +19,7 @@ from metapool_kernels.search.machine.console import format_table, warn
 from metapool_kernels.search.networks.attention import EXTRA_CANDIDATES
 from metapool_kernels.search.networks.backbone import Backbone, make_backbone
 from metapool_kernels.search.networks.counting import count
-from metapool_kernels.search.networks.supernet import Supernet
+from metapool_kernels.search.networks.supernet import Supernet, build_supernet
 from metapool_kernels.search.networks.surgery import Site, insert_enhancer
 from metapool_kernels.search.run.controls import FIXED, network_names
 from metapool_kernels.search.run.cost_table import (
@@ -147,7 +147,7 @@ def make_table(
     Raises:
         UserError: the model does not work.
     """
-    supernet = Supernet(backbone, config.model, config.seed)
+    supernet = build_supernet(backbone, config.model, config.seed)
     candidates = _candidates(config, supernet)
     in_turn = list(islice(cycle(candidates), len(supernet.sites)))
     found = measure(_bench(config.model, backbone, supernet.sites, candidates, in_turn))

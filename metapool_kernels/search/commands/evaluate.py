@@ -13,8 +13,9 @@ from metapool_kernels.search.commands.plot import draw
 from metapool_kernels.search.data.inspection import load_inspected
 from metapool_kernels.search.data.splits import Data, evaluation_batches, image_settings
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.machine.collective import on_main
 from metapool_kernels.search.machine.console import format_table, warn
-from metapool_kernels.search.machine.processes import make_accelerator, on_main
+from metapool_kernels.search.machine.processes import make_accelerator
 from metapool_kernels.search.networks.architecture import Architecture, load_architecture
 from metapool_kernels.search.report.gains import costs, gains, spread_note
 from metapool_kernels.search.run import run_folder
@@ -75,7 +76,7 @@ def run_evaluate(config: Config) -> None:
         _print(load_results(searched))
         print(f"report: {searched / run_folder.REPORT}")
 
-    on_main(accelerator, finish)
+    on_main(finish)
 
 
 def _cost_table(

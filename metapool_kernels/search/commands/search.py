@@ -4,21 +4,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-import timm
-import torch
 from torch import Tensor
 
-import metapool_kernels
 from metapool_kernels.search.commands.plot import draw
 from metapool_kernels.search.data import planted
 from metapool_kernels.search.data.datasets import load_data
 from metapool_kernels.search.data.inspection import load_inspected
 from metapool_kernels.search.data.splits import split_data, split_warnings
 from metapool_kernels.search.errors import UserError
+from metapool_kernels.search.machine.collective import on_main
 from metapool_kernels.search.machine.console import warn
-from metapool_kernels.search.machine.processes import make_accelerator, on_main
-from metapool_kernels.search.networks.architecture import Architecture, Layer, to_json
-from metapool_kernels.search.networks.backbone import TEACHER, Backbone, make_backbone
+from metapool_kernels.search.machine.processes import make_accelerator
+from metapool_kernels.search.networks.architecture import to_json
+from metapool_kernels.search.networks.backbone import TEACHER, make_backbone
 from metapool_kernels.search.networks.supernet import find_backbone_sites
 from metapool_kernels.search.networks.surgery import site_table
 from metapool_kernels.search.report.choices import choice_warnings, layer_table
@@ -28,6 +26,7 @@ from metapool_kernels.search.run.cost_table import load_table
 from metapool_kernels.search.run.run_folder import RunFolder
 from metapool_kernels.search.settings.config import Config
 from metapool_kernels.search.training.first_step import check_first_step
+from metapool_kernels.search.training.found import found_architecture
 from metapool_kernels.search.training.loop import Search
 
 SETTINGS = ("seed", "threads", "precision", "data", "model", "search")
@@ -44,7 +43,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     accelerator = make_accelerator(config)
     run = RunFolder(config.output)
     if resume:
-        on_main(accelerator, lambda: run.check_settings(config, SETTINGS))
+        on_main(lambda: run.check_settings(config, SETTINGS))
     data = load_inspected(config, accelerator)
     split = split_data(data, config.search.alpha_half, config.seed)
     if resume and (run / run_folder.SPLIT).exists():
@@ -63,7 +62,7 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
             run.write(run_folder.COST, COSTS.to_json(table))
         warn([*split_warnings(data, split), *doubts])
 
-    on_main(accelerator, begin)
+    on_main(begin)
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
         with run.restoring():
@@ -71,18 +70,18 @@ def run_search(config: Config, *, resume: bool, overwrite: bool) -> None:
     search.train(run)
 
     def finish() -> None:
-        architecture = found_architecture(search, backbone)
+        architecture = found_architecture(search.upper)
         for layer in architecture.layers:
-            search.supernet.settle(layer.name)
-        run.write_weights(run_folder.WEIGHTS, search.supernet.model.state_dict())
+            search.upper.supernet.settle(layer.name)
+        run.write_weights(run_folder.WEIGHTS, search.upper.supernet.model.state_dict())
         run.write(run_folder.ARCHITECTURE, to_json(architecture))
         print(layer_table(architecture))
         warn(choice_warnings(architecture))
-        warn([] if search.cost is None else search.cost.warnings())
+        warn([] if search.upper.cost is None else search.upper.cost.warnings())
         draw(run)
         print(f"report: {run / run_folder.REPORT}")
 
-    on_main(accelerator, finish)
+    on_main(finish)
 
 
 def run_dry(config: Config) -> None:
@@ -110,42 +109,3 @@ def initial_tensors(config: Config) -> Mapping[str, Tensor] | None:
             "give a file, or data.kind planted"
         )
     return planted.teacher_state(config)
-
-
-def found_architecture(search: Search, backbone: Backbone) -> Architecture:
-    """What has been found; every layer must have stopped."""
-    config = search.config
-    layers = []
-    for site in search.supernet.sites:
-        stop = search.stopping.stops[site.name]
-        layers.append(
-            Layer(
-                name=site.name,
-                channels=site.channels,
-                map_size=site.map_size,
-                choice=search.supernet.choice(site.name),
-                weights=search.supernet.choice_weights(site.name),
-                alpha=search.stopped_alphas[site.name],
-                probability=stop.probability,
-                margin=stop.margin,
-                epoch=stop.epoch,
-                reason=stop.reason,
-                importances=list(stop.importances),
-            )
-        )
-    return Architecture(
-        backbone=backbone,
-        insert_after=config.model.insert_after,
-        insert_after_type=config.model.insert_after_type,
-        candidates=config.model.candidates,
-        extra_candidates=list(config.model.extra_candidates),
-        count_include_pad=config.model.count_include_pad,
-        candidate_norm=config.model.candidate_norm,
-        layers=layers,
-        seed=config.seed,
-        versions={
-            "metapool_kernels": metapool_kernels.__version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
-    )

@@ -18,8 +18,8 @@ from metapool_kernels.search.data.images import ImageSet, files_of
 from metapool_kernels.search.data.splits import Data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.files.json_file import parse_json
+from metapool_kernels.search.machine.collective import on_main
 from metapool_kernels.search.machine.interrupts import kept_from_children
-from metapool_kernels.search.machine.processes import on_main
 from metapool_kernels.search.settings.config import Config
 
 _NAMED = 10
@@ -88,7 +88,7 @@ def load_inspected(config: Config, accelerator: Accelerator) -> Data:
     if not all(len(part) for part in parts):
         return data
     cache = _cache(parts)
-    found = on_main(accelerator, lambda: _remembered(cache))
+    found = on_main(lambda: _remembered(cache))
     if found is None:
         found = _judge(parts, _look(parts, config.data.workers, accelerator))
         if accelerator.is_main_process:

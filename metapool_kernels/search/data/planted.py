@@ -17,7 +17,7 @@ from metapool_kernels.search.data.splits import Data
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.networks.backbone import make_backbone
 from metapool_kernels.search.networks.norms import measure_norms
-from metapool_kernels.search.networks.supernet import OF_CANDIDATES, Supernet
+from metapool_kernels.search.networks.supernet import OF_CANDIDATES, Supernet, build_supernet
 from metapool_kernels.search.settings.config import Config
 
 BANDS = 5
@@ -178,7 +178,7 @@ def _supernet(config: Config) -> Supernet:
     # Without initial weights: model.weights may ask for those that are made here.
     model = replace(config.model, weights=None)
     backbone = make_backbone(model, _image_shape(config), CLASSES)
-    return Supernet(backbone, model, _seed(config.seed, _TEACHER))
+    return build_supernet(backbone, model, _seed(config.seed, _TEACHER))
 
 
 def _teacher_and_images(config: Config) -> tuple[nn.Module, Tensor]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from metapool_kernels.search.errors import UserError
 
-if TYPE_CHECKING:  # it is a second to import, and who takes only a step writes no curves
+if TYPE_CHECKING:  # they are a second to import, and who takes only a step needs neither
+    from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -22,7 +22,7 @@ class StepMeter:
     Sums stay on the device: reading a number there at every step would make the GPU wait.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: "Accelerator") -> None:
         self.accelerator = accelerator
         self.sum = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
         self.steps = 0

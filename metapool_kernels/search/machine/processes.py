@@ -1,20 +1,14 @@
-"""What Accelerate does not have a word for: one process acts, all of them know what came of it."""
+"""What Accelerate does not have a word for: how a run begins, and what its processes agree on."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from numpy.random import SeedSequence
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from metapool_kernels.search.errors import ToldError, UserError
+from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.settings.config import Config
-
-T = TypeVar("T")
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -52,25 +46,6 @@ def _check_launched(accelerator: Accelerator) -> None:
         )
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Do something in the main process only, and hand its result to all.
-
-    Raises:
-        UserError: in all processes, if it was raised in the main one.
-    """
-    outcome: list[tuple[T | None, str | None]] = [(None, None)]
-    if accelerator.is_main_process:
-        try:
-            outcome = [(action(), None)]
-        except UserError as error:
-            outcome = [(None, str(error))]
-    broadcast_object_list(outcome)
-    result, message = outcome[0]
-    if message is not None:
-        raise (UserError if accelerator.is_main_process else ToldError)(message)
-    return result  # type: ignore[return-value]  # T may itself be None
-
-
 def check_processes(accelerator: Accelerator, before: int) -> None:
     """Refuse to go on with another number of processes, which would take other steps.
 
@@ -82,16 +57,6 @@ def check_processes(accelerator: Accelerator, before: int) -> None:
             f"the run was started in {before} processes and cannot go on in "
             f"{accelerator.num_processes}; start as many as before"
         )
-
-
-def mean_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor, averaged over the processes, all in one message."""
-    if not tensors:
-        return []
-    sizes = [tensor.numel() for tensor in tensors]
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    parts = accelerator.reduce(flat, reduction="mean").split(sizes)
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:

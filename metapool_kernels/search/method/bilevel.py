@@ -6,7 +6,8 @@ its mixture is :math:`m(k) = \mathrm{softmax}(\alpha + \beta e_k)`. To be minimi
 .. math:: \frac{1}{T} \sum_k L_{val}(w'_k, m(k)), \qquad
           w'_k = w - \xi \nabla_w L_{train}(w, m(k)).
 
-Nothing here knows a network: an objective is any function of weights, alphas and a batch.
+Nothing here knows a network: an objective is any function of weights, alphas and a batch, and a
+batch is anything.
 
 Sources: Finn et al., "Model-Agnostic Meta-Learning" (ICML 2017), for tasks and for fomaml; Liu et
 al., "DARTS" (ICLR 2019), for the level of the alphas and the finite difference. Tasks as tilts are
@@ -29,19 +30,28 @@ DIFFERENCE_LENGTH = 0.01
 
 Tensors = Sequence[Tensor]
 
-Objective = Callable[[Tensors, Tensors, Any], tuple[Tensor, Tensor]]
-"""Of weights, alphas and a batch: the loss, and the accuracy in percent beside it."""
+Objective = Callable[[Tensors, Tensors, Any], Tensor | tuple[Tensor, Any]]
+"""Of weights, alphas and a batch: the loss, alone or with anything beside it."""
 
-_Found = tuple[Tensors, Tensor, Tensor]
+_Task = Callable[[Tensors, Tensors, Any], tuple[Tensor, Any]]  # an objective, tilted
+_Found = tuple[Tensors, Tensor, Any]
 
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """Means over the tasks: the gradient in each alpha, the loss and the accuracy in percent."""
+    """Means over the tasks: the gradient in each alpha, and the loss of the upper level.
+
+    ``beside`` has what stood beside the loss, or None, for each task.
+    """
 
     gradients: list[Tensor]
     loss: Tensor
-    accuracy: Tensor
+    beside: tuple[Any, ...] = ()
+
+
+def with_beside(found: Tensor | tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """The loss that an objective has given, and what stands beside it, None where it is alone."""
+    return (found, None) if isinstance(found, Tensor) else found
 
 
 def draw_tasks(candidates: int, tasks: int, tilt: float, seed: Sequence[int]) -> list[int | None]:
@@ -94,11 +104,11 @@ def hypergradient(
     for task in tasks:
         of_task = partial(_with_tilt, objective, task, tilt)
         found.append(_METHODS[method](of_task, constants, leaves, train_batch, val_batch, xi))
-    gradients, losses, accuracies = zip(*found, strict=True)
+    gradients, losses, beside = zip(*found, strict=True)
     return Hypergradient(
         [torch.stack(one_alpha).mean(0) for one_alpha in zip(*gradients, strict=True)],
         torch.stack(losses).mean(),
-        torch.stack(accuracies).mean(),
+        beside,
     )
 
 
@@ -124,7 +134,8 @@ def importances(
     def loss(of_alphas: Tensors) -> Tensor:
         # All draw the same dropout: else their differences would be noise.
         with torch.no_grad(), torch.random.fork_rng(devices):
-            return torch.stack([objective(weights, of_alphas, b)[0] for b in batches]).mean()
+            losses = [with_beside(objective(weights, of_alphas, b))[0] for b in batches]
+            return torch.stack(losses).mean()
 
     whole = loss(alphas)
     found = []
@@ -145,19 +156,19 @@ def _with_tilt(
     weights: Tensors,
     alphas: Tensors,
     batch: Any,
-) -> tuple[Tensor, Tensor]:
-    return objective(weights, tilted(alphas, task, tilt), batch)
+) -> tuple[Tensor, Any]:
+    return with_beside(objective(weights, tilted(alphas, task, tilt), batch))
 
 
 def _first_order(
-    objective: Objective, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
+    objective: _Task, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
 ) -> _Found:
-    loss, accuracy = objective(w, alphas, val)
-    return torch.autograd.grad(loss, alphas), loss.detach(), accuracy
+    loss, beside = objective(w, alphas, val)
+    return torch.autograd.grad(loss, alphas), loss.detach(), beside
 
 
 def _fomaml(
-    objective: Objective, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
+    objective: _Task, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
 ) -> _Found:
     fixed = [alpha.detach() for alpha in alphas]
     stepped = [weight.detach() for weight in _inner_step(objective, w, fixed, train, xi)]
@@ -165,26 +176,26 @@ def _fomaml(
 
 
 def _second_order(
-    objective: Objective, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
+    objective: _Task, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
 ) -> _Found:
     stepped = _inner_step(objective, w, alphas, train, xi)
     return _first_order(objective, stepped, alphas, train, val, xi)
 
 
 def _finite_difference(
-    objective: Objective, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
+    objective: _Task, w: Tensors, alphas: Tensors, train: Any, val: Any, xi: float
 ) -> _Found:
     fixed = [alpha.detach() for alpha in alphas]
     inner = _inner_step(objective, w, fixed, train, xi)
     stepped = [weight.detach().requires_grad_() for weight in inner]
-    loss, accuracy = objective(stepped, alphas, val)
+    loss, beside = objective(stepped, alphas, val)
     gradients = torch.autograd.grad(loss, [*alphas, *stepped], materialize_grads=True)
     direct, v = gradients[: len(alphas)], gradients[len(alphas) :]
     through = _mixed_derivative(objective, w, alphas, v, train)
-    return [d - xi * t for d, t in zip(direct, through, strict=True)], loss.detach(), accuracy
+    return [d - xi * t for d, t in zip(direct, through, strict=True)], loss.detach(), beside
 
 
-_METHODS: dict[Method, Callable[[Objective, Tensors, Tensors, Any, Any, float], _Found]] = {
+_METHODS: dict[Method, Callable[[_Task, Tensors, Tensors, Any, Any, float], _Found]] = {
     "first-order": _first_order,
     "fomaml": _fomaml,
     "second-order": _second_order,
@@ -193,7 +204,7 @@ _METHODS: dict[Method, Callable[[Objective, Tensors, Tensors, Any, Any, float], 
 
 
 def _inner_step(
-    objective: Objective, weights: Tensors, alphas: Tensors, batch: Any, xi: float
+    objective: _Task, weights: Tensors, alphas: Tensors, batch: Any, xi: float
 ) -> list[Tensor]:
     """w', a function of the alphas where these require gradients."""
     free = [weight.detach().requires_grad_() for weight in weights]
@@ -204,7 +215,7 @@ def _inner_step(
 
 
 def _mixed_derivative(
-    objective: Objective, weights: Tensors, alphas: Tensors, v: Tensors, batch: Any
+    objective: _Task, weights: Tensors, alphas: Tensors, v: Tensors, batch: Any
 ) -> list[Tensor]:
     """How the gradient in alpha changes along ``v`` in the space of the weights."""
     norm = torch.stack([part.norm() for part in v]).norm()

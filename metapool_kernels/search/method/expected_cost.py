@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metapool_kernels.search.errors import UserError
-from metapool_kernels.search.method.bilevel import Objective, Tensors
+from metapool_kernels.search.method.bilevel import Objective, Tensors, with_beside
 from metapool_kernels.search.settings.config import CostConfig
 
 RATE = 10.0
@@ -92,9 +92,9 @@ class ExpectedCost:
         """The loss and the weighted cost together, with the weight at ``alphas``."""
         weight = self.weight(self.of(alphas).item())
 
-        def both(weights: Tensors, of_alphas: Tensors, batch: Any) -> tuple[Tensor, Tensor]:
-            loss, accuracy = objective(weights, of_alphas, batch)
-            return loss + weight * self.of(of_alphas).to(loss), accuracy
+        def both(weights: Tensors, of_alphas: Tensors, batch: Any) -> Tensor:
+            loss, _ = with_beside(objective(weights, of_alphas, batch))
+            return loss + weight * self.of(of_alphas).to(loss)
 
         return both if weight > 0 else objective
 

@@ -1,4 +1,4 @@
-"""The supernet: a backbone whose enhancers still mix their candidates, or already do not."""
+"""The supernet: a network whose enhancers still mix their candidates, or already do not."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -23,7 +23,7 @@ OF_CANDIDATES = (
 
 
 class Supernet:
-    """A backbone with an enhancer in every layer, and which of its parameters are which.
+    """A network with an enhancer in every layer, and which of its parameters are which.
 
     The alphas never require gradients: the search puts tensors that do in their place
     (:mod:`metapool_kernels.search.training.stateless`), so whatever trains the network leaves them
@@ -32,62 +32,32 @@ class Supernet:
     Attributes:
         model: the network itself.
         sites: where the enhancers are, in the order in which the network runs.
-        candidate_names: what each layer chooses from, in the order of alpha: the poolings, then
-            the extra candidates.
+        config: what each layer chooses from.
+        candidate_names: the same in the order of alpha: the poolings, then the extra candidates.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: ModelConfig,
-        seed: int,
-        initial: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Build it; the initial weights and alphas depend on ``seed`` and ``initial`` alone.
-
-        Args:
-            backbone: the network without enhancers.
-            config: where the enhancers go, what they choose from, and the file with initial
-                weights, if any.
-            seed: of what is drawn.
-            initial: tensors to begin with, by the names in :attr:`model`; all but
-                :data:`OF_CANDIDATES`.
+    def __init__(self, model: nn.Module, sites: Sequence[Site], config: ModelConfig) -> None:
+        """Put an enhancer behind each site of ``model``, in place.
 
         Raises:
-            UserError: no such model, or the pattern finds no place for an enhancer, or no such
-                candidate, or initial weights that do not fit.
+            ValueError: a candidate that there is not, or that is named twice.
         """
-        if not config.candidates:
-            raise UserError("model.candidates is empty; give at least one pooling")
         if len(set(config.candidates)) < len(config.candidates):
-            raise UserError(f"model.candidates names one twice: {', '.join(config.candidates)}")
-        self.model = backbone.build(seed)
-        if config.weights not in (None, TEACHER):
-            backbone.load_initial_weights(self.model, config.weights)
-        self.sites = find_backbone_sites(backbone, self.model, config)
+            raise ValueError(f"one is named twice: {', '.join(config.candidates)}")
+        self.model = model
+        self.sites = list(sites)
+        self.config = config
         self.candidate_names = (*config.candidates, *config.extra_candidates)
-        try:
-            self._enhancers = insert_enhancers(
-                self.model,
-                self.sites,
-                config.candidates,
-                extra_candidates=config.extra_candidates,
-                count_include_pad=config.count_include_pad,
-                candidate_norm=config.candidate_norm,
-            )
-        except ValueError as error:
-            raise UserError(f"model.candidates: {error}") from error
-        for site in self.sites:
+        self._enhancers = insert_enhancers(
+            model,
+            sites,
+            config.candidates,
+            extra_candidates=config.extra_candidates,
+            count_include_pad=config.count_include_pad,
+            candidate_norm=config.candidate_norm,
+        )
+        for site in sites:
             self.alpha(site.name).requires_grad_(False)
-        if initial is not None:
-            self._load(initial)
-
-    def _load(self, initial: Mapping[str, Tensor]) -> None:
-        own = {n: t for n, t in self.model.state_dict().items() if n.endswith(OF_CANDIDATES)}
-        try:
-            self.model.load_state_dict({**own, **initial})
-        except RuntimeError as error:
-            raise UserError(f"the initial weights do not fit the supernet: {error}") from error
 
     def alpha(self, layer: str) -> nn.Parameter:
         """Architecture parameters of one layer, one for each candidate that is left."""
@@ -150,6 +120,49 @@ class Supernet:
         """Leave :meth:`choice` alone, in its order, which is that of the derived network."""
         names = meta_pool(self._enhancers[layer]).candidate_names
         self.discretise(layer, [names.index(name) for name in self.choice(layer)])
+
+
+def build_supernet(
+    backbone: Backbone,
+    config: ModelConfig,
+    seed: int,
+    initial: Mapping[str, Tensor] | None = None,
+) -> Supernet:
+    """That of a backbone; the initial weights and alphas depend on ``seed`` and ``initial`` alone.
+
+    Args:
+        backbone: the network without enhancers.
+        config: where the enhancers go, what they choose from, and the file with initial weights,
+            if any.
+        seed: of what is drawn.
+        initial: tensors to begin with, by the names in :attr:`Supernet.model`; all but
+            :data:`OF_CANDIDATES`.
+
+    Raises:
+        UserError: no such model, or the pattern finds no place for an enhancer, or no such
+            candidate, or initial weights that do not fit.
+    """
+    if not config.candidates:
+        raise UserError("model.candidates is empty; give at least one pooling")
+    model = backbone.build(seed)
+    if config.weights not in (None, TEACHER):
+        backbone.load_initial_weights(model, config.weights)
+    sites = find_backbone_sites(backbone, model, config)
+    try:
+        supernet = Supernet(model, sites, config)
+    except ValueError as error:
+        raise UserError(f"model.candidates: {error}") from error
+    if initial is not None:
+        _load(model, initial)
+    return supernet
+
+
+def _load(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
+    own = {n: t for n, t in model.state_dict().items() if n.endswith(OF_CANDIDATES)}
+    try:
+        model.load_state_dict({**own, **initial})
+    except RuntimeError as error:
+        raise UserError(f"the initial weights do not fit the supernet: {error}") from error
 
 
 def find_backbone_sites(backbone: Backbone, model: nn.Module, config: ModelConfig) -> list[Site]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Site:
 
 def add_enhancers(
     model: nn.Module,
-    example: Tensor,
+    example: Any,
     after: str,
     *,
     after_type: str | None = None,
@@ -41,7 +42,8 @@ def add_enhancers(
 
     Args:
         model: any network.
-        example: input for one forward pass, such as zeros of shape (1, C, H, W).
+        example: input for one forward pass, such as zeros of shape (1, C, H, W); a tuple holds
+            several arguments, a dict those by name.
         after: regular expression for the whole name of a module.
         after_type: name of a class; of the modules that match, only those of this class.
         candidates: the poolings to choose from, see :func:`metapool_kernels.fused_meta_pool`.
@@ -73,14 +75,14 @@ def add_enhancers(
 
 
 def find_sites(
-    model: nn.Module, pattern: str, example: Tensor, *, type_name: str | None = None
+    model: nn.Module, pattern: str, example: Any, *, type_name: str | None = None
 ) -> list[Site]:
     """Where enhancers would go, in the order in which ``model`` runs. Changes nothing.
 
     Args:
         model: any network.
         pattern: regular expression for the whole name of a module.
-        example: input for one forward pass, such as zeros of shape (1, C, H, W).
+        example: input for one forward pass, as for :func:`add_enhancers`.
         type_name: name of a class; of the modules that match, only those of this class.
 
     Raises:
@@ -100,7 +102,7 @@ def find_sites(
     hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
     try:
         with torch.no_grad():
-            model.eval()(example)
+            _call(model.eval(), example)
             for hook in hooks:
                 hook.remove()
             _check_outputs(modules, outputs)
@@ -111,6 +113,28 @@ def find_sites(
         for module, was_training in training.items():
             module.training = was_training
     return [_site(name, modules[name], outputs[name][0]) for name in run_order]
+
+
+def _call(model: nn.Module, example: Any) -> None:
+    if isinstance(example, Mapping):
+        model(**example)
+    elif isinstance(example, tuple):
+        model(*example)
+    else:
+        model(example)
+
+
+_NO_IMAGE = (1, 1, 1)
+
+
+def image_shape(example: Any) -> tuple[int, int, int]:
+    """Of the first image in an example, (C, H, W); ones where there is none."""
+    if isinstance(example, Tensor) and example.dim() >= 3:
+        channels, height, width = example.shape[-3:]
+        return channels, height, width
+    parts = list(example.values()) if isinstance(example, Mapping) else example
+    shapes = map(image_shape, parts if isinstance(parts, (list, tuple)) else ())
+    return next((shape for shape in shapes if shape != _NO_IMAGE), _NO_IMAGE)
 
 
 def _check_outputs(
@@ -136,7 +160,7 @@ def _check_outputs(
             )
 
 
-def _check_places(model: nn.Module, modules: Mapping[str, nn.Module], example: Tensor) -> None:
+def _check_places(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -> None:
     """Refuse modules whose place the network does not run, by putting others there for once.
 
     It may have one under a second name, in a list, compiled, or want more of it than its output.
@@ -151,7 +175,7 @@ def _check_places(model: nn.Module, modules: Mapping[str, nn.Module], example: T
             follower = nn.Identity()
             follower.register_forward_hook(partial(count, name))
             _follow(model, name, follower)
-        model(example)
+        _call(model, example)
     except (TypeError, AttributeError) as error:
         raise ValueError(
             f"{', '.join(map(repr, modules))} cannot be followed by enhancers: the network wants "

@@ -94,27 +94,64 @@ def report_page(results: Results, pictures: Mapping[str, bytes]) -> str:
     """
     architecture = results.architecture
     title = f"Pooling search on {architecture.backbone.name}"
-    warnings = "".join(
-        f'<p class="warning">Warning: {escape(text)}</p>' for text in choice_warnings(architecture)
-    )
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="headline">{escape(headline(results))}</p>',
         _gains(results),
-        warnings,
+        _warnings(architecture),
         "<h2>Comparison with controls</h2>",
         _controls(results.evaluation, pictures),
         "<h2>Layers</h2>",
         _table(LAYER_COLUMNS, layer_rows(architecture)),
-        *(
-            f"<h2>{heading}</h2>{_figure(pictures[name], heading, caption)}"
-            for name, (heading, caption) in _SECTIONS.items()
-            if name in pictures
-        ),
+        *_sections(pictures),
         "<h2>Settings</h2>",
         _table(("setting", "value"), settings(results)),
         '<p class="note">All settings are in <code>config.yaml</code> of the run folder.</p>',
     ]
+    return _page(title, parts)
+
+
+def search_page(
+    architecture: Architecture, search: SearchConfig, pictures: Mapping[str, bytes]
+) -> str:
+    """The report of a search in a training loop of which no more is known."""
+    title = f"Pooling search on {architecture.backbone.name}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="headline">{escape(choices(architecture))}</p>',
+        _warnings(architecture),
+        "<h2>Layers</h2>",
+        _table(LAYER_COLUMNS, layer_rows(architecture)),
+        *_sections(pictures),
+        "<h2>Settings</h2>",
+        _table(
+            ("setting", "value"),
+            [
+                *_network(architecture),
+                ("search", _search(search)),
+                *_upper_level(search),
+                *_origin(architecture),
+            ],
+        ),
+    ]
+    return _page(title, parts)
+
+
+def _warnings(architecture: Architecture) -> str:
+    return "".join(
+        f'<p class="warning">Warning: {escape(text)}</p>' for text in choice_warnings(architecture)
+    )
+
+
+def _sections(pictures: Mapping[str, bytes]) -> list[str]:
+    return [
+        f"<h2>{heading}</h2>{_figure(pictures[name], heading, caption)}"
+        for name, (heading, caption) in _SECTIONS.items()
+        if name in pictures
+    ]
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
     body = "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -128,16 +165,16 @@ def headline(results: Results) -> str:
     """The result in one sentence."""
     evaluation = results.evaluation
     if evaluation is None or SEARCHED not in evaluation.networks:
-        return choices(results)
+        return choices(results.architecture)
     return (
         f"The network that was found names {_spread(evaluation.networks[SEARCHED])} of "
         f"{evaluation.images:,} held-out images correctly."
     )
 
 
-def choices(results: Results) -> str:
+def choices(architecture: Architecture) -> str:
     """What was chosen, in one sentence."""
-    layers = results.architecture.layers
+    layers = architecture.layers
     first = Counter(layer.choice[0] for layer in layers)
     counts = ", ".join(f"{name} in {number}" for name, number in first.most_common())
     mixtures = sum(len(layer.choice) > 1 for layer in layers)
@@ -151,8 +188,9 @@ def _gains(results: Results) -> str:
         return ""
     lines = "".join(f"<li>{escape(line)}</li>\n" for line in gains(results.evaluation))
     notes = f"{spread_note(results.evaluation)} {_start(results.evaluation)}".strip()
+    chosen = choices(results.architecture)
     return (
-        f"<ul>\n{lines}</ul>\n<p>{escape(costs(results))} {escape(choices(results))}</p>\n"
+        f"<ul>\n{lines}</ul>\n<p>{escape(costs(results))} {escape(chosen)}</p>\n"
         f'<p class="note">{escape(notes)}</p>'
     )
 
@@ -220,10 +258,20 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
 def settings(results: Results) -> list[tuple[str, str]]:
     """The settings that a reader asks for first, and their values."""
     config, architecture = results.config, results.architecture
-    backbone, alpha, stop = architecture.backbone, config.search.alpha, config.search.stop
-    method = alpha.method + (
-        f", {alpha.tasks} tasks, tilt {alpha.tilt:g}" if alpha.tilt else ", no tasks"
-    )
+    return [
+        *_network(architecture),
+        ("data", " ".join(filter(None, (config.data.kind, config.data.name, config.data.root)))),
+        ("precision", config.precision),
+        ("batch size", f"{config.data.batch_size}, {config.data.accumulate} to a step"),
+        ("search", _search(config.search)),
+        ("weights", _weights(config)),
+        *_upper_level(config.search),
+        *_origin(architecture),
+    ]
+
+
+def _network(architecture: Architecture) -> list[tuple[str, str]]:
+    backbone = architecture.backbone
     return [
         ("backbone", _with_arguments(architecture)),
         ("one image (C, H, W)", " x ".join(map(str, backbone.image_shape))),
@@ -231,18 +279,27 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("candidates", ", ".join([*architecture.candidates, *architecture.extra_candidates])),
         ("padding counts in averages", "yes" if architecture.count_include_pad else "no"),
         ("each pooling is normalised", "yes" if architecture.candidate_norm else "no"),
-        ("data", " ".join(filter(None, (config.data.kind, config.data.name, config.data.root)))),
-        ("precision", config.precision),
-        ("batch size", f"{config.data.batch_size}, {config.data.accumulate} to a step"),
-        ("search", _search(config.search)),
-        ("weights", _weights(config)),
+    ]
+
+
+def _upper_level(search: SearchConfig) -> list[tuple[str, str]]:
+    alpha, stop = search.alpha, search.stop
+    method = alpha.method + (
+        f", {alpha.tasks} tasks, tilt {alpha.tilt:g}" if alpha.tilt else ", no tasks"
+    )
+    return [
         ("alpha", f"{method}, lr {alpha.lr:g}, weight decay {alpha.weight_decay:g}"),
         (
             "stop",
             f"{stop.rule}, {_threshold(stop)}, patience {stop.patience}, average {stop.ema:g}, "
             f"deadline {stop.deadline:.3g} of the epochs, then {stop.keep}",
         ),
-        *_cost(config.search.cost),
+        *_cost(search.cost),
+    ]
+
+
+def _origin(architecture: Architecture) -> list[tuple[str, str]]:
+    return [
         ("seed", str(architecture.seed)),
         *((f"{name} version", version) for name, version in architecture.versions.items()),
     ]

@@ -108,20 +108,25 @@ class CostTable:
         }
 
     def fitted(
-        self, name: str, backbone: Backbone, layers: Sequence[Place], candidates: Iterable[str]
+        self,
+        name: str,
+        backbone: Backbone | None,
+        layers: Sequence[Place],
+        candidates: Iterable[str],
     ) -> "CostTable":
         """The same with these layers alone, in their order.
 
         Args:
             name: of the table, for messages.
-            backbone: that it has to be of.
+            backbone: that it has to be of; None: any with such layers.
             layers: that it has to have, with maps of the same size.
             candidates: whose costs it has to have in each of them.
 
         Raises:
             UserError: it is of another network, or something is missing in it.
         """
-        own, other = (json.loads(json.dumps(asdict(kind))) for kind in (backbone, self.backbone))
+        mine = backbone or self.backbone
+        own, other = (json.loads(json.dumps(asdict(kind))) for kind in (mine, self.backbone))
         changed = [f"{key} {other[key]} for {own[key]}" for key in own if own[key] != other[key]]
         if changed:
             raise UserError(f"{name} is of another network ({'; '.join(changed)}); {_AGAIN}")

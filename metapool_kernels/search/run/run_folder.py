@@ -218,7 +218,8 @@ class RunFolder:
     def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write one line per epoch to ``metrics.csv``."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         self.write(METRICS, text.getvalue())

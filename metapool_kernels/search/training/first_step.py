@@ -11,7 +11,9 @@ from metapool_kernels.search.data.splits import Batch
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.machine.kernels import compile_ahead
 from metapool_kernels.search.machine.processes import seed_epoch
+from metapool_kernels.search.method.bilevel import with_beside
 from metapool_kernels.search.training.loop import Search
+from metapool_kernels.search.training.objective import network_objective
 
 LARGEST_ERROR = 0.01
 """Of a gradient, as a share of its length; rounding alone makes far less."""
@@ -59,7 +61,7 @@ def _take_back_steps(
     search: Search, train: Sequence[Batch], validation: Sequence[Batch]
 ) -> list[Tensor]:
     """A step of each level and a look at its gradients, none of which leaves anything behind."""
-    restore = _snapshot(search.supernet.model)
+    restore = _snapshot(search.upper.supernet.model)
     images, targets = train[0]
     try:
         losses = search.take_first_step(train, validation)
@@ -81,10 +83,10 @@ def _softmax_warnings(search: Search, batch: Batch) -> list[str]:
     Cross entropy takes a softmax itself. A second one leaves hardly any gradient; log_softmax does
     no harm, as its own softmax is what it was taken of.
     """
-    restore = _snapshot(search.supernet.model)
+    restore = _snapshot(search.upper.supernet.model)
     search.model.train()
     with torch.no_grad(), search.accelerator.autocast():
-        outputs = search.supernet.model(batch[0])
+        outputs = search.upper.supernet.model(batch[0])
     restore()
     error = (outputs.float().sum(1) - 1).abs().max()
     rounding = torch.finfo(outputs.dtype).eps
@@ -120,16 +122,19 @@ def _check_gradients(search: Search, batch: Batch, restore: Callable[[], None]) 
     that :mod:`metapool_kernels.search.training.stateless` does not know.
     """
     search.model.train()
-    supernet, layers = search.supernet, search.layers
+    supernet, layers = search.upper.supernet, search.layers
     weights = supernet.weights()
     alphas = supernet.alphas(layers)
-    objective = search.objective(weights, layers)
+    objective = network_objective(
+        supernet.model, list(weights), [supernet.alpha_name(layer) for layer in layers]
+    )
+    loss_of = search.loss_of(batch)
     others = [(1.0625 * weight.detach()).requires_grad_() for weight in weights.values()]
     tilts = [torch.linspace(0, 1, alpha.shape[-1]).to(alpha) for alpha in alphas]
     tilted = [(a.detach() + tilt).requires_grad_() for a, tilt in zip(alphas, tilts, strict=True)]
 
     seed_epoch(search.accelerator, search.config.seed, 0)
-    loss, _ = objective(others, tilted, batch)
+    loss, _ = with_beside(objective(others, tilted, loss_of))
     put_in = torch.autograd.grad(loss, [*others, *tilted], materialize_grads=True)
 
     def loaded() -> Sequence[Tensor]:
@@ -141,7 +146,7 @@ def _check_gradients(search: Search, batch: Batch, restore: Callable[[], None]) 
         seed_epoch(search.accelerator, search.config.seed, 0)
         for alpha in alphas:
             alpha.requires_grad_()
-        search.own_loss(batch).backward()
+        with_beside(loss_of(supernet.model))[0].backward()
         for alpha in alphas:
             alpha.requires_grad_(False)
         return [torch.zeros_like(t) if t.grad is None else t.grad for t in own]

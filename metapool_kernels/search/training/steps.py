@@ -1,10 +1,7 @@
-"""One step of each level on a real network: alpha on its own half, the weights on theirs.
-
-Each step moves one group of parameters and leaves the other, bit for bit, as it was.
-"""
+"""The lower level on a real network: the loss of a batch, and a step of the weights down it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -14,39 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metapool_kernels.search.data.splits import Batch
-from metapool_kernels.search.machine.processes import mean_over_processes
-from metapool_kernels.search.method.bilevel import Hypergradient, Objective
 from metapool_kernels.search.settings.config import WeightConfig
-from metapool_kernels.search.training.stateless import Stateless
-
-
-def network_objective(
-    model: nn.Module,
-    weight_names: Sequence[str],
-    alpha_names: Sequence[str],
-    label_smoothing: float = 0.0,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Objective:
-    """Loss of a network, in its present mode, as a function of its weights and alphas.
-
-    ``autocast`` makes what it is computed in, as :meth:`accelerate.Accelerator.autocast` does.
-
-    Normalisation layers in training mode use the statistics of the batch; these, as every other
-    change of a buffer, go into copies and are forgotten.
-    """
-    parameters = dict(model.named_parameters())
-    moved = [parameters[name] for name in (*weight_names, *alpha_names)]
-    buffers = list(model.buffers())
-    stateless = Stateless(model)
-
-    def objective(
-        weights: Sequence[Tensor], alphas: Sequence[Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        put = {id(buffer): buffer.clone() for buffer in buffers}
-        put |= {id(own): tensor for own, tensor in zip(moved, (*weights, *alphas), strict=True)}
-        return batch_loss(stateless.with_tensors(put), batch, label_smoothing, autocast)
-
-    return objective
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -54,32 +19,6 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     for images, targets in batches:
         moved = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         yield moved, targets.to(device, non_blocking=True)
-
-
-def alpha_step(
-    accelerator: Accelerator,
-    alphas: Sequence[Tensor],
-    optimizer: Optimizer,
-    hypergradients: Sequence[Hypergradient],
-    cost_gradients: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Move the architecture parameters along the mean of some hypergradients, of all processes.
-
-    ``cost_gradients``, which all processes have alike, are added to it.
-
-    Returns:
-        Loss and accuracy in percent, before the step.
-    """
-    per_alpha = zip(*(found.gradients for found in hypergradients), strict=True)
-    means = [torch.stack(gradients).mean(0) for gradients in per_alpha]
-    for alpha, gradient in zip(alphas, mean_over_processes(accelerator, means), strict=True):
-        alpha.grad = gradient
-    if cost_gradients is not None:
-        for alpha, gradient in zip(alphas, cost_gradients, strict=True):
-            alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient
-    optimizer.step()
-    loss = torch.stack([found.loss for found in hypergradients]).mean()
-    return loss, torch.stack([found.accuracy for found in hypergradients]).mean()
 
 
 def weight_step(
