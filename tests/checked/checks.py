@@ -246,7 +246,9 @@ SECTIONS = (
                 "triton/machine_code",
                 "cuda/cuda_code",
             ),
-            _tests("machine code for AMD's gfx942 and gfx950: spills, NaN, waves", "triton/amd_code"),
+            _tests(
+                "machine code for AMD's gfx942 and gfx950: spills, NaN, waves", "triton/amd_code"
+            ),
             _target(
                 "machine code for sm_80 and sm_100, and a search with the settings for ImageNet",
                 "test-slow",
