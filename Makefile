@@ -7,6 +7,7 @@ CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python
 	python_bindings/*.cpp)
 TEST_SOURCES := $(wildcard tests/*.h tests/cuda_host/*.h tests/threads/*.cpp tests/arm/*.cpp benches/*/*.cpp)
 SHARE = 0.03
+WHEEL_TORCH = 2.13.0
 SEARCH := --config configs/mnist.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/op/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
@@ -39,7 +40,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 
 .PHONY: test test-all test-rest test-rest-op test-rest-search test-isas test-interpreter \
 	test-cuda-host test-cuda-host-sanitized test-sanitized test-older test-compatibility \
-	test-devices test-callbacks test-threads test-arm test-slow test-large \
+	test-devices test-callbacks test-threads test-arm test-slow test-large wheel wheel-arm \
 	fuzz mutate checked search bench bench-import bench-report \
 	bench-search gpu-check gpu-pack gpu-model lint format install clean
 
@@ -65,11 +66,13 @@ test-isas: $(VENV)/.installed  ## the kernels' tests under each instruction set 
 test-interpreter: $(VENV)/.installed  ## a share of the kernels' tests in Triton's interpreter; SHARE=1 for all
 	TRITON_INTERPRET=1 METAPOOL_TEST_SHARE=$(SHARE) $(RUN)/python -m pytest tests -m kernel $(call REPORT,$@)
 
+# Of the other orders the last has the shared memory of Turing, where lanes of halves have fewer columns.
 test-cuda-host: $(VENV)/.installed  ## the CUDA kernels on the CPU, threads in random order, the kernels' tests in two more
 	$(RUN)/python -m tests.cuda_host.build
 	set -e; for order in random forward reversed; do echo "-- $$order"; \
 		test $$order = random && tests="$(OP_PYTEST)" share=1 || \
 			tests="-m pytest $(HOST_TESTS)" share=$(ORDERS_SHARE); \
+		test $$order = reversed && export METAPOOL_HOST_SHARED=65536; \
 		METAPOOL_TEST_SHARE=$$share METAPOOL_REQUIRE_NATIVE=1 METAPOOL_CUDA_HOST=$(call HOST_LIBRARY,cuda_host) \
 		METAPOOL_HOST_ORDER=$$order $(RUN)/python $$tests $(call REPORT,$@-$$order); done
 
@@ -97,6 +100,14 @@ test-older: $(VENV)/.installed  ## the wheel under torch 2.13.0 (CPU build), the
 
 test-compatibility: $(VENV)/.installed  ## torch 2.10 to the newest, Python 3.10 to 3.13, the lowest version of every package, wheel and sdist; an hour or two
 	$(RUN)/python -m tests.compatibility $(COMPATIBILITY)
+
+# Its name says the oldest system that it runs on, which that of this machine decides.
+wheel: $(VENV)/.installed-wheel  ## a manylinux wheel for this Python into dist, tested in an empty environment; METAPOOL_BUILD_CUDA=1 for CUDA too
+	METAPOOL_BUILD_CUDA=$${METAPOOL_BUILD_CUDA:-0} $(RUN)/python -m tests.compatibility --quick \
+		--torch $(WHEEL_TORCH) --manylinux dist --record $@
+
+wheel-arm: $(VENV)/.installed-wheel  ## the same for AArch64: compiled here, imported in an emulator
+	$(RUN)/python -m tests.arm.wheel
 
 test-devices: $(VENV)/.installed  ## exported networks in the real runtimes, each in an environment of its own; DEVICES="openvino ncnn" for some
 	$(RUN)/python -m tests.devices.environments $(DEVICES)
@@ -192,11 +203,13 @@ $(VENV)/.installed: EXTRAS = test
 $(VENV)/.installed: $(VENV)/.installed-search
 $(VENV)/.installed-bench: EXTRAS = bench
 $(VENV)/.installed-bench: $(VENV)/.installed
+$(VENV)/.installed-wheel: EXTRAS = wheel
+$(VENV)/.installed-wheel: $(VENV)/.installed-op
 $(VENV)/.installed-lint: EXTRAS = lint
 $(VENV)/.installed-lint: $(VENV)/.installed-search
 $(VENV)/.installed-callbacks: EXTRAS = lightning,transformers
 $(VENV)/.installed-callbacks: $(VENV)/.installed
-$(addprefix $(VENV)/.installed,-search -bench -lint -callbacks) $(VENV)/.installed:
+$(addprefix $(VENV)/.installed,-search -bench -wheel -lint -callbacks) $(VENV)/.installed:
 	@echo "== the packages of [$(EXTRAS)]: minutes, if they are many"
 	$(RUN)/python -m pip install --quiet "metapool_kernels[$(EXTRAS)]"
 	@touch $@

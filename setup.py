@@ -66,7 +66,7 @@ X86_ISAS = {
 CUDA_FLAGS = ["-std=c++17", "-O3"]
 CUDA_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas"]
 CUDA_ARCHS = "80;90;90+PTX"
-OLDEST_CUDA_ARCH = 80  # dispatch.py refuses older GPUs
+OLDEST_CUDA_ARCH = 75  # dispatch.py refuses older GPUs
 # What libraries show to the loader: Python's entry point, for torch's ops register themselves. The
 # visibility of flags does not reach templates of the C++ library: shown, they could stand in for
 # those of any other library, which may be built for another machine, and the other way round.

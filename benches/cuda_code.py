@@ -25,11 +25,26 @@ SOURCES = ("backward", "forward")  # the slow one first
 _SETUP = setup_script.load()
 FLAGS: list[str] = _SETUP.CUDA_FLAGS
 
-RESERVED = 1024
-"""Bytes of shared memory that CUDA keeps of each block for itself."""
-SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
-"""Of a processor."""
-_MOST_BLOCKS, _MOST_THREADS, _REGISTERS = 32, 2048, 65536
+
+@dataclass(frozen=True)
+class Processor:
+    """What blocks share: bytes of shared memory, threads and blocks at once."""
+
+    shared: int
+    threads: int = 2048
+    blocks: int = 32
+    reserved: int = 1024
+    """Bytes of shared memory that CUDA keeps of each block for itself."""
+    registers: int = 65536
+
+
+PROCESSORS = {
+    75: Processor(64 * 1024, threads=1024, blocks=16, reserved=0),
+    80: Processor(164 * 1024),
+    90: Processor(228 * 1024),
+    100: Processor(228 * 1024),
+}
+"""By compute capability."""
 
 _TYPES = {
     "float": "float32",
@@ -39,7 +54,10 @@ _TYPES = {
 }
 _KINDS = {("true", "true"): "avg+max", ("true", "false"): "avg", ("false", "true"): "max"}
 _ACCESS = ("vectors", "dense", "strided")
-_OUTCOMES = ("", " side by side", " of moments", " of products")
+_FORMS = {
+    "Outcome": ("", " side by side", " of moments", " of products"),
+    "Form": ("", " side by side", " of fields"),
+}
 _WORDS = {
     "streamed_fwd": "forward",
     "streamed_bwd": "backward",
@@ -58,17 +76,17 @@ _FACTS = r"""
 #include "streamed_backward.cuh"
 #include "streamed_forward.cuh"
 
+using namespace metapool;
 using namespace metapool::cuda;
-
-template <int kColumns>
-void print_constants() {
-  std::printf("shared%d %d\n", kColumns, kBackwardShared<kColumns>);
-  std::printf("overlap%d %d\n", kColumns, kOverlap<kColumns>);
-}
 
 int main(int count, char** words) {
   if (count == 1) {
-    print_constants<2>();
+    std::printf("backward2 %d\n", kBackwardShared<Form::kMix, 2>);
+    std::printf("backward4 %d\n", kBackwardShared<Form::kMix, 4>);
+    std::printf("backward_side_by_side2 %d\n", kBackwardShared<Form::kStack, 2>);
+    std::printf("backward_of_fields2 %d\n", kBackwardShared<Form::kMoments, 2>);
+    std::printf("most_strip_rows %d\n", static_cast<int>(kMostStripRows));
+    std::printf("overlap2 %d\noverlap4 %d\n", kOverlap<2>, kOverlap<4>);
     std::printf("forward_of_moments %d\n", kForwardShared<Outcome::kMoments>);
     std::printf("forward_of_products %d\n", kForwardShared<Outcome::kProducts>);
     std::printf("reach %d\nsum_rows %d\n", kReach, kSumRows);
@@ -111,9 +129,10 @@ class CudaKernel:
     @property
     def blocks(self) -> int:
         """How many of its blocks a processor holds at once."""
+        of = PROCESSORS[self.capability]
         registers = -(-self.code.registers // 8) * 8 * self.threads
-        by_shared = SHARED_MEMORY[self.capability] // self.shared
-        return min(_REGISTERS // registers, by_shared, _MOST_THREADS // self.threads, _MOST_BLOCKS)
+        by_shared = of.shared // max(self.shared, 1)
+        return min(of.registers // registers, by_shared, of.threads // self.threads, of.blocks)
 
     def load_distances(self) -> list[int]:
         """How many instructions each load in the loop over rows stands before what waits for it."""
@@ -290,21 +309,24 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
     assert match, f"{demangled} has a name that nobody here knows"
     arguments = match[2].split(", ")
     words = [_WORDS.get(match[1], match[1].replace("_", " "))]
-    if "Outcome" in arguments[-1]:
-        words[0] += _OUTCOMES[int(arguments[-1][-1])]
+    if form := re.search(r"::(Outcome|Form)\)(\d)", arguments[-1]):
+        words[0] += _FORMS[form[1]][int(form[2])]
     # What puts parts of planes together knows float64 alone.
     dynamic, columns, type_name = 0, 0, _TYPES.get(arguments[0], "float64")
     if match[1] in ("general_terms", "general_moments", "total"):
         dynamic = threads * 8
     if match[1].startswith("streamed"):
         columns = int(arguments[3])
-        place = f"shared{columns}" if words[0] == "backward" else words[0].replace(" ", "_")
-        dynamic = facts().get(place, 0)
+        place = words[0].replace(" ", "_")
+        dynamic = facts().get(place, 0) or facts().get(f"{place}{columns}", 0)
+        if match[1] == "streamed_bwd" and columns == 2 and words[0] == "backward":
+            words[0] += "" if type_name == "float32" else " by two columns"
         words += [_KINDS[arguments[1], arguments[2]], type_name, _ACCESS[int(arguments[4][-1])]]
     else:
         words += [type_name]
-    assert code.shared in (0, RESERVED), f"{demangled} has static shared memory"
-    return CudaKernel(", ".join(words), code, capability, threads, RESERVED + dynamic, columns)
+    reserved = PROCESSORS[capability].reserved
+    assert code.shared in (0, reserved), f"{demangled} has static shared memory"
+    return CudaKernel(", ".join(words), code, capability, threads, reserved + dynamic, columns)
 
 
 def _demangled(names: Iterable[str]) -> list[str]:

@@ -134,8 +134,9 @@ def compile_call(
         kernel: the name of another one that it starts.
         constants: of the kernel, to be compiled for instead of those of the call.
     """
-    source, options, programs = _source(call, kernel or _name(backward), constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    target = GPUTarget("cuda", capability, 32)
+    source, options, programs = source_of(call, kernel or name_of(backward), target, constants)
+    compiled = triton.compile(source, target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -163,8 +164,8 @@ def lower_call(call: Callable[[], object], *, backward: bool) -> str:
     Returns:
         The intermediate representation.
     """
-    source, options, _ = _source(call, _name(backward), {})
     target = GPUTarget("cuda", 90, 32)
+    source, options, _ = source_of(call, name_of(backward), target, {})
     backend = make_backend(target)
     parsed = backend.parse_options(options)
     context = ir.context()
@@ -174,12 +175,13 @@ def lower_call(call: Callable[[], object], *, backward: bool) -> str:
     return str(source.make_ir(target, parsed, code, backend.get_module_map(), context))
 
 
-def _name(backward: bool) -> str:
+def name_of(backward: bool) -> str:
+    """The kernel of that direction."""
     return "meta_pool_bwd_kernel" if backward else "meta_pool_fwd_kernel"
 
 
-def _source(
-    call: Callable[[], object], name: str, constants: dict[str, object]
+def source_of(
+    call: Callable[[], object], name: str, target: GPUTarget, constants: dict[str, object]
 ) -> tuple[ASTSource, dict[str, Any], int]:
     """What a call would compile, with which options, and how many programs it would start."""
     with _recorded(name) as recorder:
@@ -187,21 +189,23 @@ def _source(
     ((programs, args, kwargs),) = recorder.calls
     kwargs |= constants
     options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-    signature, constexprs, attributes = _specialised(recorder.kernel, args, kwargs)
+    signature, constexprs, attributes = _specialised(recorder.kernel, target, args, kwargs)
     return ASTSource(recorder.kernel, signature, constexprs, attributes), options, programs
 
 
 def _specialised(
-    kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    kernel: Any, target: GPUTarget, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
     """What the launcher makes of arguments: their types, constants among them, and what divides."""
+    backend = make_backend(target)
     constants: dict[Any, Any] = {}
     attributes: dict[Any, Any] = {}
 
     def of(value: Any, path: tuple[int, ...], specialises: bool) -> Any:
         if isinstance(value, Tensor):
-            if value.data_ptr() % 16 == 0:
-                attributes[path] = [["tt.divisibility", 16]]
+            known = backend.get_tensor_specialization(value, align=True)
+            if found := backend.parse_attr(known):
+                attributes[path] = found
             return f"*{_TYPES[value.dtype]}"
         if value is None:
             constants[path] = None

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -19,15 +20,25 @@ from torch._subclasses.fake_tensor import is_fake
 from metapool_kernels import native
 
 _OLDEST_TRITON = (3, 6)
-_OLDEST_CAPABILITY = (8, 0)
+_OLDEST_CAPABILITY = {"triton": (8, 0), "cuda": (7, 5)}
+_TRITON_NAMES = ("triton", "triton-rocm", "pytorch-triton-rocm")
+"""Under one of these Triton is installed; torch for AMD's GPUs brings its own."""
+
+
+def _triton_version() -> str | None:
+    """The version that is installed, or None."""
+    for name in _TRITON_NAMES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 @cache
 def _triton_problem() -> str | None:
     """Why the Triton kernels cannot be imported here; asks without importing anything."""
-    if importlib.util.find_spec("triton") is None:
+    version = _triton_version()
+    if importlib.util.find_spec("triton") is None or version is None:
         return "Triton is not installed; get it with `pip install triton`"
-    version = importlib.metadata.version("triton")
     if tuple(map(int, version.split(".")[:2])) < _OLDEST_TRITON:
         return f"Triton {version} is too old; get 3.6 or newer with `pip install -U triton`"
     return None
@@ -46,11 +57,29 @@ _gpu_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @cache
 def _find_gpu_problem(backend: str, device: torch.device) -> str | None:
     if torch.version.hip is not None:
-        return "the kernels are written for NVIDIA GPUs; use backend='reference'"
+        return _amd_problem(backend)
     capability = torch.cuda.get_device_capability(device)
-    if capability < _OLDEST_CAPABILITY:
-        return f"{device} has compute capability {capability}, {_OLDEST_CAPABILITY} is needed"
+    oldest = _OLDEST_CAPABILITY[backend]
+    if capability < oldest:
+        return f"{device} has compute capability {capability}, {oldest} is needed"
     return _architecture_problem(device, capability) if backend == "cuda" else None
+
+
+def _amd_problem(backend: str) -> str | None:
+    """Why AMD's GPUs run none of a backend's kernels."""
+    if backend == "cuda":
+        return "the kernels in CUDA are for NVIDIA GPUs"
+    if _tries_amd():
+        return None
+    return (
+        "the kernels compile for AMD's GPUs, but nobody has run them there yet; set "
+        "METAPOOL_ROCM=1 before the first call to try them, and compare with backend='reference'"
+    )
+
+
+def _tries_amd() -> bool:
+    """Whether AMD's GPUs are to run what has only been compiled for them."""
+    return os.environ.get("METAPOOL_ROCM") == "1"
 
 
 def _architecture_problem(device: torch.device, capability: tuple[int, int]) -> str | None:
@@ -146,8 +175,8 @@ _has_warned = False
 
 def _warn_once(device: str, reasons: str) -> None:
     global _has_warned
-    if _has_warned or (device == "cuda" and torch.version.hip is not None):
-        return  # for AMD's GPUs there are no kernels that could be missed
+    if _has_warned or (device == "cuda" and torch.version.hip is not None and not _tries_amd()):
+        return  # on AMD's GPUs nobody misses kernels that nobody has run there
     _has_warned = True
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:

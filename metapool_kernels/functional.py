@@ -175,8 +175,7 @@ def fused_multi_pool(
             bfloat16, any strides. N may be 0.
         candidates (sequence of str): the K poolings, named as for :func:`fused_meta_pool`. A name
             may occur twice.
-        stride, count_include_pad, backend: as for :func:`fused_meta_pool`. The kernels
-            in CUDA take a launch for the gradient of each pooling.
+        stride, count_include_pad, backend: as for :func:`fused_meta_pool`.
 
     Returns:
         Tensor[N, K * C, H_out, W_out] (without N for 3-D ``x``), all channels of a candidate
@@ -256,8 +255,7 @@ def fused_normalized_meta_pool(
         training (bool): whether to normalise by the statistics of this batch. Default: False.
         momentum (float): share of this batch in the new running statistics, 0 to 1. Default: 0.1.
         eps (float): added to variances, above 0. Default: 1e-5.
-        normalize, stride, count_include_pad, backend: as for :func:`fused_meta_pool`. The
-            kernels in CUDA take launches for each pooling for the gradient of ``x``.
+        normalize, stride, count_include_pad, backend: as for :func:`fused_meta_pool`.
         process_group (ProcessGroup or None): processes whose batches are normalised together, as
             :class:`torch.nn.SyncBatchNorm` does. Default: None, this process alone.
 

@@ -1,8 +1,7 @@
 """What normalising takes beside the two ops: moments of poolings, and mixtures with constants.
 
 None of these is differentiable: :mod:`metapool_kernels.normalized` puts derivatives together from
-them. Each is one pass of the kernels, but for the last with those in CUDA: there the two others
-run, once for each pooling.
+them. Each is one pass of the kernels.
 """
 
 from collections.abc import Sequence
@@ -12,15 +11,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from metapool_kernels.layout import empty_map, in_layout, output_size
+from metapool_kernels.layout import empty_map, output_size
 from metapool_kernels.ops import (
     LIBRARY,
     PREFIXES,
     check_memory,
     launches,
-    meta_pool_bwd,
-    meta_pool_fwd,
-    one_by_one,
     triton_kernels,
 )
 from metapool_kernels.spec import SPEC_SCHEMA, PoolSpec, arguments_of, make_spec
@@ -80,13 +76,11 @@ def _triton_affine_bwd(grad_out: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return out
 
 
-def _define(
-    name: str, tensors: str, fake: Any, on_triton: Any, backends: Sequence[str] = tuple(PREFIXES)
-) -> dict[str, Any]:
-    """Define the op of each of these backends, and return them by backend."""
+def _define(name: str, tensors: str, fake: Any, on_triton: Any) -> dict[str, Any]:
+    """Define the op of each backend, and return them by backend."""
     ops = {}
-    for backend in backends:
-        own = f"{PREFIXES[backend]}meta_pool_{name}"
+    for backend, prefix in PREFIXES.items():
+        own = f"{prefix}meta_pool_{name}"
         tags = (torch.Tag.pt2_compliant_tag,)
         LIBRARY.define(f"{own}({tensors}, {SPEC_SCHEMA}) -> Tensor", tags=tags)
         torch.library.register_fake(f"metapool_kernels::{own}", fake, lib=LIBRARY)
@@ -111,7 +105,6 @@ _AFFINE_BWD = _define(
     "Tensor grad_out, Tensor x, Tensor weights, Tensor offsets, Tensor slopes, Tensor shifts",
     _affine_bwd_fake,
     _triton_affine_bwd,
-    ("cpu", "triton"),
 )
 
 
@@ -200,20 +193,5 @@ def affine_bwd(
     Returns:
         (N, C, H, W) in the dtype of ``x``.
     """
-    if spec.backend in _AFFINE_BWD:
-        terms = (weights, offsets, slopes, shifts)
-        return _run(_AFFINE_BWD, "affine_bwd", spec, grad_out, x, *terms)
-    one, specs = one_by_one(x, spec)
-    wide, wide_grads = x.to(one.dtype), grad_out.to(one.dtype)
-    total: Tensor | None = None
-    for k, single in enumerate(specs):
-        weight, offset, slope, shift = (
-            term[..., k, None, None] for term in (weights, offsets, slopes, shifts)
-        )
-        deviations = meta_pool_fwd(wide, one, None, single) - shift
-        # Without a slope deviations do not matter, even where they are no numbers.
-        field = weight * wide_grads + offset + torch.where(slope != 0, slope * deviations, 0)
-        part, _ = meta_pool_bwd(field, wide, one, None, single, (True, False))
-        total = part if total is None else total + part
-    assert total is not None
-    return in_layout(total.to(x.dtype), spec.channels_last)
+    terms = (weights, offsets, slopes, shifts)
+    return _run(_AFFINE_BWD, "affine_bwd", spec, grad_out, x, *terms)

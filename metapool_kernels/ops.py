@@ -173,13 +173,6 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def one_by_one(x: Tensor, spec: PoolSpec) -> tuple[Tensor, list[PoolSpec]]:
-    """A weight of one, and for each candidate the spec of a mixture of it alone."""
-    accumulate = torch.float64 if x.dtype is torch.float64 else torch.float32
-    one = torch.ones(1, dtype=accumulate, device=x.device)
-    return one, [spec._replace(candidates=(code,)) for code in spec.candidates]
-
-
 def meta_pool_fwd(
     x: Tensor, weights: Tensor | None, values: Tensor | None, spec: PoolSpec
 ) -> Tensor:
@@ -223,19 +216,7 @@ def meta_pool_bwd(
         shape and dtype; an empty tensor of one dimension stands for one that is not wanted.
     """
     grads: tuple[Tensor, Tensor]
-    if weights is None and spec.backend == "cuda":
-        one, specs = one_by_one(x, spec)
-        # Wide all the way, so that their sum is rounded once.
-        wide, wide_values = x.to(one.dtype), None if values is None else values.to(one.dtype)
-        total: Tensor | None = None
-        if output_mask[0]:
-            for grad, single in zip(grad_out.chunk(len(specs), 1), specs, strict=True):
-                part, _ = meta_pool_bwd(
-                    grad.to(one.dtype), wide, one, wide_values, single, (True, False)
-                )
-                total = part if total is None else total + part
-        grads = x.new_empty(0) if total is None else total.to(x.dtype), x.new_empty(0)
-    elif launches(spec, grad_out, x, weights, values):
+    if launches(spec, grad_out, x, weights, values):
         grads = triton_kernels().meta_pool_bwd(grad_out, x, weights, values, spec, output_mask)
     else:
         op = _OPS[spec.backend][1]

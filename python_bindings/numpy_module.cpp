@@ -219,7 +219,8 @@ py::array meta_pool_affine_bwd(const py::array& grad_out, const py::array& x,
 
 }  // namespace
 
-PYBIND11_MODULE(_numpy_ops, module) {
+// Nothing that calls share is changed but the instruction set, which is chosen once and locked.
+PYBIND11_MODULE(_numpy_ops, module, py::mod_gil_not_used()) {
   module.doc() = "The CPU kernels on NumPy arrays; see metapool_kernels.numpy_api.";
   module.def("meta_pool_fwd", &meta_pool_fwd);
   module.def("meta_pool_bwd", &meta_pool_bwd);

@@ -65,10 +65,6 @@ struct Place {
 };
 #endif
 
-void check_form(const std::optional<Tensor>& weights) {
-  STD_TORCH_CHECK(weights.has_value(), "meta_pool: backward in CUDA needs weights");
-}
-
 // Runs a checked call, and hands its result over.
 Tensor run(const metapool::binding::ForwardCall& call, const Tensor& x) {
   const Place place(x);
@@ -79,6 +75,15 @@ Tensor run(const metapool::binding::ForwardCall& call, const Tensor& x) {
   metapool::cuda::launch_meta_pool_fwd(
       call.problem, call.args, bytes > 0 ? scratch.mutable_data_ptr() : nullptr, place.stream);
   return call.out;
+}
+
+void run(const metapool::binding::BackwardCall& call, const Tensor& x) {
+  const Place place(x);
+  const int64_t bytes = metapool::cuda::bwd_scratch_bytes(call.problem, call.args);
+  // Given back as soon as the launch returns: whoever gets it next comes later on this stream.
+  const Tensor scratch = metapool::binding::empty({bytes}, ScalarType::Byte, x);
+  metapool::cuda::launch_meta_pool_bwd(call.problem, call.args, scratch.mutable_data_ptr(),
+                                       place.stream);
 }
 
 Tensor meta_pool_fwd(const Tensor& x, const std::optional<Tensor>& weights,
@@ -95,18 +100,10 @@ std::tuple<Tensor, Tensor> meta_pool_bwd(const Tensor& grad_out, const Tensor& x
                                          std::vector<int64_t> candidates,
                                          std::vector<int64_t> stride, bool count_include_pad,
                                          bool channels_last, std::vector<bool> output_mask) {
-  check_form(weights);
   const auto call =
       metapool::binding::prepare_bwd(kDevice, grad_out, x, weights, values, std::move(candidates),
                                      stride, count_include_pad, channels_last, output_mask);
-  if (call.wants_any()) {
-    const Place place(x);
-    const int64_t bytes = metapool::cuda::bwd_scratch_bytes(call.problem, call.args);
-    // Given back as soon as the launch returns: whoever gets it next comes later on this stream.
-    const Tensor scratch = metapool::binding::empty({bytes}, ScalarType::Byte, x);
-    metapool::cuda::launch_meta_pool_bwd(call.problem, call.args, scratch.mutable_data_ptr(),
-                                         place.stream);
-  }
+  if (call.wants_any()) run(call, x);
   return {call.grad_x, call.grad_weights};
 }
 
@@ -134,6 +131,25 @@ Tensor meta_pool_affine_fwd(const Tensor& x, const Tensor& weights, const Tensor
       x);
 }
 
+Tensor meta_pool_affine_bwd(const Tensor& grad_out, const Tensor& x, const Tensor& weights,
+                            const Tensor& offsets, const Tensor& slopes, const Tensor& shifts,
+                            std::vector<int64_t> candidates, std::vector<int64_t> stride,
+                            bool count_include_pad, bool channels_last) {
+  auto call = metapool::binding::prepare_bwd(kDevice, grad_out, x, weights, std::nullopt,
+                                             std::move(candidates), stride, count_include_pad,
+                                             channels_last, {true, false});
+  const auto count = static_cast<int64_t>(call.problem.candidates.size());
+  for (const Tensor* terms : {&offsets, &slopes, &shifts}) {
+    metapool::binding::check_weights(*terms, x, count);
+  }
+  call.problem.form = metapool::Form::kMoments;
+  call.args.offsets = metapool::binding::weight_view(offsets);
+  call.args.slopes = metapool::binding::weight_view(slopes);
+  call.args.shifts = metapool::binding::weight_view(shifts);
+  run(call, x);
+  return call.grad_x;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(metapool_kernels, METAPOOL_DISPATCH_KEY, library) {
@@ -142,4 +158,5 @@ STABLE_TORCH_LIBRARY_IMPL(metapool_kernels, METAPOOL_DISPATCH_KEY, library) {
   library.impl("cuda_meta_pool_moments", TORCH_BOX(&meta_pool_moments));
   library.impl("cuda_meta_pool_products", TORCH_BOX(&meta_pool_products));
   library.impl("cuda_meta_pool_affine_fwd", TORCH_BOX(&meta_pool_affine_fwd));
+  library.impl("cuda_meta_pool_affine_bwd", TORCH_BOX(&meta_pool_affine_bwd));
 }

@@ -10,32 +10,44 @@ namespace metapool::cuda {
 
 namespace {
 
-constexpr int kColumns = 2;
 constexpr int64_t kAlignment = 256;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 
+// Columns of a lane of the streamed kernels, on the current device.
+int columns_of(const Problem& problem) {
+  const bool has_halves = problem.dtype == DType::kFloat16 || problem.dtype == DType::kBFloat16;
+  if (!has_halves || problem.form != Form::kMix) return kFewColumns;
+  int device = 0, shared = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "shared memory");
+  return shared < kBackwardShared<Form::kMix, kManyColumns> ? kFewColumns : kManyColumns;
+}
+
 // How the columns of all maps of a call can be read.
 template <typename T>
-Access access_of(const Problem& problem, const BackwardArgs& args) {
-  Access access = common(access_of(map_of<T>(args.x), problem.w, kColumns),
-                         access_of(map_of<T>(args.grad_out), problem.w, kColumns));
+Access access_of(const Problem& problem, const BackwardArgs& args, int columns) {
+  Access access = common(access_of(map_of<T>(args.x), problem.w, columns),
+                         access_of(map_of<T>(args.grad_out), problem.w, columns));
   if (args.grad_x.data != nullptr) {
-    access = common(access, access_of(map_of<T>(args.grad_x), problem.w, kColumns));
+    access = common(access, access_of(map_of<T>(args.grad_x), problem.w, columns));
   }
-  return access;
+  const bool is_aligned = problem.form != Form::kStack || args.grad_out_stride_k % columns == 0;
+  return is_aligned ? access : common(access, Access::kDense);
 }
 
-Access access_of(const Problem& problem, const BackwardArgs& args) {
+Access access_of(const Problem& problem, const BackwardArgs& args, int columns) {
   Access access = Access::kStrided;
   with_type(problem.dtype,
-            [&](auto element) { access = access_of<decltype(element)>(problem, args); });
+            [&](auto element) { access = access_of<decltype(element)>(problem, args, columns); });
   return access;
 }
 
-Cut streamed_cut(const Problem& problem, const BackwardArgs& args) {
-  const bool along_planes = access_of(problem, args) == Access::kStrided;
-  return cut_of(sizes_of(problem), kBackwardThreads, kColumns, kOverlap<kColumns>, along_planes);
+Cut streamed_cut(const Problem& problem, const BackwardArgs& args, int columns) {
+  const bool along_planes = access_of(problem, args, columns) == Access::kStrided;
+  const int overlap = columns == kFewColumns ? kOverlap<kFewColumns> : kOverlap<kManyColumns>;
+  return cut_of(sizes_of(problem), kBackwardThreads, columns, overlap, along_planes);
 }
 
 // Terms of the gradient of the weights, as the streamed kernels write them.
@@ -77,42 +89,90 @@ int64_t position_bytes(const Problem& problem, const BackwardArgs& args) {
   return aligned(maxima * sizes.n * sizes.c * sizes.h_out * sizes.w_out);
 }
 
-template <typename T, bool kAvg, bool kMax, Access kAccess>
-void launch_streamed(const Problem& problem, const BackwardArgs& args, const Slots& slots,
-                     float* scratch, cudaStream_t stream) {
-  const Cut cut = streamed_cut(problem, args);
-  const Terms terms = streamed_terms(problem, args, cut);
+// Calls body with the form as a type.
+template <typename Body>
+void with_form(Form form, Body body) {
+  switch (form) {
+    case Form::kMix:
+      return body(std::integral_constant<Form, Form::kMix>());
+    case Form::kStack:
+      return body(std::integral_constant<Form, Form::kStack>());
+    case Form::kMoments:
+      return body(std::integral_constant<Form, Form::kMoments>());
+  }
+}
+
+// A call of the streamed kernels, and where its poolings are among theirs.
+struct Call {
+  const Problem& problem;
+  const BackwardArgs& args;
+  float* scratch;
+  cudaStream_t stream;
+  Slots slots;
+  int columns;
+};
+
+template <typename T, Form kForm, bool kAvg, bool kMax, int kColumns, Access kAccess>
+void launch_streamed(const Call& of) {
+  const BackwardArgs& args = of.args;
+  const Cut cut = streamed_cut(of.problem, args, kColumns);
+  const Terms terms = streamed_terms(of.problem, args, cut);
   const bool wants_weights = args.grad_weights != nullptr;
-  const Backward<T> call{map_of<T>(args.grad_out),          map_of<T>(args.x),
-                         weights_of<float>(args.weights),   map_of<T>(args.grad_x),
-                         wants_weights ? scratch : nullptr, terms};
-  const auto kernel = &streamed_bwd_kernel<T, kAvg, kMax, kColumns, kAccess>;
-  constexpr int kShared = kBackwardShared<kColumns>;
+  const Map<const T> grad_out = map_of<T>(args.grad_out);
+  Backward<T> call{grad_out,
+                   map_of<T>(args.x),
+                   {},
+                   fields_of<float>(args),
+                   map_of<T>(args.grad_x),
+                   wants_weights ? of.scratch : nullptr,
+                   terms};
+  for (int slot = 0; slot < kNoneSlot; ++slot) {
+    call.places[slot] = of.slots.candidate[slot] * args.grad_out_stride_k -
+                        (rows_behind(slot) - 1) * grad_out.stride_h;
+  }
+  const auto kernel = &streamed_bwd_kernel<T, kAvg, kMax, kColumns, kAccess, kForm>;
+  constexpr int kShared = kBackwardShared<kForm, kColumns>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory");
-  METAPOOL_LAUNCH(kernel, cut.blocks, kBackwardThreads, kShared, stream, sizes_of(problem), cut,
-                  slots, call);
+  METAPOOL_LAUNCH(kernel, cut.blocks, kBackwardThreads, kShared, of.stream, sizes_of(of.problem),
+                  cut, of.slots, call);
   check(cudaGetLastError(), "backward");
   if (wants_weights) {
-    launch_total(terms, scratch, static_cast<float*>(args.grad_weights), stream);
+    launch_total(terms, of.scratch, static_cast<float*>(args.grad_weights), of.stream);
   }
 }
 
-template <typename T, bool kAvg, bool kMax>
-void launch_kinds(const Problem& problem, const BackwardArgs& args, const Slots& slots,
-                  float* scratch, cudaStream_t stream) {
-  switch (access_of<T>(problem, args)) {
+template <typename T, Form kForm, bool kAvg, bool kMax, int kColumns>
+void launch_columns(const Call& of) {
+  switch (access_of<T>(of.problem, of.args, kColumns)) {
     case Access::kVector:
-      return launch_streamed<T, kAvg, kMax, Access::kVector>(problem, args, slots, scratch, stream);
+      return launch_streamed<T, kForm, kAvg, kMax, kColumns, Access::kVector>(of);
     case Access::kDense:
-      return launch_streamed<T, kAvg, kMax, Access::kDense>(problem, args, slots, scratch, stream);
+      return launch_streamed<T, kForm, kAvg, kMax, kColumns, Access::kDense>(of);
     case Access::kStrided:
-      return launch_streamed<T, kAvg, kMax, Access::kStrided>(problem, args, slots, scratch,
-                                                              stream);
+      return launch_streamed<T, kForm, kAvg, kMax, kColumns, Access::kStrided>(of);
   }
 }
 
-template <typename T>
+template <typename T, Form kForm, bool kAvg, bool kMax>
+void launch_kinds(const Call& of) {
+  if constexpr (kMayHaveMany<T, kForm>) {
+    if (of.columns == kManyColumns) {
+      return launch_columns<T, kForm, kAvg, kMax, kManyColumns>(of);
+    }
+  }
+  launch_columns<T, kForm, kAvg, kMax, kFewColumns>(of);
+}
+
+template <typename T, Form kForm>
+void launch_streamed(const Call& of) {
+  const Kinds kinds = kinds_of(of.slots);
+  if (!kinds.has_max) return launch_kinds<T, kForm, true, false>(of);
+  if (!kinds.has_avg) return launch_kinds<T, kForm, false, true>(of);
+  launch_kinds<T, kForm, true, true>(of);
+}
+
+template <typename T, Form kForm>
 void launch_general(const Problem& problem, const BackwardArgs& args, char* scratch,
                     cudaStream_t stream) {
   const Sizes sizes = sizes_of(problem);
@@ -128,10 +188,12 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
                       kGeneralThreads, 0, stream, sizes, x, candidates, positions, channels_last);
       check(cudaGetLastError(), "places of maxima");
     }
-    METAPOOL_LAUNCH((&general_grad_x_kernel<T>),
+    const int64_t stride_k = kForm == Form::kStack ? args.grad_out_stride_k : 0;
+    const Given<T> given{grad_out, x, stride_k, fields_of<Acc<T>>(args)};
+    METAPOOL_LAUNCH((&general_grad_x_kernel<T, kForm>),
                     ceil_div(planes * sizes.h * sizes.w, kGeneralThreads), kGeneralThreads, 0,
-                    stream, sizes, grad_out, weights_of<Acc<T>>(args.weights),
-                    map_of<T>(args.grad_x), candidates, positions, channels_last);
+                    stream, sizes, given, map_of<T>(args.grad_x), candidates, positions,
+                    channels_last);
     check(cudaGetLastError(), "gradient of x");
   }
   if (args.grad_weights != nullptr) {
@@ -147,19 +209,13 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
   }
 }
 
-template <typename T>
-void launch(const Problem& problem, const BackwardArgs& args, void* scratch, cudaStream_t stream) {
+template <typename T, Form kForm>
+void launch(const Problem& problem, const BackwardArgs& args, char* scratch, cudaStream_t stream) {
   if constexpr (!std::is_same_v<T, double>) {
-    Slots slots;
-    if (is_streamed(problem, args, slots)) {
-      const Kinds kinds = kinds_of(slots);
-      float* const terms = static_cast<float*>(scratch);
-      if (!kinds.has_max) return launch_kinds<T, true, false>(problem, args, slots, terms, stream);
-      if (!kinds.has_avg) return launch_kinds<T, false, true>(problem, args, slots, terms, stream);
-      return launch_kinds<T, true, true>(problem, args, slots, terms, stream);
-    }
+    Call of{problem, args, reinterpret_cast<float*>(scratch), stream, {}, columns_of(problem)};
+    if (is_streamed(problem, args, of.slots)) return launch_streamed<T, kForm>(of);
   }
-  launch_general<T>(problem, args, static_cast<char*>(scratch), stream);
+  launch_general<T, kForm>(problem, args, scratch, stream);
 }
 
 }  // namespace
@@ -169,7 +225,9 @@ int64_t bwd_scratch_bytes(const Problem& problem, const BackwardArgs& args) {
   if (problem.n == 0) return 0;
   Slots slots;
   if (is_streamed(problem, args, slots)) {
-    return term_bytes(problem, args, streamed_terms(problem, args, streamed_cut(problem, args)));
+    return term_bytes(
+        problem, args,
+        streamed_terms(problem, args, streamed_cut(problem, args, columns_of(problem))));
   }
   return position_bytes(problem, args) + term_bytes(problem, args, general_terms(problem, args));
 }
@@ -189,8 +247,12 @@ void launch_meta_pool_bwd(const Problem& problem, const BackwardArgs& args, void
     }
     return;
   }
-  with_type(problem.dtype,
-            [&](auto element) { launch<decltype(element)>(problem, args, scratch, on); });
+  with_type(problem.dtype, [&](auto element) {
+    with_form(problem.form, [&](auto form) {
+      launch<decltype(element), decltype(form)::value>(problem, args, static_cast<char*>(scratch),
+                                                       on);
+    });
+  });
 }
 
 }  // namespace metapool::cuda

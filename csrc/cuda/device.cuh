@@ -38,9 +38,9 @@ METAPOOL_INLINE void narrow(double value, double& to) { to = value; }
 METAPOOL_INLINE void narrow(float value, __half& to) { to = __float2half_rn(value); }
 METAPOOL_INLINE void narrow(float value, __nv_bfloat16& to) { to = __float2bfloat16_rn(value); }
 
-// The maximum, or NaN.
+// The maximum, or NaN, for which Turing has no instruction.
 METAPOOL_INLINE float largest(float left, float right) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float top;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(top) : "f"(left), "f"(right));
   return top;
@@ -51,7 +51,7 @@ METAPOOL_INLINE float largest(float left, float right) {
 
 // The minimum, or NaN.
 METAPOOL_INLINE float lowest(float left, float right) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float bottom;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(bottom) : "f"(left), "f"(right));
   return bottom;

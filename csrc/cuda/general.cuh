@@ -6,6 +6,7 @@
 #pragma once
 
 #include "moments.cuh"
+#include "sent.cuh"
 
 namespace metapool::cuda {
 
@@ -13,6 +14,9 @@ constexpr int kMaxCandidates = 1024;
 constexpr int kGeneralThreads = 256;
 // Blocks that a processor holds at least. Unless told, the compiler goes for more, and spills.
 constexpr int kGeneralBlocks = 2;
+
+template <typename T, Form kForm>
+constexpr int kGradXBlocks = kForm == Form::kMix && !std::is_same_v<T, double> ? 3 : kGeneralBlocks;
 
 struct Candidates {
   int count;
@@ -164,30 +168,49 @@ METAPOOL_INLINE int64_t number_of(const Pixel& at, int64_t channels, int64_t h, 
                        : ((at.n * channels + at.c) * h + at.y) * w + at.x;
 }
 
-// What the windows of one pooling give to a pixel, before it is weighted.
+// What windows have to send.
 template <typename T>
-METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Map<const T>& grad_out, Window window,
+struct Given {
+  Map<const T> grad_out, x;
+  int64_t stride_k;  // from the map of one candidate to that of the next
+  Fields<Acc<T>> fields;
+
+  METAPOOL_INLINE Acc<T> grad(const Pixel& of, int k) const {
+    return widen(grad_out.plane(
+        of.n, of.c)[k * stride_k + of.y * grad_out.stride_h + of.x * grad_out.stride_w]);
+  }
+};
+
+// What the windows of candidate k send to a pixel.
+template <Form kForm, typename T>
+METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Given<T>& given, int k, Window window,
                                 const uint8_t* positions, const Pixel& at, bool channels_last) {
   const Range rows = holders(at.y, window.radius_h, sizes.stride_h, sizes.h_out);
   const Range columns = holders(at.x, window.radius_w, sizes.stride_w, sizes.w_out);
-  const T* const plane = grad_out.plane(at.n, at.c);
+  const Field<Acc<T>> field = field_of<kForm>(given.fields, at.n, at.c, k);
   const int width = 2 * window.radius_w + 1;
+  // A window that has its maximum from this pixel, or that is this pixel.
+  const auto own = [&] {
+    const Map<const T>& x = given.x;
+    return Acc<T>(widen(x.plane(at.n, at.c)[at.y * x.stride_h + at.x * x.stride_w]));
+  };
   Acc<T> sum = 0;
   for (int64_t y = rows.begin; y < rows.end; ++y) {
     Acc<T> row = 0;
     for (int64_t x = columns.begin; x < columns.end; ++x) {
       const int64_t center_y = y * sizes.stride_h, center_x = x * sizes.stride_w;
-      const Acc<T> grad = widen(plane[y * grad_out.stride_h + x * grad_out.stride_w]);
+      const Pixel of{at.n, at.c, y, x};
       if (window.kind == Kind::kAvg) {
-        row += grad / area_of<Acc<T>>(sizes, window, center_y, center_x);
+        const auto average = [&] { return pooled(given.x, given.x, sizes, window, of); };
+        row += sent<kForm>(field, given.grad(of, k), average) /
+               area_of<Acc<T>>(sizes, window, center_y, center_x);
         continue;
       }
       const int64_t position =
           (at.y - center_y + window.radius_h) * width + at.x - center_x + window.radius_w;
-      const Pixel of_window{at.n, at.c, y, x};
-      if (positions[number_of(of_window, sizes.c, sizes.h_out, sizes.w_out, channels_last)] ==
-          position) {
-        row += grad;
+      if (window.kind == Kind::kSkip ||
+          positions[number_of(of, sizes.c, sizes.h_out, sizes.w_out, channels_last)] == position) {
+        row += sent<kForm>(field, given.grad(of, k), own);
       }
     }
     sum += row;
@@ -195,11 +218,10 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Map<const T>& grad_out
   return sum;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
-    general_grad_x_kernel(Sizes sizes, Map<const T> grad_out, Weights<Acc<T>> weights,
-                          Map<T> grad_x, Candidates candidates, const uint8_t* positions,
-                          bool channels_last) {
+template <typename T, Form kForm>
+__global__ void __launch_bounds__(kGeneralThreads, (kGradXBlocks<T, kForm>))
+    general_grad_x_kernel(Sizes sizes, Given<T> given, Map<T> grad_x, Candidates candidates,
+                          const uint8_t* positions, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (number >= sizes.n * sizes.c * sizes.h * sizes.w) return;
   const Pixel at = pixel_of(number, sizes.c, sizes.h, sizes.w, channels_last);
@@ -207,15 +229,8 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
   for (int k = 0; k < candidates.count; ++k) {
     const Window window = decode_candidate(candidates.codes[k]);
     if (window.kind == Kind::kNone) continue;
-    Acc<T> given;
-    if (window.kind == Kind::kSkip) {
-      given =
-          widen(grad_out.plane(at.n, at.c)[at.y * grad_out.stride_h + at.x * grad_out.stride_w]);
-    } else {
-      given = gathered(sizes, grad_out, window, positions, at, channels_last);
-      if (window.kind == Kind::kMax) positions += sizes.n * sizes.c * sizes.h_out * sizes.w_out;
-    }
-    sum += weights.at(at.n, at.c, k) * given;
+    sum += gathered<kForm>(sizes, given, k, window, positions, at, channels_last);
+    if (window.kind == Kind::kMax) positions += sizes.n * sizes.c * sizes.h_out * sizes.w_out;
   }
   narrow(sum, grad_x.plane(at.n, at.c)[at.y * grad_x.stride_h + at.x * grad_x.stride_w]);
 }

@@ -21,6 +21,11 @@ struct Slots {
   int candidate[kSlots];  // its number, or -1
 };
 
+// How many rows after its own a pooling is complete.
+METAPOOL_INLINE constexpr int delay_of(int slot) {
+  return slot == kNoneSlot ? 0 : slot < kAvgSlots ? slot : slot - kAvgSlots + 1;
+}
+
 METAPOOL_INLINE bool has_avg(const Slots& slots, int radius) {
   return slots.candidate[radius] >= 0;
 }
@@ -48,6 +53,8 @@ struct Cut {
 
 // Fewer blocks than this leave a large GPU idle, and strips of fewer rows repeat too many.
 constexpr int64_t kWantedBlocks = 1024, kStripRows = 32;
+// Keys number the rows of a strip, and have so many bits for it.
+constexpr int64_t kMostStripRows = 2048;
 
 // Neighbouring planes that share a block where neighbouring threads have them: fewer read too
 // little of what memory hands out at once, more leave too few threads to a row of each.
@@ -67,7 +74,9 @@ inline Cut cut_of(const Sizes& sizes, int threads, int columns, int overlap, boo
   if (along_planes && cut.planes >= 8) cut.planes = cut.planes / 8 * 8;  // whole sectors of memory
   const int64_t blocks = ceil_div(planes, cut.planes) * tiles;
   const int64_t most = ceil_div(sizes.h, kStripRows), wanted = ceil_div(kWantedBlocks, blocks);
-  const int64_t strip_rows = ceil_div(sizes.h, wanted < most ? wanted : most);
+  const int64_t fewest = ceil_div(sizes.h, kMostStripRows);
+  const int64_t cuts = wanted > most ? most : wanted < fewest ? fewest : wanted;
+  const int64_t strip_rows = ceil_div(sizes.h, cuts);
   const int64_t strips = ceil_div(sizes.h, strip_rows);
   cut.blocks = blocks * strips;
   cut.tiles = static_cast<unsigned>(tiles);

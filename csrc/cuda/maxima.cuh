@@ -58,8 +58,13 @@ METAPOOL_INLINE void add_maxima(MaxRings& rings, const float (&row)[kMaxSlots],
 
 // A maximum and its place among the sums of its lane, counted in elements of shared memory.
 struct Top {
-  float value;
-  int place;
+  float found;
+  int at;
+
+  static METAPOOL_INLINE constexpr Top beyond() { return {-kInfinity<float>, 0}; }
+
+  METAPOOL_INLINE float value() const { return found; }
+  METAPOOL_INLINE int place() const { return at; }
 };
 
 template <bool kCareful>
@@ -72,12 +77,12 @@ METAPOOL_INLINE bool wins(float left, float right) {
 template <bool kCareful>
 METAPOOL_INLINE void widen_window(Top& top, const Top& before, bool before_is_on_map,
                                   const Top& after) {
-  bool keeps = wins<kCareful>(before.value, top.value);
+  bool keeps = wins<kCareful>(before.found, top.found);
   if (kCareful) keeps |= !before_is_on_map;
-  if (!keeps) top.place = before.place;
-  top.value = largest(before.value, top.value);
-  if (wins<kCareful>(top.value, after.value)) top.place = after.place;
-  top.value = largest(top.value, after.value);
+  if (!keeps) top.at = before.at;
+  top.found = largest(before.found, top.found);
+  if (wins<kCareful>(top.found, after.found)) top.at = after.at;
+  top.found = largest(top.found, after.found);
 }
 
 // The maximum of the window that a ring of rows makes; `first` is the oldest of them.

@@ -71,11 +71,6 @@ struct Poolings {
   }
 };
 
-// How many rows after its own a pooling is complete.
-METAPOOL_INLINE constexpr int delay_of(int slot) {
-  return slot == kNoneSlot ? 0 : slot < kAvgSlots ? slot : slot - kAvgSlots + 1;
-}
-
 // What is complete of poolings that stay apart.
 template <int kColumns>
 struct Completed {

@@ -10,8 +10,9 @@ That is not so where there are NaN, of which the last counts, or windows of noth
 rows beyond the map equal too; nor with weights that are not finite. A program that has met any of
 them runs again, carefully.
 
-Lanes come in segments of 32, one warp each, that hold whole planes, or overlapping tiles of one
-plane where it is too wide; what goes to columns of other lanes is handed over inside the segment.
+Lanes come in segments of 32, a warp each or half a wave of 64. They hold whole planes, or
+overlapping tiles of one plane where it is too wide; what goes to columns of other lanes is handed
+over inside the segment.
 """
 
 import triton

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +82,23 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device)
 
 
+@cache
+def lanes_of_warp(device: torch.device) -> int:
+    """How many lanes run in step: AMD's GPUs for computing have 64."""
+    if torch.version.hip is None or device.type != "cuda":
+        return SEGMENT
+    lanes: int = torch.cuda.get_device_properties(device).warp_size
+    return lanes
+
+
+def warps_for(config: Config, device: torch.device) -> int:
+    """Warps of the device that hold the segments of a program, a wave of 64 lanes two of them.
+
+    With more of them lanes would be there twice, and meet in shared memory.
+    """
+    return config.num_warps * SEGMENT // lanes_of_warp(device)
+
+
 def choose_config(x: Tensor, regime: Regime, run: Callable[[Config], object]) -> Config:
     """The default of a regime or, under ``METAPOOL_AUTOTUNE=1``, the fastest, measured once.
 
@@ -131,7 +148,6 @@ def _constants(
         "ONE_STRIP": tile.strips.number == 1,
         "HEIGHT": h if tile.is_low else 0,
         "UNROLL": tile.unroll,
-        "num_warps": tile.config.num_warps,
         "enable_fp_fusion": True,
     }
 
@@ -219,6 +235,7 @@ def _forward(
             FORM=form,
             CHANNELS_LAST=spec.channels_last,
             BLOCK=SEGMENT * config.num_warps,
+            num_warps=warps_for(config, x.device),
         )
     return written if out is None else out
 
@@ -402,6 +419,7 @@ def _backward(
             TILED=segments.tiles > 1,
             ROUNDS=segments.rounds,
             RERUNS=True,
+            num_warps=warps_for(config, x.device),
         )
     return parts
 

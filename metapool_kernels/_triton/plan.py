@@ -16,7 +16,7 @@ from metapool_kernels.layout import output_size
 from metapool_kernels.spec import PoolSpec
 
 SEGMENT = 32
-"""Lanes that can hand each other what they hold: those of a warp."""
+"""Lanes that can hand each other what they hold: those of a warp, or half a wave of 64."""
 
 LOW = 14
 """Up to so many rows a kernel is compiled for the number of them."""
@@ -69,7 +69,9 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 
 class Config(NamedTuple):
-    """What can be tuned: columns to a lane, rows to a step of the loop, warps to a program."""
+    """What can be tuned: columns to a lane, rows to a step of the loop, warps of SEGMENT lanes to a
+    program.
+    """
 
     columns: int
     unroll: int

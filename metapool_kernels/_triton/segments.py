@@ -1,4 +1,4 @@
-"""What the 32 lanes of a segment, one warp, hand to each other.
+"""What the 32 lanes of a segment, one warp or half a wave of 64, hand to each other.
 
 The gradient of a maximum belongs to the column where it stands, which may be another lane's; the
 gradient of the weights is added up over the lanes of a plane.

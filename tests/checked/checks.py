@@ -135,6 +135,10 @@ SECTIONS = (
                 "eight threads at once, workers, fork, spawn, number of threads",
                 "pytorch/processes",
             ),
+            _tests(
+                "eight threads of arrays; Python's lock stays off where it can",
+                "packaging/free_threaded",
+            ),
             _tests("DDP and FSDP over two processes", "pytorch/distributed"),
             _target(
                 "the kernels under each instruction set",
@@ -197,6 +201,17 @@ SECTIONS = (
                 *(f"compatibility-{plan.name}" for plan in plans.everything(())),
                 in_ci=False,
             ),
+            _target(
+                "a manylinux wheel, which auditwheel accepts as it is, under torch 2.13.0",
+                "wheel",
+                "wheel-torch-2.13.0",
+                in_ci=False,
+            ),
+            _target(
+                "one for AArch64, compiled here, in an emulated Python under torch 2.10.0",
+                "wheel-arm",
+                in_ci=False,
+            ),
             _target("what an import takes", "bench-import", "import-time", in_ci=False),
         ),
     ),
@@ -230,6 +245,9 @@ SECTIONS = (
                 "machine code: spills, atomics, NaN, loads, registers",
                 "triton/machine_code",
                 "cuda/cuda_code",
+            ),
+            _tests(
+                "machine code for AMD's gfx942 and gfx950: spills, NaN, waves", "triton/amd_code"
             ),
             _target(
                 "machine code for sm_80 and sm_100, and a search with the settings for ImageNet",

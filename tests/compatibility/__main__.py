@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from tests.checked.results import record
 from tests.compatibility import artifacts, interpreters, plans
@@ -24,7 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; nothing asked for means everything."""
     parser = argparse.ArgumentParser(prog="python -m tests.compatibility", description=__doc__)
     parser.add_argument("--torch", nargs="*", metavar="VERSION", help="versions, or newest")
-    parser.add_argument("--python", nargs="*", metavar="VERSION", help="such as 3.12")
+    parser.add_argument("--python", nargs="*", metavar="VERSION", help="such as 3.12, or 3.14t")
     names = [plan.name for plan in plans.PACKAGES]
     parser.add_argument("--packages", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument(
@@ -36,6 +37,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--record",
         metavar="NAME",
         help="that the results for tests/checked begin with; of a quick run none are kept without",
+    )
+    parser.add_argument(
+        "--manylinux",
+        type=Path,
+        metavar="FOLDER",
+        help="leave a wheel for other machines there, and test that (asks for auditwheel)",
     )
     parser.add_argument("--jobs", type=int, default=1, help="environments at a time")
     parser.add_argument("--keep", action="store_true", help="the environments, for a look inside")
@@ -112,10 +119,11 @@ def main() -> int:
             built = artifacts.reuse(WORK)
         else:
             log.write_text("")
-            built = artifacts.build(WORK, log, in_place=options.quick)
+            built = artifacts.build(WORK, log, in_place=options.quick, manylinux=options.manylinux)
     except ArtifactError as error:
         print(error)
         return 1
+    print(f"{built.wheel.name}: {built.wheel.stat().st_size / 2**20:.1f} MiB")
     for name, digest in built.libraries.items():
         print(f"{built.wheel.name}: {name} {digest}")
     if options.quick:

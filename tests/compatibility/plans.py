@@ -157,13 +157,14 @@ def for_torch(version: str, tests: tuple[str, ...]) -> Plan:
 
 def for_python(version: str, tests: tuple[str, ...]) -> Plan:
     """The source distribution under a version of Python."""
+    number = version.removesuffix("t")
     return Plan(
         f"python-{version}",
         torch="newest",
         python=version,
         install="sdist",
         tests=(Tests(tests),),
-        says=(_NATIVE, rf"python +{version}\.", rf"numpy_ops .*python {version}\."),
+        says=(_NATIVE, rf"python +{number}\.", rf"numpy_ops .*python {number}\."),
     )
 
 

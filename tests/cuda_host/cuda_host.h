@@ -76,9 +76,21 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   return cudaSuccess;
 }
 
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = static_cast<int>(cuda_host::shared_most());
+  return cudaSuccess;
+}
+
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
-  if (bytes < 0 || bytes > cuda_host::kSharedMost) return cuda_host::note(cudaErrorInvalidValue);
+  if (bytes < 0 || bytes > cuda_host::shared_most()) return cuda_host::note(cudaErrorInvalidValue);
   const std::lock_guard<std::mutex> lock(cuda_host::runner.mutex);
   cuda_host::runner.shared_asked[reinterpret_cast<const void*>(kernel)] = bytes;
   return cudaSuccess;

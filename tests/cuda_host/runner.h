@@ -124,6 +124,12 @@ class Runner {
 
 inline Runner runner;
 
+// Bytes of shared memory that a block may ask for: those of Hopper, or METAPOOL_HOST_SHARED of them.
+inline int64_t shared_most() {
+  const char* bytes = std::getenv("METAPOOL_HOST_SHARED");
+  return bytes == nullptr ? kSharedMost : std::stoll(bytes);
+}
+
 inline void Runner::run(const char* kernel, unsigned grid, unsigned block, int64_t shared,
                         const Body& body) {
   const char* order = std::getenv("METAPOOL_HOST_ORDER");

@@ -70,13 +70,13 @@ CUDA = (
     ),
     _cuda(
         "no barrier between rows",
-        "backward_lane.cuh",
+        "backward_stream.cuh",
         ROW_BARRIER,
         ROW_BARRIER.replace("__syncthreads();", ""),
     ),
     _cuda(
         "barrier for lanes on the map alone",
-        "backward_lane.cuh",
+        "backward_stream.cuh",
         ROW_BARRIER,
         ROW_BARRIER.replace("__sync", "if (lane.is_on_map) __sync"),
     ),
@@ -89,7 +89,7 @@ CUDA = (
     ),
     _cuda(
         "one row too few above a strip of backward",
-        "backward_lane.cuh",
+        "backward_stream.cuh",
         "? lane.row_begin - 2 * kReach : 0;",
         "? lane.row_begin - 2 * kReach + 1 : 0;",
     ),
@@ -107,7 +107,7 @@ CUDA = (
     ),
     _cuda(
         "the last row of some heights is not written",
-        "backward_lane.cuh",
+        "backward_stream.cuh",
         "base <= lane.row_end + 2 * kReach;",
         "base < lane.row_end + 2 * kReach;",
     ),
@@ -117,7 +117,7 @@ CUDA = (
         "inside >> (kMargin + i) & 1)",
         "inside >> (kMargin + i + 1) & 1)",
     ),
-    _cuda("sums are not cleared", "backward_lane.cuh", "clear_row(u);", ";"),
+    _cuda("sums are not cleared", "backward_stream.cuh", "clear_row(u);", ";"),
     _cuda(
         "no careful run",
         "streamed_backward.cuh",
@@ -207,6 +207,90 @@ CUDA = (
         "general.cuh",
         ": found_of(values, shift, sum, products);",
         ": found_of(values, 0, sum, products);",
+    ),
+    _cuda(
+        "side by side maxima take gradients of the row before",
+        "backward.cu",
+        "(rows_behind(slot) - 1) * grad_out.stride_h;",
+        "rows_behind(slot) * grad_out.stride_h;",
+    ),
+    _cuda(
+        "what averages send goes along the row below",
+        "backward_stream.cuh",
+        "place_of(slot + kSumRows - 2 * kReach, i)",
+        "place_of(slot + kSumRows - 2 * kReach + 1, i)",
+    ),
+    _cuda(
+        "windows beyond the map send their offsets",
+        "backward_stream.cuh",
+        "if (!is_on_map(t - rows_behind(d)) || !is_inside(v)) share = 0;",
+        ";",
+    ),
+    _cuda(
+        "lanes beyond the map send their offsets",
+        "streamed_backward.cuh",
+        "if (lane.is_on_map) {",
+        "{",
+    ),
+    _cuda(
+        "the field of the map itself is that of the row below",
+        "backward_stream.cuh",
+        "averages[v][0] = columns[v].averages.pixel;",
+        "averages[v][0] = along[0];",
+    ),
+    _cuda(
+        "fields depend on values and not on deviations",
+        "sent.cuh",
+        "field.slope * (pooled() - field.shift);",
+        "field.slope * pooled();",
+    ),
+    _cuda(
+        "without a slope poolings matter all the same",
+        "sent.cuh",
+        "field.slope == 0 ? given : given",
+        "given",
+    ),
+    _cuda(
+        "windows of any size are sent the gradients of the first map",
+        "general.cuh",
+        "[k * stride_k + of.y",
+        "[of.y",
+    ),
+    _cuda(
+        "of equal maxima in a row the last has the larger key",
+        "backward_lane.cuh",
+        "* kWidth + kWidth - 1 - column;",
+        "* kWidth + column;",
+    ),
+    _cuda(
+        "of equal maxima in two rounds of rows the last has the larger key",
+        "keys.cuh",
+        "return (kMostRounds - 1 - round) << kPlaceBits;",
+        "return round << kPlaceBits;",
+    ),
+    _cuda(
+        "the key of -0 is below that of 0",
+        "keys.cuh",
+        "bits_of(value + 0.0f);",
+        "bits_of(value);",
+    ),
+    _cuda(
+        "keys of negative values are in the wrong order",
+        "keys.cuh",
+        "return {bits ^ (bits >> 31 & kSigns)};",
+        "return {bits};",
+    ),
+    _cuda(
+        "a key has the place of the pixel beside it",
+        "backward_stream.cuh",
+        "Base::number_in_round(slot, column)};",
+        "Base::number_in_round(slot, column > 0 ? column - 1 : 0)};",
+    ),
+    _cuda(
+        "keys do not see NaN",
+        "backward_stream.cuh",
+        "(kKeyed ? bottom != bottom :",
+        "(kKeyed ? false :",
     ),
 )
 

@@ -145,11 +145,18 @@ def test_code_for_a_gpu(
 
 
 def test_an_old_gpu_is_refused(gpu: Any) -> None:
-    gpu((7, 5), ["compute_75"])
-    for refuse in (dispatch._refuse_cuda, dispatch._refuse_triton):
+    gpu((7, 0), ["compute_70"])
+    oldest = {dispatch._refuse_cuda: (7, 5), dispatch._refuse_triton: (8, 0)}
+    for refuse, needed in oldest.items():
         reason = refuse(_OnGpu)  # type: ignore[arg-type]
         if reason is None or "Triton" not in reason:
-            assert reason == "cuda:3 has compute capability (7, 5), (8, 0) is needed"
+            assert reason == f"cuda:3 has compute capability (7, 0), {needed} is needed"
+
+
+def test_turing_has_the_cuda_kernels_alone(gpu: Any) -> None:
+    gpu((7, 5), ["sm_75"])
+    assert dispatch._refuse_cuda(_OnGpu) is None  # type: ignore[arg-type]
+    assert dispatch._refuse_triton(_OnGpu) is not None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +169,39 @@ def test_an_old_triton_is_refused(
     monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda name: version)
     problem = dispatch._triton_problem.__wrapped__()
     assert problem is None if runs else f"Triton {version} is too old" in problem
+
+
+@pytest.mark.parametrize("name", ["triton", "triton-rocm", "pytorch-triton-rocm", "tritonic"])
+def test_triton_has_several_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def version(asked: str) -> str:
+        if asked == name:
+            return "3.6.0"
+        raise dispatch.importlib.metadata.PackageNotFoundError(asked)
+
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", version)
+    problem = dispatch._triton_problem.__wrapped__()
+    assert (problem is None) == ("-rocm" in name or name == "triton")
+
+
+@pytest.mark.parametrize("asked", [None, "0", "1"])
+def test_what_amd_gpus_run(gpu: Any, monkeypatch: pytest.MonkeyPatch, asked: str | None) -> None:
+    """Kernels that have only been compiled for them, for who asks for that."""
+    gpu((9, 4), ["sm_90"])
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(dispatch, "_triton_problem", lambda: None)
+    if asked is None:
+        monkeypatch.delenv("METAPOOL_ROCM", raising=False)
+    else:
+        monkeypatch.setenv("METAPOOL_ROCM", asked)
+    assert "for NVIDIA GPUs" in str(dispatch._refuse_cuda(_OnGpu))  # type: ignore[arg-type]
+    chosen = dispatch.choose_backend(None, _OnGpu)  # type: ignore[arg-type]
+    assert chosen == ("triton" if asked == "1" else "reference")
+    if asked != "1":
+        with pytest.raises(
+            RuntimeError, match=r"nobody has run them there yet; set METAPOOL_ROCM=1"
+        ):
+            dispatch.choose_backend("triton", _OnGpu)  # type: ignore[arg-type]
 
 
 def test_asking_for_the_gpu_breaks_no_graph(gpu: Any) -> None:
@@ -362,7 +402,7 @@ def test_kernels_are_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fallback_on_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AMD's have no kernels that could be missed, and other devices neither."""
+    """On AMD's nobody misses any who does not ask for them, and on other devices neither."""
     gpu((9, 0), ["sm_80"])
     monkeypatch.setattr(dispatch, "_triton_problem", lambda: "Triton is gone")
 
@@ -376,3 +416,7 @@ def test_a_fallback_on_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "7.0")
     dispatch._find_gpu_problem.cache_clear()
     assert choose(_OnGpu) == []
+    monkeypatch.setenv("METAPOOL_ROCM", "1")
+    dispatch._find_gpu_problem.cache_clear()
+    (told,) = choose(_OnGpu)
+    assert "triton: Triton is gone. cuda: the kernels in CUDA are for NVIDIA GPUs." in told

@@ -79,9 +79,9 @@ def test_a_wrong_architecture_is_named(script: ModuleType, text: str) -> None:
 
 
 def test_an_old_architecture_is_refused(script: ModuleType) -> None:
-    with pytest.raises(script.SettingError, match=r"need 80 or newer, got '7\.5'"):
-        script.cuda_codes("7.5;80")
-    oldest = dispatch._OLDEST_CAPABILITY
+    with pytest.raises(script.SettingError, match=r"need 75 or newer, got '7\.0'"):
+        script.cuda_codes("7.0;80")
+    oldest = dispatch._OLDEST_CAPABILITY["cuda"]
     assert oldest == (script.OLDEST_CUDA_ARCH // 10, script.OLDEST_CUDA_ARCH % 10)
 
 
@@ -93,12 +93,13 @@ BOTH = ["sm_80", "sm_90", "compute_90"]
     [
         (["9.0"], None, None, ["sm_90"]),
         (["9.0", "8.0", "9.0"], None, None, ["sm_80", "sm_90"]),
-        (["7.5", "9.0"], None, None, ["sm_90"]),
+        (["7.0", "9.0"], None, None, ["sm_90"]),
+        (["7.5"], None, None, ["sm_75"]),
         (["12.0"], "1", None, ["sm_120"]),
         (["9.0"], None, "80+PTX", ["sm_80", "compute_80"]),
         (["9.0"], None, "", ["sm_90"]),
         (["13.0", "8.0"], None, None, BOTH),
-        (["7.5"], "1", None, BOTH),
+        (["7.0"], "1", None, BOTH),
         (["No devices were found"], "1", None, BOTH),
         (["No devices were found"], "1", "90", ["sm_90"]),
     ],
@@ -122,7 +123,7 @@ def test_cuda_is_compiled_for_what_is_there(
     assert script.choose_codes(str(_fake_nvcc(tmp_path))) == codes
 
 
-@pytest.mark.parametrize("lines", [["No devices were found"], ["7.5", "[N/A]"], ["exit 9.0"]])
+@pytest.mark.parametrize("lines", [["No devices were found"], ["7.0", "[N/A]"], ["exit 9.0"]])
 @pytest.mark.parametrize("named", [None, "90"])
 def test_without_a_gpu_nothing_of_cuda_is_compiled(
     script: ModuleType,
@@ -142,7 +143,7 @@ def test_without_a_gpu_nothing_of_cuda_is_compiled(
     before = list(graph.lines)
     skipped = script.add_cuda(graph, tmp_path / "library.so")["skipped"]
     assert skipped == (
-        "nvidia-smi shows no GPU of compute capability 80 or newer; METAPOOL_BUILD_CUDA=1 compiles "
+        "nvidia-smi shows no GPU of compute capability 75 or newer; METAPOOL_BUILD_CUDA=1 compiles "
         "them all the same"
     )
     assert graph.lines == before

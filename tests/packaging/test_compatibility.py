@@ -78,7 +78,11 @@ def _requirements(text: str, extra: str) -> list[str]:
 def test_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not run, as pyenv's shims do, is passed over for one that does."""
     assert interpreters.find(interpreters.THIS) == sys.executable
-    for path, text in {"bin/python9.8": "exit 1", "versions/9.8.2/bin/python": "echo 9.8"}.items():
+    for path, text in {
+        "bin/python9.8": "exit 1",
+        "versions/9.8.2/bin/python": "echo 9.8",
+        "versions/9.8.3t/bin/python": "echo 9.8t",
+    }.items():
         file = tmp_path / path
         file.parent.mkdir(parents=True)
         file.write_text(f"#!/bin/sh\n{text}\n")
@@ -86,6 +90,7 @@ def test_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin")
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     assert interpreters.find("9.8") == str(tmp_path / "versions/9.8.2/bin/python")
+    assert interpreters.find("9.8t") == str(tmp_path / "versions/9.8.3t/bin/python")
     assert interpreters.find("9.7") is None
 
 
@@ -137,3 +142,28 @@ def test_contents_of_the_wheel(tmp_path: Path) -> None:
         artifacts.check_wheel(_wheel(tmp_path, FILES[-1:]), FILES)
     with pytest.raises(artifacts.ArtifactError, match=r"should not hold tests/__init__\.py"):
         artifacts.check_wheel(_wheel(tmp_path, [*package, "tests/__init__.py"]), FILES)
+
+
+@pytest.mark.parametrize("copies", [(), ("metapool_kernels.libs/libtorch_cpu-1a2b.so.2",)])
+def test_a_wheel_for_other_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: tuple[str, ...]
+) -> None:
+    """It has another name, and no library but ours."""
+    ours = ("metapool_kernels/_torch_ops.so", "metapool_kernels/_numpy_ops.cpython-311.so")
+    wheel = _wheel(tmp_path, [*ours])
+    assert artifacts.libraries(wheel).keys() == {Path(name).name for name in ours}
+    name = "package-cp311-cp311-manylinux_2_34_x86_64.whl"
+
+    def repair(command: list[str], folder: Path, log: Path) -> None:
+        assert {"--exclude=libtorch*", "--exclude=libc10*"} < set(command)
+        made = Path(command[command.index("--wheel-dir") + 1])
+        made.mkdir(parents=True)
+        _wheel(made, [*ours, *copies]).rename(made / name)
+
+    monkeypatch.setattr(artifacts, "_run", repair)
+    if copies:
+        with pytest.raises(artifacts.ArtifactError, match=f"{name} needed copies of libraries"):
+            artifacts.for_other_machines(wheel, tmp_path / "dist", tmp_path / "log")
+    else:
+        found = artifacts.for_other_machines(wheel, tmp_path / "dist", tmp_path / "log")
+        assert found == tmp_path / "dist" / name and list(found.parent.iterdir()) == [found]
