@@ -447,7 +447,7 @@ def test_a_cycle_goes_on_in_another_order_each_round() -> None:
         ({"example": torch.zeros(1, 4, 12, 12)}, "does not run on the example"),
         ({"example": {"y": torch.zeros(1)}}, "does not run on the example"),
         ({"candidates": ["max_pool_4x4"]}, "max_pool_4x4"),
-        ({"candidates": ["max_pool_3x3", "max_pool_3x3"]}, "named twice"),
+        ({"candidates": ["max_pool_3x3", "max_pool_3x3"]}, "names one twice"),
     ],
 )
 def test_what_cannot_be_searched_is_said_and_nothing_begun(how: dict[str, Any], said: str) -> None:

@@ -43,7 +43,9 @@ class Supernet:
             ValueError: a candidate that there is not, or that is named twice.
         """
         if len(set(config.candidates)) < len(config.candidates):
-            raise ValueError(f"one is named twice: {', '.join(config.candidates)}")
+            raise ValueError(
+                f"the list of candidates names one twice: {', '.join(config.candidates)}"
+            )
         self.model = model
         self.sites = list(sites)
         self.config = config
