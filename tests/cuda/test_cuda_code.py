@@ -101,6 +101,11 @@ def _wide(kernel: CudaKernel, access: str) -> str:
     return f"{access}.E" if bits == 32 else f"{access}.E.{bits}"
 
 
+def _is_for_larger(kernel: CudaKernel) -> bool:
+    """Whether two columns stand in for the four of a kernel where shared memory is scarce."""
+    return kernel.capability < 80 and kernel.columns == 4 and kernel.name.startswith("backward")
+
+
 @every_capability
 @pytest.mark.parametrize("name", NAMES)
 def test_machine_code(name: str, capability: int) -> None:
@@ -108,7 +113,7 @@ def test_machine_code(name: str, capability: int) -> None:
     code = " ".join(kernel.code.instructions)
     atomics = kernel.code.count("ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDAS", "CAS", "UREDGR")
     assert atomics == 0, "atomics are not deterministic"
-    assert kernel.blocks > 0, "a block needs more than a processor has"
+    assert kernel.blocks > 0 or _is_for_larger(kernel), "a block needs more than a processor has"
     if capability >= 80 and "bfloat16" in name and not any(what in name for what in NO_MAPS):
         assert "F2FP.BF16" in code, "bfloat16 is rounded by one instruction"
         packed = [x for x in kernel.code.instructions if x.startswith("F2FP")]
@@ -157,7 +162,7 @@ def test_all_columns_at_a_time(name: str, capability: int) -> None:
     """nvcc takes a vector apart of which only some columns are read, but never one for stores."""
     _ratchet(capability).table()
     kernel = cuda_code.kernels(capability)[name]
-    found = set(kernel.code.instructions)
+    found = {name.removesuffix(".SYS") for name in kernel.code.instructions}  # Turing says more
     writes = {"STG"} - {"STG" for what in NO_MAPS if what in name}
     assert {_wide(kernel, access) for access in {"LDG", *writes}} <= found
     assert "STG.E.U16" not in found
