@@ -2,7 +2,7 @@
 
 from tests.mutation.fault import Fault
 
-ROW_BARRIER = "share_row(2 + u % 2, oldest);\n        __syncthreads();"
+ROW_BARRIER = "take(ahead[0], columns, u);\n        __syncthreads();"
 LANES_BARRIER = (
     "__syncthreads();\n  const int thread = static_cast<int>(threadIdx.x);\n  const int64_t behind"
 )

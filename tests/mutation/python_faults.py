@@ -156,7 +156,7 @@ DISPATCH = (
     ),
     _in(
         "dispatch", "dispatch.py", "a GPU that is too old passes",
-        "if capability < _OLDEST_CAPABILITY:",
+        "if capability < oldest:",
         "if capability[0] < 7:",
     ),
     _in(
