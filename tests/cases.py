@@ -333,7 +333,8 @@ def _normalized() -> Iterator[Case]:
         case = Case(layout=layout, form="normalized")
         for name, (size, _) in SHAPES.items():
             if name != "one":  # which has no variance
-                if name in ("w16", "w17", "tall", "planes"):  # streamed, whatever streams them
+                # Streamed, whatever streams them.
+                if name in ("w16", "w17", "wide", "tall", "planes"):
                     yield replace(case, size=size)
                 yield replace(case, size=size, candidates=CANDIDATES["unsorted"])
                 yield replace(case, size=size, dtype=torch.float64)

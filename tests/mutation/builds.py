@@ -1,7 +1,7 @@
 """The native libraries of a copy of the tree, built in the least time.
 
 For the CPU that is one instruction set of three and no NumPy module, hardly optimised: a quarter of
-the time of a whole build, and every line of the algorithms is in it. For CUDA it is float32 alone.
+the time of a whole build, and every line of the algorithms is in it. For CUDA it is float32 and bfloat16 alone.
 What is for AArch64 is compared with what setup.py has built.
 """
 
@@ -60,11 +60,11 @@ def build_arm(root: Path) -> Path:
         raise DoesNotBuildError(str(problem)) from None
 
 
-def keep_float_alone(root: Path) -> None:
-    """Have the CUDA kernels under ``root`` compiled for float32 and no other type."""
+def keep_two_types(root: Path) -> None:
+    """Have the CUDA kernels under ``root`` compiled for float32 and bfloat16 alone."""
     path = root / "csrc/cuda/device.cuh"
     text = path.read_text()
-    for other in ("double", "__half", "__nv_bfloat16"):
+    for other in ("double", "__half"):
         call = f"return body({other}{{}});"
         assert text.count(call) == 1, f"{path} has {call!r} {text.count(call)} times"
         text = text.replace(call, "return body(float{});")

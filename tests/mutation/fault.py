@@ -87,10 +87,27 @@ def _sample(backend: str, *more: str) -> tuple[str, ...]:
     )
 
 
+CUDA = (
+    "op/test_moments.py::test_moments[cuda-torch.float32-parts-contiguous-any]",
+    "op/test_moments.py::test_fields[cuda-primes-channels-padding counts-contiguous-squares]",
+    "op/test_moments.py::test_poolings_do_not_matter_without_a_slope[cuda-any-1]",
+    "op/test_backward.py::test_gradients_are_right[cuda-wide-normalized]",
+    *(
+        f"op/test_backward.py::test_gradients_are_right[cuda-{case}bfloat16]"
+        for case in ("", "w16-", "tall-", "wide-")
+    ),
+    *(
+        f"op/test_backward.py::test_gradient_of_x_is_right_for_any_data[cuda-bfloat16-{data}]"
+        for data in ("relu6", "relu6-max", "signed_zero-max", "nan", "minus_inf_block-max")
+    ),
+)
+"""Sums of several parts of a plane, fields of any terms, and maxima by keys."""
+
+
 def _cuda(order: str) -> Area:
     """The CUDA kernels on the CPU: which thread comes first decides what a missing barrier does."""
-    parts = "tests/op/test_moments.py::test_moments[cuda-torch.float32-parts-contiguous-any]"
-    tests = (*_sample("cuda", *STRIPS, *FORMS), parts)
+    more = (f"tests/{test}" for test in CUDA)
+    tests = (*_sample("cuda", *STRIPS, *FORMS), *more)
     return Area(tests, "cuda", {"METAPOOL_HOST_ORDER": order})
 
 

@@ -123,7 +123,7 @@ def copy_of(root: Path, folder: Path) -> Tree:
     for path in list(folder.rglob("*.py")):
         if path.relative_to(folder).as_posix() not in names:
             path.unlink()
-    builds.keep_float_alone(folder)
+    builds.keep_two_types(folder)
     return Tree(folder, Forks())
 
 
