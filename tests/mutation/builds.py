@@ -1,7 +1,8 @@
 """The native libraries of a copy of the tree, built in the least time.
 
 For the CPU that is one instruction set of three and no NumPy module, hardly optimised: a quarter of
-the time of a whole build, and every line of the algorithms is in it. For CUDA it is float32 and bfloat16 alone.
+the time of a whole build, and every line of the algorithms is in it. For CUDA it is float32 and
+bfloat16 alone.
 What is for AArch64 is compared with what setup.py has built.
 """
 
