@@ -124,7 +124,8 @@ class Runner {
 
 inline Runner runner;
 
-// Bytes of shared memory that a block may ask for: those of Hopper, or METAPOOL_HOST_SHARED of them.
+// Bytes of shared memory that a block may ask for: those of Hopper, or METAPOOL_HOST_SHARED of
+// them.
 inline int64_t shared_most() {
   const char* bytes = std::getenv("METAPOOL_HOST_SHARED");
   return bytes == nullptr ? kSharedMost : std::stoll(bytes);
