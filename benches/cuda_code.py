@@ -63,6 +63,7 @@ _WORDS = {
     "streamed_bwd": "backward",
     "general_fwd": "general forward",
     "positions": "general places of maxima",
+    "averages": "general averages",
     "general_grad_x": "general gradient of x",
     "general_terms": "general gradient of weights",
     "general_moments": "general forward",
@@ -79,14 +80,24 @@ _FACTS = r"""
 using namespace metapool;
 using namespace metapool::cuda;
 
+template <Form kForm, int kColumns>
+void print_backward(const char* name) {
+  std::printf("%s,avg%d %d\n", name, kColumns,
+              BackwardShared<kForm, true, false, kColumns>::kBytes);
+  std::printf("%s,max%d %d\n", name, kColumns,
+              BackwardShared<kForm, false, true, kColumns>::kBytes);
+  std::printf("%s,avg+max%d %d\n", name, kColumns,
+              BackwardShared<kForm, true, true, kColumns>::kBytes);
+}
+
 int main(int count, char** words) {
   if (count == 1) {
-    std::printf("backward2 %d\n", kBackwardShared<Form::kMix, 2>);
-    std::printf("backward4 %d\n", kBackwardShared<Form::kMix, 4>);
-    std::printf("backward_side_by_side2 %d\n", kBackwardShared<Form::kStack, 2>);
-    std::printf("backward_of_fields2 %d\n", kBackwardShared<Form::kMoments, 2>);
+    print_backward<Form::kMix, 2>("backward");
+    print_backward<Form::kMix, 4>("backward");
+    print_backward<Form::kStack, 2>("backward_side_by_side");
+    print_backward<Form::kMoments, 2>("backward_of_fields");
     std::printf("most_strip_rows %d\n", static_cast<int>(kMostStripRows));
-    std::printf("overlap2 %d\noverlap4 %d\n", kOverlap<2>, kOverlap<4>);
+    std::printf("overlap2 %d\noverlap4 %d\n", overlap_of(2), overlap_of(4));
     std::printf("forward_of_moments %d\n", kForwardShared<Outcome::kMoments>);
     std::printf("forward_of_products %d\n", kForwardShared<Outcome::kProducts>);
     std::printf("reach %d\nsum_rows %d\n", kReach, kSumRows);
@@ -317,11 +328,14 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
         dynamic = threads * 8
     if match[1].startswith("streamed"):
         columns = int(arguments[3])
-        place = words[0].replace(" ", "_")
-        dynamic = facts().get(place, 0) or facts().get(f"{place}{columns}", 0)
+        place, kinds = words[0].replace(" ", "_"), _KINDS[arguments[1], arguments[2]]
+        if match[1] == "streamed_bwd":
+            dynamic = facts()[f"{place},{kinds}{columns}"]
+        elif place in ("forward_of_moments", "forward_of_products"):
+            dynamic = facts()[place]
         if match[1] == "streamed_bwd" and columns == 2 and words[0] == "backward":
             words[0] += "" if type_name == "float32" else " by two columns"
-        words += [_KINDS[arguments[1], arguments[2]], type_name, _ACCESS[int(arguments[4][-1])]]
+        words += [kinds, type_name, _ACCESS[int(arguments[4][-1])]]
     else:
         words += [type_name]
     reserved = PROCESSORS[capability].reserved

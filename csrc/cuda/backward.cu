@@ -14,15 +14,34 @@ constexpr int64_t kAlignment = 256;
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 
+// Calls body with the form as a type.
+template <typename Body>
+void with_form(Form form, Body body) {
+  switch (form) {
+    case Form::kMix:
+      return body(std::integral_constant<Form, Form::kMix>());
+    case Form::kStack:
+      return body(std::integral_constant<Form, Form::kStack>());
+    case Form::kMoments:
+      return body(std::integral_constant<Form, Form::kMoments>());
+  }
+}
+
 // Columns of a lane of the streamed kernels, on the current device.
 int columns_of(const Problem& problem) {
-  const bool has_halves = problem.dtype == DType::kFloat16 || problem.dtype == DType::kBFloat16;
-  if (!has_halves || problem.form != Form::kMix) return kFewColumns;
+  bool may_have_many = false;
+  with_type(problem.dtype, [&](auto element) {
+    with_form(problem.form, [&](auto form) {
+      may_have_many = kMayHaveMany<decltype(element), decltype(form)::value>;
+    });
+  });
+  if (!may_have_many) return kFewColumns;
   int device = 0, shared = 0;
   check(cudaGetDevice(&device), "current device");
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
         "shared memory");
-  return shared < kBackwardShared<Form::kMix, kManyColumns> ? kFewColumns : kManyColumns;
+  constexpr int kMost = BackwardShared<Form::kMix, true, true, kManyColumns>::kBytes;
+  return shared < kMost ? kFewColumns : kManyColumns;
 }
 
 // How the columns of all maps of a call can be read.
@@ -46,8 +65,7 @@ Access access_of(const Problem& problem, const BackwardArgs& args, int columns) 
 
 Cut streamed_cut(const Problem& problem, const BackwardArgs& args, int columns) {
   const bool along_planes = access_of(problem, args, columns) == Access::kStrided;
-  const int overlap = columns == kFewColumns ? kOverlap<kFewColumns> : kOverlap<kManyColumns>;
-  return cut_of(sizes_of(problem), kBackwardThreads, columns, overlap, along_planes);
+  return cut_of(sizes_of(problem), kBackwardThreads, columns, overlap_of(columns), along_planes);
 }
 
 // Terms of the gradient of the weights, as the streamed kernels write them.
@@ -73,33 +91,31 @@ Terms general_terms(const Problem& problem, const BackwardArgs& args) {
           args.grad_weights_per_c};
 }
 
+int64_t accumulated_bytes(const Problem& problem) {
+  return problem.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+}
+
 int64_t term_bytes(const Problem& problem, const BackwardArgs& args, const Terms& terms) {
   if (args.grad_weights == nullptr) return 0;
-  const int64_t each = problem.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
-  return aligned(terms.n * terms.c * terms.parts * terms.candidates * each);
+  return aligned(terms.n * terms.c * terms.parts * terms.candidates * accumulated_bytes(problem));
+}
+
+// Of each candidate of a kind so many bytes for each output pixel.
+int64_t bytes_of(const Problem& problem, const BackwardArgs& args, Kind kind, int64_t each) {
+  if (args.grad_x.data == nullptr) return 0;
+  const Sizes sizes = sizes_of(problem);
+  int64_t count = 0;
+  for (const int64_t code : problem.candidates) count += decode_candidate(code).kind == kind;
+  return aligned(count * sizes.n * sizes.c * sizes.h_out * sizes.w_out * each);
 }
 
 int64_t position_bytes(const Problem& problem, const BackwardArgs& args) {
-  if (args.grad_x.data == nullptr) return 0;
-  const Sizes sizes = sizes_of(problem);
-  int64_t maxima = 0;
-  for (const int64_t code : problem.candidates) {
-    maxima += decode_candidate(code).kind == Kind::kMax;
-  }
-  return aligned(maxima * sizes.n * sizes.c * sizes.h_out * sizes.w_out);
+  return bytes_of(problem, args, Kind::kMax, sizeof(uint8_t));
 }
 
-// Calls body with the form as a type.
-template <typename Body>
-void with_form(Form form, Body body) {
-  switch (form) {
-    case Form::kMix:
-      return body(std::integral_constant<Form, Form::kMix>());
-    case Form::kStack:
-      return body(std::integral_constant<Form, Form::kStack>());
-    case Form::kMoments:
-      return body(std::integral_constant<Form, Form::kMoments>());
-  }
+int64_t average_bytes(const Problem& problem, const BackwardArgs& args) {
+  if (problem.form != Form::kMoments) return 0;
+  return bytes_of(problem, args, Kind::kAvg, accumulated_bytes(problem));
 }
 
 // A call of the streamed kernels, and where its poolings are among theirs.
@@ -131,7 +147,7 @@ void launch_streamed(const Call& of) {
                         (rows_behind(slot) - 1) * grad_out.stride_h;
   }
   const auto kernel = &streamed_bwd_kernel<T, kAvg, kMax, kColumns, kAccess, kForm>;
-  constexpr int kShared = kBackwardShared<kForm, kColumns>;
+  constexpr int kShared = BackwardShared<kForm, kAvg, kMax, kColumns>::kBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory");
   METAPOOL_LAUNCH(kernel, cut.blocks, kBackwardThreads, kShared, of.stream, sizes_of(of.problem),
@@ -165,7 +181,7 @@ void launch_kinds(const Call& of) {
 }
 
 template <typename T, Form kForm>
-void launch_streamed(const Call& of) {
+void launch_slots(const Call& of) {
   const Kinds kinds = kinds_of(of.slots);
   if (!kinds.has_max) return launch_kinds<T, kForm, true, false>(of);
   if (!kinds.has_avg) return launch_kinds<T, kForm, false, true>(of);
@@ -188,11 +204,18 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
                       kGeneralThreads, 0, stream, sizes, x, candidates, positions, channels_last);
       check(cudaGetLastError(), "places of maxima");
     }
+    Acc<T>* const averages = reinterpret_cast<Acc<T>*>(scratch + position_bytes(problem, args));
+    if (average_bytes(problem, args) > 0) {
+      METAPOOL_LAUNCH((&averages_kernel<T>),
+                      ceil_div(planes * sizes.h_out * sizes.w_out, kGeneralThreads),
+                      kGeneralThreads, 0, stream, sizes, x, candidates, averages, channels_last);
+      check(cudaGetLastError(), "averages");
+    }
     const int64_t stride_k = kForm == Form::kStack ? args.grad_out_stride_k : 0;
     const Given<T> given{grad_out, x, stride_k, fields_of<Acc<T>>(args)};
     METAPOOL_LAUNCH((&general_grad_x_kernel<T, kForm>),
                     ceil_div(planes * sizes.h * sizes.w, kGeneralThreads), kGeneralThreads, 0,
-                    stream, sizes, given, map_of<T>(args.grad_x), candidates, positions,
+                    stream, sizes, given, map_of<T>(args.grad_x), candidates, positions, averages,
                     channels_last);
     check(cudaGetLastError(), "gradient of x");
   }
@@ -213,7 +236,7 @@ template <typename T, Form kForm>
 void launch(const Problem& problem, const BackwardArgs& args, char* scratch, cudaStream_t stream) {
   if constexpr (!std::is_same_v<T, double>) {
     Call of{problem, args, reinterpret_cast<float*>(scratch), stream, {}, columns_of(problem)};
-    if (is_streamed(problem, args, of.slots)) return launch_streamed<T, kForm>(of);
+    if (is_streamed(problem, args, of.slots)) return launch_slots<T, kForm>(of);
   }
   launch_general<T, kForm>(problem, args, scratch, stream);
 }
@@ -229,7 +252,8 @@ int64_t bwd_scratch_bytes(const Problem& problem, const BackwardArgs& args) {
         problem, args,
         streamed_terms(problem, args, streamed_cut(problem, args, columns_of(problem))));
   }
-  return position_bytes(problem, args) + term_bytes(problem, args, general_terms(problem, args));
+  return position_bytes(problem, args) + average_bytes(problem, args) +
+         term_bytes(problem, args, general_terms(problem, args));
 }
 
 void launch_meta_pool_bwd(const Problem& problem, const BackwardArgs& args, void* scratch,
@@ -238,12 +262,12 @@ void launch_meta_pool_bwd(const Problem& problem, const BackwardArgs& args, void
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   if (problem.n == 0) {
     if (args.grad_weights == nullptr) return;
-    const int64_t each = problem.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
     const int64_t count = (args.grad_weights_per_n ? 0 : 1) *
                           (args.grad_weights_per_c ? problem.c : 1) *
                           static_cast<int64_t>(problem.candidates.size());
     if (count > 0) {
-      check(cudaMemsetAsync(args.grad_weights, 0, count * each, on), "gradient of the weights");
+      check(cudaMemsetAsync(args.grad_weights, 0, count * accumulated_bytes(problem), on),
+            "gradient of the weights");
     }
     return;
   }

@@ -25,8 +25,6 @@ template <typename T, int kColumns, Access kAccess>
 struct BackwardLane {
   static constexpr int kWidth = kColumns + 2 * kReach;
 
-  const Sizes& sizes;
-  const Cut& cut;
   const Slots& slots;
   const Lane& lane;
   const Backward<T>& call;
@@ -71,21 +69,22 @@ struct BackwardLane {
            static_cast<unsigned>(lane.row_end - lane.row_begin);
   }
 
-  METAPOOL_DEVICE int index_in_row(int number, int column) const {
+  METAPOOL_DEVICE int index_in_row(int rows, int slot, int column) const {
     const int stride = kAccess == Access::kStrided ? column_stride : 1;
-    return row + number * kRowFloats<kColumns> + column * stride;
+    return row + rows + slot % 2 * kRowFloats<kColumns> + column * stride;
   }
 
-  // Writes a row's columns of this lane where the lanes beside it find them.
-  METAPOOL_DEVICE void share_row(int number, const float (&from)[kColumns]) {
+  // Writes this lane's columns of a row where the lanes beside it find them; `rows` is where the
+  // two of that kind begin.
+  METAPOOL_DEVICE void share_row(int rows, int slot, const float (&from)[kColumns]) {
     if (!has_place) return;
 #pragma unroll
-    for (int v = 0; v < kColumns; ++v) shared[index_in_row(number, v)] = from[v];
+    for (int v = 0; v < kColumns; ++v) shared[index_in_row(rows, slot, v)] = from[v];
   }
 
-  METAPOOL_DEVICE void read_row(int number, float (&to)[kWidth]) const {
+  METAPOOL_DEVICE void read_row(int rows, int slot, float (&to)[kWidth]) const {
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) to[i] = shared[index_in_row(number, i - kReach)];
+    for (int i = 0; i < kWidth; ++i) to[i] = shared[index_in_row(rows, slot, i - kReach)];
   }
 
   // The sums of a row for one column, of this lane and of those beside it.

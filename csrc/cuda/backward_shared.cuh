@@ -1,5 +1,5 @@
-// The shared memory of a block of backward: the sums that lanes hand to each other, rows of the
-// input with what is beyond them, and what each thread has found of the gradient of the weights.
+// The shared memory of a block of backward: the sums that lanes hand to each other, rows of maps
+// with what is beyond them, and what each thread has found of the gradient of the weights.
 #pragma once
 
 #include "lanes.cuh"
@@ -17,8 +17,8 @@ constexpr int kLaneStride = kBackwardThreads + 32;
 template <Access kAccess>
 constexpr int kGuard = kAccess == Access::kStrided ? kReach : kReach + 1;
 
-// Columns of a lane. Of halves registers hold more, which not every device has the shared memory
-// for.
+// Columns of a lane. Where maxima are keys and averages are sent the same, registers hold more of
+// them; not every device has the shared memory for it.
 constexpr int kFewColumns = 2, kManyColumns = 4;
 
 template <typename T, Form kForm>
@@ -28,8 +28,7 @@ constexpr bool kMayHaveMany = sizeof(T) == 2 && kForm == Form::kMix;
 // next one: its windows, and what these hold.
 template <int kColumns>
 constexpr int kNeighbours = (kReach + kColumns - 1) / kColumns;
-template <int kColumns>
-constexpr int kOverlap = (2 * kReach + kColumns - 1) / kColumns;
+constexpr int overlap_of(int columns) { return (2 * kReach + columns - 1) / columns; }
 
 template <int kColumns>
 constexpr int kSumFloats = kSumRows * (kColumns + 2 * kReach) * kLaneStride;
@@ -38,22 +37,22 @@ constexpr int kSumFloats = kSumRows * (kColumns + 2 * kReach) * kLaneStride;
 template <int kColumns>
 constexpr int kRowFloats = kBackwardThreads * (kColumns + 2 * kGuard<Access::kStrided>);
 
-// The sums, and two rows of the input, of a mixture of the gradients too: one is read while the
-// next is being written.
-template <Form kForm, int kColumns>
-constexpr int kRunFloats =
-    kSumFloats<kColumns> + (kForm == Form::kMix ? 4 : 2) * kRowFloats<kColumns>;
+// What of it a kernel has, and where it begins, in floats. Of rows there are two: one is read while
+// the next is being written.
+template <Form kForm, bool kAvg, bool kMax, int kColumns>
+struct BackwardShared {
+  static constexpr bool kHasSums = kMax || kForm != Form::kMix;
+  static constexpr bool kHasInput = kMax || kForm == Form::kMoments;
+  static constexpr bool kHasGrads = kAvg && kForm == Form::kMix;
+  static constexpr bool kHasFound = kForm == Form::kMix;
 
-// Behind them in double what each thread has found of the gradient of the weights.
-template <Form kForm, int kColumns>
-constexpr int kBackwardShared =
-    kRunFloats<kForm, kColumns> * static_cast<int>(sizeof(float)) +
-    (kForm == Form::kMix ? kSlots * kBackwardThreads * static_cast<int>(sizeof(double)) : 0);
-
-template <int kColumns>
-METAPOOL_DEVICE double* found_in(float* shared) {
-  return reinterpret_cast<double*>(shared + kRunFloats<Form::kMix, kColumns>);
-}
+  static constexpr int kTwoRows = 2 * kRowFloats<kColumns>;
+  static constexpr int kInput = kHasSums ? kSumFloats<kColumns> : 0;
+  static constexpr int kGrads = kInput + (kHasInput ? kTwoRows : 0);
+  static constexpr int kFound = kGrads + (kHasGrads ? kTwoRows : 0);
+  static constexpr int kFoundFloats = kHasFound ? 2 * kSlots * kBackwardThreads : 0;  // in double
+  static constexpr int kBytes = (kFound + kFoundFloats) * static_cast<int>(sizeof(float));
+};
 
 // Writes so many copies of a number, all threads together.
 template <int kCount>
@@ -68,16 +67,11 @@ METAPOOL_DEVICE void fill(float* to, float number) {
 }
 
 // Fills sums with zeros and the guards of rows with what is beyond the map.
-template <Form kForm, int kColumns>
+template <typename Shared>
 METAPOOL_DEVICE void prepare_shared(float* shared, float beyond) {
-  constexpr int kTwoRows = 2 * kRowFloats<kColumns>;
-  float* const rows = shared + kSumFloats<kColumns>;
-  fill<kSumFloats<kColumns>>(shared, 0);
-  fill<kTwoRows>(rows, beyond);
-  if constexpr (kForm == Form::kMix) {
-    fill<kTwoRows>(rows + kTwoRows, 0);
-    fill<2 * kSlots * kBackwardThreads>(rows + 2 * kTwoRows, 0);  // doubles
-  }
+  fill<Shared::kInput>(shared, 0);
+  fill<Shared::kGrads - Shared::kInput>(shared + Shared::kInput, beyond);
+  fill<Shared::kFound - Shared::kGrads + Shared::kFoundFloats>(shared + Shared::kGrads, 0);
   __syncthreads();
 }
 

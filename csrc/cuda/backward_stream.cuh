@@ -78,10 +78,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
 
   static constexpr bool kIsMix = kForm == Form::kMix, kIsStack = kForm == Form::kStack;
   static constexpr bool kReadsInput = kMax || !kIsStack;
-  // What lanes need of the input beside their own columns.
-  static constexpr bool kSharesInput = kMax || kForm == Form::kMoments;
-  // Something goes to the sums that lanes keep for each other.
-  static constexpr bool kHasSums = kMax || !kIsMix;
+  using Shared = BackwardShared<kForm, kAvg, kMax, kColumns>;
   using OwnRow = RawRow<T, kColumns, 0, kAccess>;
   // Poolings are not found out from keys as fast as fields need them.
   static constexpr bool kKeyed = kMax && sizeof(T) == 2 && !kCareful && kForm != Form::kMoments;
@@ -165,7 +162,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
     for (int v = 0; v < kColumns; ++v) push(columns[v].averages.ready, 0.0f);
     if (!is_on_map(center)) return;
     float grads[kWidth], along[kColumns][kAvgSlots], weights[kAvgSlots];
-    read_row(2 + slot % 2, grads);
+    read_row(Shared::kGrads, slot, grads);
 #pragma unroll
     for (int d = 0; d < kAvgSlots; ++d) weights[d] = fields[d].weight * share_of_pixel<float>(d);
 #pragma unroll
@@ -258,8 +255,8 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
   // Keeps row t of the input, which lies in shared memory.
   METAPOOL_DEVICE void keep_row(Columns& columns, int t, int slot) {
     float row[kWidth];
-    if constexpr (kSharesInput) {
-      if (is_on_map(t)) read_row(slot % 2, row);
+    if constexpr (Shared::kHasInput) {
+      if (is_on_map(t)) read_row(Shared::kInput, slot, row);
     }
     if constexpr (kMax) {
 #pragma unroll
@@ -300,7 +297,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
       if constexpr (kAvg && kIsMix) found[v] = columns[v].averages.ready[0];
-      if constexpr (kHasSums) collect(slot, v, found[v]);
+      if constexpr (Shared::kHasSums) collect(slot, v, found[v]);
     }
     store_row<kColumns, kReach, kAccess>(to, call.grad_x.stride_w, inside, found);
   }
@@ -356,7 +353,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
         const bool is_there = !kMax || OwnRow::is_inside(inside >> kReach, v);
         to_show[v] = is_there ? shown(pixels[v]) : shown_beyond();
       }
-      if constexpr (kSharesInput) share_row(slot % 2, to_show);
+      if constexpr (Shared::kHasInput) share_row(Shared::kInput, slot, to_show);
       if constexpr (kAvg && kIsMix) {
 #pragma unroll
         for (int v = 0; v < kColumns; ++v) push(columns[v].averages.pixels, pixels[v]);
@@ -379,7 +376,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
       float oldest[kColumns];
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) oldest[v] = columns[v].grads[0];
-      share_row(2 + slot % 2, oldest);
+      share_row(Shared::kGrads, slot, oldest);
     }
   }
 
@@ -409,7 +406,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
         if (call.grad_x.data != nullptr) {
           give_back(columns, cursor.grad_x, t - 1 - 2 * kReach, u - 1 - 2 * kReach + kSumRows);
           // What was read of this row, eight rows ago, was read before the barrier.
-          if constexpr (kHasSums) clear_row(u);
+          if constexpr (Shared::kHasSums) clear_row(u);
         }
         keep_row(columns, t, u);
         give_rows(columns, t, u);
@@ -418,9 +415,13 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
     }
   }
 
+  METAPOOL_DEVICE double* found_of_all() const {
+    return reinterpret_cast<double*>(shared + Shared::kFound);
+  }
+
   // What this thread has found for a slot in all rounds.
   METAPOOL_DEVICE double& found(int slot) const {
-    return found_in<kColumns>(shared)[slot * kBackwardThreads + sums];
+    return found_of_all()[slot * kBackwardThreads + sums];
   }
 
   METAPOOL_DEVICE void hand_on_totals() {

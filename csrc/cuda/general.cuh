@@ -161,6 +161,24 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
   }
 }
 
+// Averages, which fields depend on: for each average of the candidates, in their order, one for
+// each pixel of such a map.
+template <typename T>
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
+    averages_kernel(Sizes sizes, Map<const T> x, Candidates candidates, Acc<T>* averages,
+                    bool channels_last) {
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t count = sizes.n * sizes.c * sizes.h_out * sizes.w_out;
+  if (number >= count) return;
+  const Pixel at = pixel_of(number, sizes.c, sizes.h_out, sizes.w_out, channels_last);
+  for (int k = 0; k < candidates.count; ++k) {
+    const Window window = decode_candidate(candidates.codes[k]);
+    if (window.kind != Kind::kAvg) continue;
+    averages[number] = pooled(x, x, sizes, window, at);
+    averages += count;
+  }
+}
+
 // The number of a pixel, the other way round than pixel_of.
 METAPOOL_INLINE int64_t number_of(const Pixel& at, int64_t channels, int64_t h, int64_t w,
                                   bool channels_last) {
@@ -184,7 +202,8 @@ struct Given {
 // What the windows of candidate k send to a pixel.
 template <Form kForm, typename T>
 METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Given<T>& given, int k, Window window,
-                                const uint8_t* positions, const Pixel& at, bool channels_last) {
+                                const uint8_t* positions, const Acc<T>* averages, const Pixel& at,
+                                bool channels_last) {
   const Range rows = holders(at.y, window.radius_h, sizes.stride_h, sizes.h_out);
   const Range columns = holders(at.x, window.radius_w, sizes.stride_w, sizes.w_out);
   const Field<Acc<T>> field = field_of<kForm>(given.fields, at.n, at.c, k);
@@ -200,16 +219,16 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Given<T>& given, int k
     for (int64_t x = columns.begin; x < columns.end; ++x) {
       const int64_t center_y = y * sizes.stride_h, center_x = x * sizes.stride_w;
       const Pixel of{at.n, at.c, y, x};
+      const int64_t number = number_of(of, sizes.c, sizes.h_out, sizes.w_out, channels_last);
       if (window.kind == Kind::kAvg) {
-        const auto average = [&] { return pooled(given.x, given.x, sizes, window, of); };
+        const auto average = [&] { return averages[number]; };
         row += sent<kForm>(field, given.grad(of, k), average) /
                area_of<Acc<T>>(sizes, window, center_y, center_x);
         continue;
       }
       const int64_t position =
           (at.y - center_y + window.radius_h) * width + at.x - center_x + window.radius_w;
-      if (window.kind == Kind::kSkip ||
-          positions[number_of(of, sizes.c, sizes.h_out, sizes.w_out, channels_last)] == position) {
+      if (window.kind == Kind::kSkip || positions[number] == position) {
         row += sent<kForm>(field, given.grad(of, k), own);
       }
     }
@@ -221,7 +240,7 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Given<T>& given, int k
 template <typename T, Form kForm>
 __global__ void __launch_bounds__(kGeneralThreads, (kGradXBlocks<T, kForm>))
     general_grad_x_kernel(Sizes sizes, Given<T> given, Map<T> grad_x, Candidates candidates,
-                          const uint8_t* positions, bool channels_last) {
+                          const uint8_t* positions, const Acc<T>* averages, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (number >= sizes.n * sizes.c * sizes.h * sizes.w) return;
   const Pixel at = pixel_of(number, sizes.c, sizes.h, sizes.w, channels_last);
@@ -229,8 +248,10 @@ __global__ void __launch_bounds__(kGeneralThreads, (kGradXBlocks<T, kForm>))
   for (int k = 0; k < candidates.count; ++k) {
     const Window window = decode_candidate(candidates.codes[k]);
     if (window.kind == Kind::kNone) continue;
-    sum += gathered<kForm>(sizes, given, k, window, positions, at, channels_last);
-    if (window.kind == Kind::kMax) positions += sizes.n * sizes.c * sizes.h_out * sizes.w_out;
+    sum += gathered<kForm>(sizes, given, k, window, positions, averages, at, channels_last);
+    const int64_t count = sizes.n * sizes.c * sizes.h_out * sizes.w_out;
+    if (window.kind == Kind::kMax) positions += count;
+    if (kForm == Form::kMoments && window.kind == Kind::kAvg) averages += count;
   }
   narrow(sum, grad_x.plane(at.n, at.c)[at.y * grad_x.stride_h + at.x * grad_x.stride_w]);
 }

@@ -11,9 +11,9 @@
 // nothing more comes to it. Rows go through shared memory where lanes need columns beside their
 // own.
 //
-// The place is found by comparisons that are wrong for NaN, of which the last counts, and for
-// windows of nothing but -Inf, which equals what is beyond the map. A block that has met them runs
-// again, carefully.
+// The place is found by comparisons that are wrong for NaN, of which the last counts, and unless it
+// is found by keys for windows of nothing but -Inf, which equals what is beyond the map. A block
+// that has met them runs again, carefully.
 #pragma once
 
 #include "backward_stream.cuh"
@@ -32,25 +32,22 @@ METAPOOL_DEVICE bool run_stream(const Sizes& sizes, const Cut& cut, const Slots&
   const int in_block = has_place ? lane.in_block : 0;
   const int column_stride = kAlongPlanes ? cut.planes : 1;
   const int plane_stride = kAlongPlanes ? 1 : cut.lanes * kColumns + kGuard<kAccess>;
-  Stream stream{
-      {sizes,
-       cut,
-       slots,
-       lane,
-       call,
-       call.grad_out.plane(lane.n, lane.c) + column * call.grad_out.stride_w,
-       call.x.plane(lane.n, lane.c) + column * call.x.stride_w,
-       call.grad_x.data == nullptr
-           ? nullptr
-           : call.grad_x.plane(lane.n, lane.c) + column * call.grad_x.stride_w,
-       shared,
-       forget_origin(thread),
-       {},
-       forget_origin(kSumFloats<kColumns> + in_block * plane_stride + first_column * column_stride),
-       column_stride,
-       has_place,
-       static_cast<int>(sizes.h),
-       columns_inside<kColumns, kReach>(lane, sizes.w)}};
+  Stream stream{{slots,
+                 lane,
+                 call,
+                 call.grad_out.plane(lane.n, lane.c) + column * call.grad_out.stride_w,
+                 call.x.plane(lane.n, lane.c) + column * call.x.stride_w,
+                 call.grad_x.data == nullptr
+                     ? nullptr
+                     : call.grad_x.plane(lane.n, lane.c) + column * call.grad_x.stride_w,
+                 shared,
+                 forget_origin(thread),
+                 {},
+                 forget_origin(in_block * plane_stride + first_column * column_stride),
+                 column_stride,
+                 has_place,
+                 static_cast<int>(sizes.h),
+                 columns_inside<kColumns, kReach>(lane, sizes.w)}};
 #pragma unroll
   for (int k = -kNeighbours<kColumns>; k <= kNeighbours<kColumns>; ++k) {
     const bool exists = lane.in_plane + k >= 0 && lane.in_plane + k < cut.lanes;
@@ -65,7 +62,7 @@ METAPOOL_DEVICE bool run_stream(const Sizes& sizes, const Cut& cut, const Slots&
       if (k >= 0) stream.fields[slot] = field_of<kForm>(call.fields, lane.n, lane.c, k);
     }
   }
-  prepare_shared<kForm, kColumns>(shared, Stream::shown_beyond());
+  prepare_shared<typename Stream::Shared>(shared, Stream::shown_beyond());
   stream.run();
   if (stream.wants_terms()) {
 #pragma unroll
@@ -74,7 +71,7 @@ METAPOOL_DEVICE bool run_stream(const Sizes& sizes, const Cut& cut, const Slots&
       double& found = stream.found(slot);
       found = lane.is_owner ? found * share : 0.0;
     }
-    write_terms<kBackwardThreads>(call.of_terms, slots, cut, lane, found_in<kColumns>(shared),
+    write_terms<kBackwardThreads>(call.of_terms, slots, cut, lane, stream.found_of_all(),
                                   call.terms);
   }
   return stream.is_special();

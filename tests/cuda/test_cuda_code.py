@@ -46,7 +46,7 @@ GENERAL = [
     f"general {what}, {dtype}"
     for what in (
         *FORWARD,
-        *("places of maxima", "gradient of weights"),
+        *("places of maxima", "averages", "gradient of weights"),
         *("gradient of x", "gradient of x side by side", "gradient of x of fields"),
     )
     for dtype in ("float32", "float64", *HALVES)
@@ -57,7 +57,7 @@ TOTALS = (
     "total of moments, float64",
     "total of products, float64",
 )
-NO_MAPS = ("places", "weights", "moments", "products")
+NO_MAPS = ("places", "general averages", "weights", "moments", "products")
 """Words of kernels that write none."""
 NAMES = [*STREAMED, *GENERAL, *TOTALS]
 
@@ -101,6 +101,16 @@ def _wide(kernel: CudaKernel, access: str) -> str:
     return f"{access}.E" if bits == 32 else f"{access}.E.{bits}"
 
 
+def _has_keys(name: str) -> bool:
+    """Whether a kernel finds the places of maxima by keys."""
+    return (
+        name.startswith("backward")
+        and not name.startswith("backward of fields")
+        and "max" in name
+        and any(half in name for half in HALVES)
+    )
+
+
 def _is_for_larger(kernel: CudaKernel) -> bool:
     """Whether two columns stand in for the four of a kernel where shared memory is scarce."""
     return kernel.capability < 80 and kernel.columns == 4 and kernel.name.startswith("backward")
@@ -120,6 +130,9 @@ def test_machine_code(name: str, capability: int) -> None:
         assert not any(".RZ" in x for x in packed), "bfloat16 is rounded to the nearest"
     if capability >= 80 and kernel.is_streamed and "max" in name:
         assert "FMNMX.NAN" in code or "FMNMX3.NAN" in code, "a maximum has to pass NaN on"
+    if capability >= 90 and _has_keys(name):
+        assert kernel.code.count("VIMNMX3") > 0, "three keys are compared by one instruction"
+        assert kernel.code.count("VIADDMNMX", "IABS") == 0, "ptxas has had wrong code there"
 
 
 @every_capability

@@ -79,7 +79,12 @@ inline float __half2float(__half value) {
   return __uint_as_float(__float_as_uint(result) | sign);
 }
 
-// NaN becomes the one that a GPU gives, here and for bfloat16.
+// NaN becomes the one that a GPU gives, here and for half and bfloat16.
+inline float __fadd_rn(float left, float right) {
+  const float sum = left + right;
+  return sum == sum ? sum : __uint_as_float(0x7fffffffu);
+}
+
 inline __half __float2half_rn(float value) {
   const unsigned sign = __float_as_uint(value) >> 16 & 0x8000u;
   const unsigned magnitude = __float_as_uint(value) & 0x7fffffffu;

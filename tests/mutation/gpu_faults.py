@@ -102,8 +102,8 @@ CUDA = (
     _cuda(
         "one lane too few beside a tile",
         "backward_shared.cuh",
-        "kOverlap = (2 * kReach + kColumns - 1) / kColumns;",
-        "kOverlap = (2 * kReach - 1) / kColumns;",
+        "return (2 * kReach + columns - 1) / columns;",
+        "return (2 * kReach - 1) / columns;",
     ),
     _cuda(
         "the last row of some heights is not written",
@@ -271,8 +271,8 @@ CUDA = (
     _cuda(
         "the key of -0 is below that of 0",
         "keys.cuh",
-        "bits_of(value + 0.0f);",
-        "bits_of(value);",
+        "bits_of(__fadd_rn(value, 0.0f)) & kValueMask;",
+        "bits_of(value) & kValueMask;",
     ),
     _cuda(
         "keys of negative values are in the wrong order",
@@ -285,6 +285,12 @@ CUDA = (
         "backward_stream.cuh",
         "Base::number_in_round(slot, column)};",
         "Base::number_in_round(slot, column > 0 ? column - 1 : 0)};",
+    ),
+    _cuda(
+        "NaN has a place beyond the sums",
+        "keys.cuh",
+        "0.0f)) & kValueMask;",
+        "0.0f));",
     ),
     _cuda(
         "keys do not see NaN",
