@@ -8,6 +8,8 @@ CPP_SOURCES := $(wildcard $(addprefix csrc/*,.h /*.h /*.cpp /*.cu /*.cuh) python
 TEST_SOURCES := $(wildcard tests/*.h tests/cuda_host/*.h tests/threads/*.cpp tests/arm/*.cpp benches/*/*.cpp)
 SHARE = 0.03
 WHEEL_TORCH = 2.13.0
+# The GPUs that a wheel with CUDA serves, and by PTX those to come.
+WHEEL_ARCHS := 75;80;86;89;90;100;120+PTX
 SEARCH := --config configs/mnist.yaml
 # What the kernels compute, without their plain PyTorch twin: it has no instruction sets.
 KERNEL_TESTS := $(addprefix tests/op/test_,forward.py backward.py double_backward.py layout.py fuzz.py streams.py sweep.py)
@@ -103,7 +105,8 @@ test-compatibility: $(VENV)/.installed  ## torch 2.10 to the newest, Python 3.10
 
 # Its name says the oldest system that it runs on, which that of this machine decides.
 wheel: $(VENV)/.installed-wheel  ## a manylinux wheel for this Python into dist, tested in an empty environment; METAPOOL_BUILD_CUDA=1 for CUDA too
-	METAPOOL_BUILD_CUDA=$${METAPOOL_BUILD_CUDA:-0} $(RUN)/python -m tests.compatibility --quick \
+	METAPOOL_BUILD_CUDA=$${METAPOOL_BUILD_CUDA:-0} METAPOOL_CUDA_ARCHS="$${METAPOOL_CUDA_ARCHS:-$(WHEEL_ARCHS)}" \
+		$(RUN)/python -m tests.compatibility --quick \
 		--torch $(WHEEL_TORCH) --manylinux dist --record $@
 
 wheel-arm: $(VENV)/.installed-wheel  ## the same for AArch64: compiled here, imported in an emulator
