@@ -15,9 +15,6 @@ constexpr int kGeneralThreads = 256;
 // Blocks that a processor holds at least. Unless told, the compiler goes for more, and spills.
 constexpr int kGeneralBlocks = 2;
 
-template <typename T, Form kForm>
-constexpr int kGradXBlocks = kForm == Form::kMix && !std::is_same_v<T, double> ? 3 : kGeneralBlocks;
-
 struct Candidates {
   int count;
   int16_t codes[kMaxCandidates];
@@ -238,7 +235,7 @@ METAPOOL_INLINE Acc<T> gathered(const Sizes& sizes, const Given<T>& given, int k
 }
 
 template <typename T, Form kForm>
-__global__ void __launch_bounds__(kGeneralThreads, (kGradXBlocks<T, kForm>))
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
     general_grad_x_kernel(Sizes sizes, Given<T> given, Map<T> grad_x, Candidates candidates,
                           const uint8_t* positions, const Acc<T>* averages, bool channels_last) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
