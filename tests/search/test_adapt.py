@@ -1,5 +1,6 @@
 """Training and measuring what a search has found."""
 
+import copy
 import json
 import shutil
 from itertools import count
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import update_bn
 
 from metapool_kernels.search.cli import main
+from metapool_kernels.search.commands import evaluate
 from metapool_kernels.search.data.datasets import load_data
 from metapool_kernels.search.networks.architecture import load_architecture
 from metapool_kernels.search.networks.derive import derive
@@ -257,6 +259,85 @@ def test_searched_weights_begin_with_recalibrated_batch_norm(searched: Path) -> 
     expected = model.state_dict()[f"{name}.running_mean"]
     stale = supernet[f"{name}.running_mean"]
     assert (adapted[f"{name}.running_mean"] - expected).norm() < 0.2 * (stale - expected).norm()
+
+
+def test_the_searched_network_is_also_measured_before_any_training(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the network that ``adapt.start searched`` begins with, to the bit."""
+    arguments = options(searched, adapt__start="searched", adapt__controls=BOTH)
+    begun: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
+    init, measure = plain_training.Training.__init__, evaluate.measure
+
+    def beginning(self: Any, network: Any, *rest: Any) -> None:
+        begun.append(copy.deepcopy(network.state_dict()))
+        init(self, network, *rest)
+
+    def measuring(network: Any, *rest: Any) -> dict[str, Any]:
+        measured.append(copy.deepcopy(network.state_dict()))
+        return measure(network, *rest)
+
+    monkeypatch.setattr(plain_training.Training, "__init__", beginning)
+    monkeypatch.setattr(evaluate, "measure", measuring)
+    assert main(["adapt", *arguments]) == 0
+    assert main(["evaluate", *arguments]) == 0
+    first, last = begun[0], measured[-1]
+    assert first.keys() == last.keys()
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+    results = json.loads((searched / "evaluation.json").read_text())
+    assert list(results["networks"]) == ["searched", *BOTH]
+    inherited = results["inherited"]
+    assert (inherited["start"], inherited["epochs"]) == ("searched", 0)
+    assert inherited["parameters"] == results["networks"]["searched"]["parameters"]
+    found = inherited["seeds"]["0"]
+    network = derive(load_architecture(searched / "architecture.json"), 0)
+    network.load_state_dict(last)
+    data = load_data(load_config(searched / "config.yaml"))
+    images, targets = data.evaluation_set[data.evaluation]
+    with torch.no_grad():
+        correct = (network.eval()(images).argmax(1) == targets).sum().item()
+    assert abs(found["correct"] - correct) <= 2  # batches of other sizes round
+    assert inherited["mean"] == found["accuracy"] == pytest.approx(100 * found["correct"] / 1708)
+    assert found["correct"] != results["networks"]["searched"]["seeds"]["0"]["correct"]
+    names = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[names.index("searched") + 1] == "inherited"
+    assert f"{found['accuracy']:.2f} %" in (searched / "report.html").read_text()
+
+
+@pytest.mark.parametrize("missing", ["weights", pytest.param("training", marks=pytest.mark.costly)])
+def test_what_is_missing_for_that_is_told_and_the_rest_measured(
+    searched: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(searched, adapt__controls=BOTH)
+    assert main(["adapt", *arguments]) == 0
+    if missing == "weights":
+        said = str(searched / "weights.safetensors")
+        (searched / "weights.safetensors").unlink()
+    else:
+        said = "search.train_weights is false"
+        own = searched / "config.yaml"
+        own.write_text(own.read_text().replace("train_weights: true", "train_weights: false"))
+    capsys.readouterr()
+    assert main(["evaluate", *arguments]) == 0
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "before training" in one]
+    assert said in line
+    results = json.loads((searched / "evaluation.json").read_text())
+    assert list(results["networks"]) == ["searched", *BOTH] and "inherited" not in results
+
+
+def test_searched_weights_of_another_network_are_refused(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(searched, adapt__controls=BOTH)
+    assert main(["adapt", *arguments]) == 0
+    other = searched / "adapt" / "none" / "0" / "weights.safetensors"
+    shutil.copy(other, searched / "weights.safetensors")
+    capsys.readouterr()
+    assert main(["evaluate", *arguments]) == 2
+    assert "do not fit the architecture" in capsys.readouterr().err
+    assert not (searched / "evaluation.json").exists()
 
 
 @pytest.mark.costly

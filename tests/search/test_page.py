@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from metapool_kernels.search.report.choices import layer_rows
+from metapool_kernels.search.report.gains import gains
 from metapool_kernels.search.report.page import report_page
-from metapool_kernels.search.run.results import Results, load_results
+from metapool_kernels.search.run.results import NetworkResult, Results, SeedResult, load_results
 from metapool_kernels.search.run.run_folder import ALPHA, CONTROLS, RunFolder
 from tests.search.run_by_hand import CANDIDATES, evaluation, write_run
 
@@ -77,6 +78,20 @@ def test_every_number_of_the_evaluation_is_in_the_table(results: Results) -> Non
     assert rows["without enhancers"][2:4] == ["111,222", "95.12 ± 0.53 %"]
     assert rows["uniform mix"][4] == "0: 96.50 % (386); 1: 96.00 % (384)"
     assert "400 images" in page.text
+
+
+def test_what_the_search_itself_left_stands_beside_what_was_trained(results: Results) -> None:
+    assert results.evaluation is not None
+    seeds = {"3": SeedResult(correct=308, accuracy=77.0, loss=0.875)}
+    results.evaluation.inherited = NetworkResult("searched", 0, 123456, seeds, 77.0, None)
+    page = Page(report_page(results, PICTURES))
+    names = [row[0] for row in page.rows]
+    number = names.index("searched") + 1
+    assert page.rows[number] == [
+        *("searched, before training", "searched", "0", "123,456", "77.00 %", "3: 77.00 % (308)"),
+        *("0.8750", "what training brings beyond the weights of the search"),
+    ]
+    assert not any("before training" in line for line in gains(results.evaluation))
 
 
 def test_the_first_lines_give_the_result_and_what_was_chosen(results: Results) -> None:

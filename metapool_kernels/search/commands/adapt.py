@@ -2,31 +2,27 @@
 
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
-from math import ceil
 
 import torch
 from torch import nn
 
 from metapool_kernels.search.commands.plot import draw
 from metapool_kernels.search.data.inspection import load_inspected
-from metapool_kernels.search.data.splits import image_settings, training_batches
+from metapool_kernels.search.data.splits import image_settings
 from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.machine.collective import on_main
 from metapool_kernels.search.machine.console import epoch_line
 from metapool_kernels.search.machine.jobs import side_by_side
-from metapool_kernels.search.machine.processes import make_accelerator, seed_epoch
+from metapool_kernels.search.machine.processes import make_accelerator
 from metapool_kernels.search.networks.architecture import load_architecture
 from metapool_kernels.search.networks.backbone import TEACHER
-from metapool_kernels.search.networks.derive import derive
-from metapool_kernels.search.networks.norms import measure_norms
 from metapool_kernels.search.run import run_folder
 from metapool_kernels.search.run.controls import build_network, network_names
 from metapool_kernels.search.run.run_folder import SEARCHED, RunFolder, network_folder
 from metapool_kernels.search.settings.config import Config
+from metapool_kernels.search.training.inherited import inherited_network
 from metapool_kernels.search.training.optimizers import make_weight_optimizer
 from metapool_kernels.search.training.plain_training import Training
-from metapool_kernels.search.training.steps import to_device
 
 SETTINGS = ("seed", "threads", "precision", "data", "model.weights", "adapt")
 """The fields of the configuration that the training depends on."""
@@ -132,14 +128,6 @@ class Trainer:
         if name != SEARCHED or config.adapt.start == "scratch":
             initial = None if config.model.weights == TEACHER else config.model.weights
             return build_network(name, self.architecture, seed, initial)
-        network = derive(self.architecture, seed, self.searched.load_weights())
-        network.to(self.accelerator.device)
-        epoch_seed = seed_epoch(self.accelerator, seed, 0)
-        batches = training_batches(
-            self.data.train_set, self.images, config.data, seed, 0, epoch_seed=epoch_seed
+        return inherited_network(
+            self.searched, config, self.data, self.images, seed, self.accelerator
         )
-        # Its BatchNorm statistics are those of the supernet, in which some layers still mixed.
-        count = ceil(len(self.images) / config.data.batch_size)
-        with self.accelerator.autocast():
-            measure_norms(to_device(islice(batches, count), self.accelerator.device), network)
-        return network

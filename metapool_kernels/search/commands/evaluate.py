@@ -21,10 +21,11 @@ from metapool_kernels.search.report.gains import costs, gains, spread_note
 from metapool_kernels.search.run import run_folder
 from metapool_kernels.search.run.controls import load_network, meaning, network_cost, network_names
 from metapool_kernels.search.run.cost_table import FORMAT, CostTable, load_table
-from metapool_kernels.search.run.results import Evaluation, Results, load_results
+from metapool_kernels.search.run.results import INHERITED, Evaluation, Results, load_results
 from metapool_kernels.search.run.run_folder import SEARCHED, RunFolder, network_folder
 from metapool_kernels.search.settings.config import Config
 from metapool_kernels.search.settings.config_file import load_config
+from metapool_kernels.search.training.inherited import inherited_network
 from metapool_kernels.search.training.steps import to_device
 
 
@@ -38,15 +39,7 @@ def run_evaluate(config: Config) -> None:
     searched = RunFolder(config.output)
     architecture = load_architecture(searched / run_folder.ARCHITECTURE)
     searched.check_settings(config, image_settings(config))
-    adapted = RunFolder(searched / run_folder.ADAPT)
-    if not (adapted / run_folder.CONFIG).exists():
-        raise UserError(f"nothing is trained in {str(adapted.path)!r}; run 'metapool adapt' first")
-    trained_with = load_config(adapted / run_folder.CONFIG)
-    trained = {
-        (name, seed): RunFolder(adapted / network_folder(name) / str(seed))
-        for name in network_names(trained_with.adapt.controls)
-        for seed in range(trained_with.seed, trained_with.seed + trained_with.adapt.seeds)
-    }
+    trained_with, trained = _trained(searched)
     data = load_inspected(config, accelerator)
     split = searched.load_split()
     split.check(data)
@@ -55,18 +48,36 @@ def run_evaluate(config: Config) -> None:
         if split.differs_in_evaluation(data):
             warn([f"the {len(data.evaluation)} images for evaluation are not those of the search"])
     table = _cost_table(config, searched, architecture)
-    networks: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
+
+    def take(kind: str, name: str, seed: int, network: nn.Module, head: dict[str, Any]) -> None:
+        result = measure(network, data, config, accelerator)
+        if table is not None:
+            result["cost"] = network_cost(name, architecture, seed, table)
+        parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        entry = entries.setdefault(kind, {**head, "parameters": parameters, "seeds": {}})
+        entry["seeds"][str(seed)] = result
+
+    epochs, start = trained_with.adapt.epochs, trained_with.adapt.start
     for (name, seed), folder in trained.items():
         network = load_network(name, architecture, seed, folder).to(accelerator.device)
-        entry = networks.setdefault(name, _head(name, network, trained_with))
-        entry["seeds"][str(seed)] = measure(network, data, config, accelerator)
-        if table is not None:
-            entry["seeds"][str(seed)]["cost"] = network_cost(name, architecture, seed, table)
-    for entry in networks.values():
+        begun = start if name == SEARCHED else "scratch"
+        take(name, name, seed, network, {"start": begun, "epochs": epochs})
+    missing = _missing_for_inherited(searched)
+    if missing is None:
+        seed, images = trained_with.seed, sorted(split.weight + split.alpha)
+        network = inherited_network(searched, config, data, images, seed, accelerator)
+        take(INHERITED, SEARCHED, seed, network, {"start": "searched", "epochs": 0})
+    elif accelerator.is_main_process:
+        warn([f"no accuracy before training: {missing}"])
+    for entry in entries.values():
         accuracies = [result["accuracy"] for result in entry["seeds"].values()]
         entry["mean"] = mean(accuracies)
         entry["std"] = stdev(accuracies) if len(accuracies) > 1 else None
-    results: dict[str, Any] = {"images": len(data.evaluation), "networks": networks}
+    inherited = entries.pop(INHERITED, None)
+    results: dict[str, Any] = {"images": len(data.evaluation), "networks": entries}
+    if inherited is not None:
+        results[INHERITED] = inherited
     if table is not None:
         results["cost"] = {"target": table.target, "unit": table.unit, "skip": table.skip}
 
@@ -77,6 +88,29 @@ def run_evaluate(config: Config) -> None:
         print(f"report: {searched / run_folder.REPORT}")
 
     on_main(finish)
+
+
+def _trained(searched: RunFolder) -> tuple[Config, dict[tuple[str, int], RunFolder]]:
+    """What ``metapool adapt`` was given, and where it has put each network with each seed."""
+    adapted = RunFolder(searched / run_folder.ADAPT)
+    if not (adapted / run_folder.CONFIG).exists():
+        raise UserError(f"nothing is trained in {str(adapted.path)!r}; run 'metapool adapt' first")
+    config = load_config(adapted / run_folder.CONFIG)
+    seeds = range(config.seed, config.seed + config.adapt.seeds)
+    return config, {
+        (name, seed): RunFolder(adapted / network_folder(name) / str(seed))
+        for name in network_names(config.adapt.controls)
+        for seed in seeds
+    }
+
+
+def _missing_for_inherited(searched: RunFolder) -> str | None:
+    """Why the search has left no weights to measure, if it has not."""
+    own = load_config(searched / run_folder.CONFIG)
+    if not own.search.train_weights and own.model.weights is None:
+        return "search.train_weights is false and model.weights null, so weights are as drawn"
+    weights = searched / run_folder.WEIGHTS
+    return None if weights.exists() else f"there is no {str(weights)!r}, which a search ends with"
 
 
 def _cost_table(
@@ -102,15 +136,6 @@ def _print(results: Results) -> None:
     for line in gains(results.evaluation):
         print(f"  {line}")
     print(f"{spread_note(results.evaluation)} {costs(results)}")
-
-
-def _head(name: str, network: nn.Module, config: Config) -> dict[str, Any]:
-    return {
-        "start": config.adapt.start if name == SEARCHED else "scratch",
-        "epochs": config.adapt.epochs,
-        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "seeds": {},
-    }
 
 
 def measure(
@@ -143,7 +168,7 @@ def measure(
 def _table(evaluation: Evaluation) -> str:
     unit = evaluation.cost
     rows = []
-    for name, result in evaluation.networks.items():
+    for name, result in evaluation.rows.items():
         spread = "" if result.std is None else f" ± {result.std:.2f}"
         correct = [str(one.correct) for one in result.seeds.values()]
         rows.append(

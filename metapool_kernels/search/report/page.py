@@ -215,7 +215,7 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
             "<p>Not measured yet: <code>metapool adapt</code> trains the network that was found "
             "and its controls, <code>metapool evaluate</code> measures them.</p>"
         )
-    unit = evaluation.cost
+    unit, rows = evaluation.cost, evaluation.rows
     table = _table(
         (
             *(
@@ -242,8 +242,8 @@ def _controls(evaluation: Evaluation | None, pictures: Mapping[str, bytes]) -> s
                 f"{sum(one.loss for one in result.seeds.values()) / len(result.seeds):.4f}",
                 meaning(kind),
             )
-            for kind in in_order(evaluation.networks)
-            for result in (evaluation.networks[kind],)
+            for kind in in_order(rows)
+            for result in (rows[kind],)
         ],
     )
     caption = (

@@ -9,11 +9,12 @@ from matplotlib.ticker import MaxNLocator
 
 from metapool_kernels.search.report.choice_figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, tidy
 from metapool_kernels.search.run.controls import FIXED
-from metapool_kernels.search.run.results import Evaluation, SearchEpoch, TrainingEpoch
+from metapool_kernels.search.run.results import INHERITED, Evaluation, SearchEpoch, TrainingEpoch
 from metapool_kernels.search.run.run_folder import SEARCHED
 
 NETWORKS = {
     SEARCHED: ("searched", BLUE),
+    INHERITED: ("searched, before training", BLUE),
     "none": ("without enhancers", GRAY),
     "skip": ("enhancers without pooling", "#A0A0A0"),
     "random": ("random choices", ORANGE),

@@ -11,6 +11,7 @@ from metapool_kernels.search.errors import UserError
 from metapool_kernels.search.networks.architecture import Architecture, Layer
 from metapool_kernels.search.networks.derive import derive
 from metapool_kernels.search.run.cost_table import CostTable
+from metapool_kernels.search.run.results import INHERITED
 from metapool_kernels.search.run.run_folder import SEARCHED, RunFolder
 from metapool_kernels.search.settings.config import Control
 
@@ -19,6 +20,7 @@ FIXED = "fixed:"
 
 _MEANINGS = {
     SEARCHED: "what the search has chosen",
+    INHERITED: "what training brings beyond the weights of the search",
     "none": "all that enhancers and search bring",
     "skip": "what pooling brings beyond BatchNorm and Hardswish",
     "random": "what choosing brings over chance",

@@ -14,11 +14,14 @@ from metapool_kernels.search.files.json_file import parse_json, to_object
 from metapool_kernels.search.networks.architecture import Architecture, load_architecture
 from metapool_kernels.search.run import run_folder
 from metapool_kernels.search.run.cost_table import amount
-from metapool_kernels.search.run.run_folder import PROBABILITIES, RunFolder
+from metapool_kernels.search.run.run_folder import PROBABILITIES, SEARCHED, RunFolder
 from metapool_kernels.search.settings.config import Config
 from metapool_kernels.search.settings.config_file import load_config
 
 T = TypeVar("T")
+
+INHERITED = "inherited"
+"""The searched network with the weights that the search has left, before any training."""
 
 _MAY_BE_EMPTY = ("loss", "accuracy", "alpha_loss", "alpha_accuracy")
 """In a search: weights or alphas that are not trained in an epoch have none."""
@@ -118,11 +121,23 @@ class CostUnit:
 
 @dataclass
 class Evaluation:
-    """``evaluation.json``: how many images, each kind of network by its name, what costs are."""
+    """``evaluation.json``: how many images, each kind of network by its name, what costs are.
+
+    ``inherited`` is none of the networks that were trained to be compared.
+    """
 
     images: int
     networks: dict[str, NetworkResult]
     cost: CostUnit | None = None
+    inherited: NetworkResult | None = None
+
+    @property
+    def rows(self) -> dict[str, NetworkResult]:
+        """What a table shows: ``inherited``, if it is known, follows the searched network."""
+        if self.inherited is None:
+            return self.networks
+        first = {name: one for name, one in self.networks.items() if name == SEARCHED}
+        return {**first, INHERITED: self.inherited, **self.networks}
 
 
 @dataclass
@@ -163,7 +178,7 @@ def load_results(run: RunFolder) -> Results:
     evaluation = None
     if (run / run_folder.EVALUATION).exists():
         evaluation = _load_json(run / run_folder.EVALUATION, Evaluation)
-        if not all(result.seeds for result in evaluation.networks.values()):
+        if not all(result.seeds for result in evaluation.rows.values()):
             raise UserError(f"{str(run / run_folder.EVALUATION)!r} has a network without a seed")
     return Results(
         config=load_config(run / run_folder.CONFIG),
