@@ -62,8 +62,7 @@ _WORDS = {
     "streamed_fwd": "forward",
     "streamed_bwd": "backward",
     "general_fwd": "general forward",
-    "positions": "general places of maxima",
-    "averages": "general averages",
+    "windows": "general averages",
     "general_grad_x": "general gradient of x",
     "general_terms": "general gradient of weights",
     "general_moments": "general forward",
@@ -322,6 +321,8 @@ def _kernel(demangled: str, code: Code, threads: int, capability: int) -> CudaKe
     words = [_WORDS.get(match[1], match[1].replace("_", " "))]
     if form := re.search(r"::(Outcome|Form)\)(\d)", arguments[-1]):
         words[0] += _FORMS[form[1]][int(form[2])]
+    if match[1] == "windows" and arguments[1] == "unsigned char":
+        words[0] = "general places of maxima"
     # What puts parts of planes together knows float64 alone.
     dynamic, columns, type_name = 0, 0, _TYPES.get(arguments[0], "float64")
     if match[1] in ("general_terms", "general_moments", "total"):

@@ -232,4 +232,21 @@ inline BackwardCall prepare_bwd(DeviceType device, const Tensor& grad_out, const
   return call;
 }
 
+inline BackwardCall prepare_affine_bwd(DeviceType device, const Tensor& grad_out, const Tensor& x,
+                                       const Tensor& weights, const Tensor& offsets,
+                                       const Tensor& slopes, const Tensor& shifts,
+                                       std::vector<int64_t> candidates,
+                                       const std::vector<int64_t>& stride, bool count_include_pad,
+                                       bool channels_last) {
+  BackwardCall call = prepare_bwd(device, grad_out, x, weights, std::nullopt, std::move(candidates),
+                                  stride, count_include_pad, channels_last, {true, false});
+  const auto count = static_cast<int64_t>(call.problem.candidates.size());
+  for (const Tensor* terms : {&offsets, &slopes, &shifts}) check_weights(*terms, x, count);
+  call.problem.form = Form::kMoments;
+  call.args.offsets = weight_view(offsets);
+  call.args.slopes = weight_view(slopes);
+  call.args.shifts = weight_view(shifts);
+  return call;
+}
+
 }  // namespace metapool::binding

@@ -73,17 +73,9 @@ Tensor meta_pool_affine_bwd(const Tensor& grad_out, const Tensor& x, const Tenso
                             const Tensor& offsets, const Tensor& slopes, const Tensor& shifts,
                             std::vector<int64_t> candidates, std::vector<int64_t> stride,
                             bool count_include_pad, bool channels_last) {
-  auto call = metapool::binding::prepare_bwd(DeviceType::CPU, grad_out, x, weights, std::nullopt,
-                                             std::move(candidates), stride, count_include_pad,
-                                             channels_last, {true, false});
-  const auto count = static_cast<int64_t>(call.problem.candidates.size());
-  for (const Tensor* terms : {&offsets, &slopes, &shifts}) {
-    metapool::binding::check_weights(*terms, x, count);
-  }
-  call.problem.form = metapool::Form::kMoments;
-  call.args.offsets = metapool::binding::weight_view(offsets);
-  call.args.slopes = metapool::binding::weight_view(slopes);
-  call.args.shifts = metapool::binding::weight_view(shifts);
+  const auto call = metapool::binding::prepare_affine_bwd(
+      DeviceType::CPU, grad_out, x, weights, offsets, slopes, shifts, std::move(candidates), stride,
+      count_include_pad, channels_last);
   metapool::meta_pool_bwd(call.problem, call.args, parallel_for);
   return call.grad_x;
 }

@@ -221,10 +221,8 @@ def magnitudes(
     """For each result the largest sum of magnitudes of the terms of one element."""
     weights = torch.softmax(alpha.double(), -1) if case.normalize == "softmax" else alpha.double()
     times = 1
-    if case.form == "normalized":
-        # That of the mixture and two of the moments, each of which is rounded twice: as a deviation
-        # from a first value, which may lie far from the mean, and in the mixture.
-        case, weights, times = replace(case, form="mix"), weights * _scales(x, case), 6
+    if case.form == "normalized":  # three terms each, that of the mixture and two of the moments
+        case, weights, times = replace(case, form="mix"), weights * _scales(x, case), 3
     finite_x = x.double().nan_to_num(0.0, 0.0, 0.0)
     raw = replace(case, normalize=None)
     sums = run(truth, raw, finite_x.abs(), weights.abs(), grad_out.double().abs(), ALL)

@@ -22,8 +22,6 @@ class Moments {
   };
 
   static constexpr int64_t kColumns = 2 * kChain;  // of a chain: a hand-over takes as long as some
-  // Of so few rows the first, around a value that may be far from others, is a large part.
-  static constexpr int64_t kFewRows = 8;
 
  public:
   Moments(const Plan& plan, const ForwardArgs& args, Arena& arena) : plan_(plan), args_(args) {
@@ -33,7 +31,6 @@ class Moments {
   }
 
   void start(const Task& task) {
-    scouts_ = !has_other() && task.row_end - task.row_begin <= kFewRows;
     fill_row(pools_, plan_.num_pools + 1, Sums{});
     for (int k = 0; k <= plan_.num_pools; ++k) pools_[k].begun = has_other();
     for (int lane = 0; has_other() && lane < kPackedLanes; ++lane) {
@@ -127,7 +124,7 @@ class Moments {
   // where there is another map, a dense row of that. Of one lane, sixteen outputs are as many
   // lanes, and what is left over is added by itself.
   void add_row(const PoolItem& item, const Acc* pooled, const Acc* other, int64_t step) {
-    if (scouts_ && !pools_[item.index].begun) {
+    if (scouts() && !pools_[item.index].begun) {
       add(pools_[item.index], pooled, other, step);
       forget(item);
     }
@@ -137,8 +134,9 @@ class Moments {
   // Adds a dense row of the other map to the sum of that: to its products with ones.
   void add_other(const Acc* other) { add(pools_[plan_.num_pools], ones_, other, 1); }
 
-  // Whether the first row is to be added, forgotten but for its center, and added again.
-  bool scouts() const { return scouts_; }
+  // Whether the first row is to be added, forgotten but for its center, and added again: its first
+  // value may be far from all others, and squares of large deviations would be rounded.
+  bool scouts() const { return !has_other(); }
   void forget(const PoolItem& item) { fill_row(pools_[item.index].sums, 2 * kPackedLanes, 0.0); }
 
   // Hands over what the task has found: [lanes][num_pools][2].
@@ -202,7 +200,6 @@ class Moments {
   const ForwardArgs& args_;
   Sums* pools_ = nullptr;  // and behind them that of the other map
   Acc* ones_ = nullptr;
-  bool scouts_ = false;
 };
 
 // What the backward of moments sends each pooling: weights * grad_out + offsets + slopes * (pooled

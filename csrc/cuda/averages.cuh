@@ -1,4 +1,4 @@
-// What forward and backward share: the weights of a plane, and averages; and averages apart.
+// Averages: sums along rows, and down columns for all windows together or each apart.
 #pragma once
 
 #include "lanes.cuh"
@@ -9,23 +9,6 @@ namespace metapool::cuda {
 template <typename A>
 METAPOOL_INLINE constexpr A share_of_pixel(int radius) {
   return A(1) / static_cast<A>((2 * radius + 1) * (2 * radius + 1));
-}
-
-// The weights of averages, divided by the areas of their windows.
-template <typename A>
-METAPOOL_INLINE void load_avg_weights(const Weights<A>& weights, const Slots& slots, int64_t n,
-                                      int64_t c, A (&divided)[kAvgSlots]) {
-#pragma unroll
-  for (int r = 0; r < kAvgSlots; ++r) {
-    divided[r] = weight_of(weights, slots, r, n, c) * share_of_pixel<A>(r);
-  }
-}
-
-template <typename A>
-METAPOOL_INLINE void load_max_weights(const Weights<A>& weights, const Slots& slots, int64_t n,
-                                      int64_t c, A (&of_max)[kMaxSlots]) {
-#pragma unroll
-  for (int r = 0; r < kMaxSlots; ++r) of_max[r] = weight_of(weights, slots, kAvgSlots + r, n, c);
 }
 
 // Sums along a row around a column, of the widths of the averages.

@@ -182,10 +182,9 @@ void launch_kinds(const Call& of) {
 
 template <typename T, Form kForm>
 void launch_slots(const Call& of) {
-  const Kinds kinds = kinds_of(of.slots);
-  if (!kinds.has_max) return launch_kinds<T, kForm, true, false>(of);
-  if (!kinds.has_avg) return launch_kinds<T, kForm, false, true>(of);
-  launch_kinds<T, kForm, true, true>(of);
+  with_kinds(of.slots, [&](auto has_avg, auto has_max) {
+    launch_kinds<T, kForm, decltype(has_avg)::value, decltype(has_max)::value>(of);
+  });
 }
 
 template <typename T, Form kForm>
@@ -198,18 +197,17 @@ void launch_general(const Problem& problem, const BackwardArgs& args, char* scra
   const int64_t planes = sizes.n * sizes.c;
   if (args.grad_x.data != nullptr) {
     uint8_t* const positions = reinterpret_cast<uint8_t*>(scratch);
-    if (position_bytes(problem, args) > 0) {
-      METAPOOL_LAUNCH((&positions_kernel<T>),
-                      ceil_div(planes * sizes.h_out * sizes.w_out, kGeneralThreads),
-                      kGeneralThreads, 0, stream, sizes, x, candidates, positions, channels_last);
-      check(cudaGetLastError(), "places of maxima");
-    }
     Acc<T>* const averages = reinterpret_cast<Acc<T>*>(scratch + position_bytes(problem, args));
-    if (average_bytes(problem, args) > 0) {
-      METAPOOL_LAUNCH((&averages_kernel<T>),
+    const auto find = [&](auto* found, int64_t bytes, const char* what) {
+      if (bytes == 0) return;
+      METAPOOL_LAUNCH((&windows_kernel<T, std::remove_pointer_t<decltype(found)>>),
                       ceil_div(planes * sizes.h_out * sizes.w_out, kGeneralThreads),
-                      kGeneralThreads, 0, stream, sizes, x, candidates, averages, channels_last);
-      check(cudaGetLastError(), "averages");
+                      kGeneralThreads, 0, stream, sizes, x, candidates, found, channels_last);
+      check(cudaGetLastError(), what);
+    };
+    find(positions, position_bytes(problem, args), "places of maxima");
+    if constexpr (kForm == Form::kMoments) {
+      find(averages, average_bytes(problem, args), "averages");
     }
     const int64_t stride_k = kForm == Form::kStack ? args.grad_out_stride_k : 0;
     const Given<T> given{grad_out, x, stride_k, fields_of<Acc<T>>(args)};

@@ -134,10 +134,9 @@ template <typename T>
 void launch(Call& of) {
   if constexpr (!std::is_same_v<T, double>) {
     if (is_streamed(of.problem, of.args, of.slots)) {
-      const Kinds kinds = kinds_of(of.slots);
-      if (!kinds.has_max) return launch_kinds<T, true, false>(of);
-      if (!kinds.has_avg) return launch_kinds<T, false, true>(of);
-      return launch_kinds<T, true, true>(of);
+      return with_kinds(of.slots, [&](auto has_avg, auto has_max) {
+        launch_kinds<T, decltype(has_avg)::value, decltype(has_max)::value>(of);
+      });
     }
   }
   with_outcome(outcome_of(of.problem, of.args),

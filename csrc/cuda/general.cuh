@@ -139,40 +139,28 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
   if constexpr (kOutcome == Outcome::kMix) narrow(sum, *to());
 }
 
-// Where maxima stand: for each max pooling of the candidates, in their order, one byte for each
-// pixel of a dense (n, c, h_out, w_out) map.
-template <typename T>
+// What is found once for each window, for all poolings of a kind among the candidates, in their
+// order: where maxima stand, as an offset into the window, or averages, which fields depend on. One
+// for each pixel of a dense (n, c, h_out, w_out) map.
+template <typename T, typename Found>
 __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
-    positions_kernel(Sizes sizes, Map<const T> x, Candidates candidates, uint8_t* positions,
-                     bool channels_last) {
+    windows_kernel(Sizes sizes, Map<const T> x, Candidates candidates, Found* found,
+                   bool channels_last) {
+  constexpr bool kPlaces = std::is_same_v<Found, uint8_t>;
   const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t count = sizes.n * sizes.c * sizes.h_out * sizes.w_out;
   if (number >= count) return;
   const Pixel at = pixel_of(number, sizes.c, sizes.h_out, sizes.w_out, channels_last);
   for (int k = 0; k < candidates.count; ++k) {
     const Window window = decode_candidate(candidates.codes[k]);
-    if (window.kind != Kind::kMax) continue;
-    positions[number] = static_cast<uint8_t>(position_of_max(
-        x.plane(at.n, at.c), x, sizes, window, at.y * sizes.stride_h, at.x * sizes.stride_w));
-    positions += count;
-  }
-}
-
-// Averages, which fields depend on: for each average of the candidates, in their order, one for
-// each pixel of such a map.
-template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks)
-    averages_kernel(Sizes sizes, Map<const T> x, Candidates candidates, Acc<T>* averages,
-                    bool channels_last) {
-  const int64_t number = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t count = sizes.n * sizes.c * sizes.h_out * sizes.w_out;
-  if (number >= count) return;
-  const Pixel at = pixel_of(number, sizes.c, sizes.h_out, sizes.w_out, channels_last);
-  for (int k = 0; k < candidates.count; ++k) {
-    const Window window = decode_candidate(candidates.codes[k]);
-    if (window.kind != Kind::kAvg) continue;
-    averages[number] = pooled(x, x, sizes, window, at);
-    averages += count;
+    if (window.kind != (kPlaces ? Kind::kMax : Kind::kAvg)) continue;
+    if constexpr (kPlaces) {
+      found[number] = static_cast<uint8_t>(position_of_max(
+          x.plane(at.n, at.c), x, sizes, window, at.y * sizes.stride_h, at.x * sizes.stride_w));
+    } else {
+      found[number] = pooled(x, x, sizes, window, at);
+    }
+    found += count;
   }
 }
 

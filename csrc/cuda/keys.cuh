@@ -38,9 +38,10 @@ struct Key {
   // The key of a value, without a place; -0 equals 0. That of NaN, which a GPU makes of ones alone,
   // has none either: places have to lie in the sums until the block runs again.
   static METAPOOL_DEVICE Key of(float value) {
-    int bits = bits_of(__fadd_rn(value, 0.0f)) & kValueMask;
+    const float sum = __fadd_rn(value, 0.0f);
+    int bits = bits_of(sum) & kValueMask;
     if constexpr (std::is_same_v<T, __half>) {
-      const __half narrowed = __float2half_rn(__fadd_rn(value, 0.0f));
+      const __half narrowed = __float2half_rn(sum);
       uint16_t half;
       std::memcpy(&half, &narrowed, sizeof(half));
       bits = static_cast<int>(static_cast<uint32_t>(half) << 16);

@@ -25,6 +25,23 @@ struct Apart {
   int candidates;
 };
 
+// The weights of averages, divided by the areas of their windows.
+template <typename A>
+METAPOOL_INLINE void load_avg_weights(const Weights<A>& weights, const Slots& slots, int64_t n,
+                                      int64_t c, A (&divided)[kAvgSlots]) {
+#pragma unroll
+  for (int r = 0; r < kAvgSlots; ++r) {
+    divided[r] = weight_of(weights, slots, r, n, c) * share_of_pixel<A>(r);
+  }
+}
+
+template <typename A>
+METAPOOL_INLINE void load_max_weights(const Weights<A>& weights, const Slots& slots, int64_t n,
+                                      int64_t c, A (&of_max)[kMaxSlots]) {
+#pragma unroll
+  for (int r = 0; r < kMaxSlots; ++r) of_max[r] = weight_of(weights, slots, kAvgSlots + r, n, c);
+}
+
 // Their weighted sum: an output row gets something from the seven input rows around it.
 template <typename T, Outcome kOutcome, int kColumns, Access kAccess>
 struct Poolings {

@@ -51,15 +51,15 @@ bool is_streamed(const Problem& problem, const Args& args, Slots& slots) {
          find_slots(problem, slots);
 }
 
-struct Kinds {
-  bool has_avg, has_max;
-};
-
-inline Kinds kinds_of(const Slots& slots) {
-  Kinds kinds{};
-  for (int r = 0; r < kAvgSlots; ++r) kinds.has_avg |= has_avg(slots, r);
-  for (int r = 1; r <= kMaxSlots; ++r) kinds.has_max |= has_max(slots, r);
-  return kinds;
+// Calls body(has_avg, has_max) with them as types.
+template <typename Body>
+void with_kinds(const Slots& slots, Body body) {
+  bool any_avg = false, any_max = false;
+  for (int r = 0; r < kAvgSlots; ++r) any_avg |= has_avg(slots, r);
+  for (int r = 1; r <= kMaxSlots; ++r) any_max |= has_max(slots, r);
+  if (!any_max) return body(std::true_type(), std::false_type());
+  if (!any_avg) return body(std::false_type(), std::true_type());
+  body(std::true_type(), std::true_type());
 }
 
 }  // namespace metapool::cuda

@@ -149,6 +149,12 @@ KERNELS = (
         "product += 0 * apart;",
     ),
     _kernel(
+        "deviations of the first row are from its first value",
+        "cpu/moments.h",
+        "return !has_other(); }",
+        "return false; }",
+    ),
+    _kernel(
         "the last chain of a row is left out of its moments",
         "cpu/moments.h",
         "if (columns % kColumns != 0) hand_on(columns % kColumns);",

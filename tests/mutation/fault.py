@@ -29,7 +29,7 @@ def _files(*names: str) -> tuple[str, ...]:
 
 KERNEL_TESTS = (
     *_files("op/addresses", "op/backward", "op/streams", "op/forward", "pytorch/opcheck"),
-    *_files("op/determinism", "op/sweep"),
+    *_files("op/determinism", "op/sweep", "op/moments"),
     *("-k", "not reference and not instruction_set"),  # one alone is built
 )
 

@@ -88,6 +88,16 @@ def test_a_first_value_far_away(name: str) -> None:
         torch.testing.assert_close(got, right, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_first_value_in_a_corner(stride: int) -> None:
+    """Far from others, as averages in corners are, it costs the CPU kernels no digits."""
+    x = 0.1 * torch.randn(1, 64, 12 * stride, 19 * stride)
+    x[0, :, 0, 0] = 5
+    pooled, spec = _poolings("cpu", x, POOLED["averages"], stride)
+    right = pooled.var((3, 4), correction=0) * 12 * 19
+    torch.testing.assert_close(pool_moments(x, spec)[..., 1], right, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("shape", [(5,), (2, 5)], ids=["channels", "images"])
 @pytest.mark.parametrize("name", COMPILED)
