@@ -80,7 +80,7 @@ struct BackwardStream : BackwardLane<T, kColumns, kAccess> {
   static constexpr bool kReadsInput = kMax || !kIsStack;
   using Shared = BackwardShared<kForm, kAvg, kMax, kColumns>;
   using OwnRow = RawRow<T, kColumns, 0, kAccess>;
-  // Poolings are not found out from keys as fast as fields need them.
+  // Fields take the value of each pooling out of its maximum, which keys hold less directly.
   static constexpr bool kKeyed = kMax && sizeof(T) == 2 && !kCareful && kForm != Form::kMoments;
   using Peak = std::conditional_t<kKeyed, Key<T>, Top>;
   static_assert(kSumRows * kWidth <= Key<T>::kPlaceMask + 1);
